@@ -1,0 +1,34 @@
+"""Where the arithmetic runs: one class per array library, chosen by `resolve`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import array_api_compat
+import numpy as np
+from scipy import sparse
+
+from skmax.backends.array_api import Backend, Rows, float_dtype_for
+from skmax.backends.cupy import CupyBackend
+from skmax.backends.numpy import NumpyBackend
+
+__all__ = ["Backend", "Rows", "float_dtype_for", "resolve"]
+
+
+def resolve(X: Any, requested: str) -> Backend:
+    """The backend that computes on X.
+
+    Parameters
+    ----------
+    X : array or sparse matrix
+        The data, after scikit-learn's validation.
+    requested : {"auto", "numpy", "cupy"}
+        "auto": where X is. Otherwise the library to compute with.
+    """
+    if requested == "cupy":
+        return CupyBackend()
+    if requested == "numpy" or isinstance(X, np.ndarray) or sparse.issparse(X):
+        return NumpyBackend()
+    if array_api_compat.is_cupy_array(X):
+        return CupyBackend(X.device)
+    return Backend(array_api_compat.array_namespace(X), array_api_compat.device(X))

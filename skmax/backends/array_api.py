@@ -1,0 +1,159 @@
+"""The reference backend: any array API namespace, on any of its devices."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from scipy import sparse
+from sklearn.utils import gen_batches
+from sklearn.utils._array_api import _convert_to_numpy, _max_precision_float_dtype
+
+Array = Any  # an array of the backend's namespace
+
+# Bytes of rows converted at once where all rows are read in order: small enough for a
+# second-level cache, large enough for a matrix product at full speed.
+_CHUNK_BYTES = 1 << 20
+_NARROW = {"float16", "bfloat16", "float32", "bool", "int8", "uint8", "int16", "uint16"}
+
+
+def dtype_name(X: Any) -> str:
+    """The name of an array's dtype, without the library's name before it."""
+    return str(X.dtype).rpartition(".")[2]
+
+
+def float_dtype_for(X: Any) -> type[np.floating]:
+    """The precision in which data like X trains.
+
+    float32 and float64 keep their own; float16, bfloat16, booleans and integers of up to 16 bits
+    fit float32 exactly; anything wider trains in float64.
+    """
+    return np.float32 if dtype_name(X) in _NARROW else np.float64
+
+
+class Rows:
+    """The rows of one data matrix, as floats, wherever and however the matrix is stored.
+
+    The one place where rows are gathered, converted and shifted. The matrix itself is never
+    converted: only the rows asked for are.
+
+    Parameters
+    ----------
+    backend : Backend
+        Where the rows are wanted.
+    X : array of shape (n_samples, n_features)
+        The data, already where `backend` computes, in its own dtype.
+    dtype : dtype of the backend's namespace
+        The floating dtype of the rows.
+    shift : ndarray of shape (n_features,) or None
+        A result of `origin`: subtracted from every row before precision is lost.
+    """
+
+    def __init__(self, backend: Backend, X: Any, dtype: Any, shift: np.ndarray | None = None):
+        self.backend = backend
+        self.X = X
+        self.dtype = dtype
+        self.shift = shift
+        self.n_samples, self.n_features = (int(size) for size in X.shape)
+        # As floats, neighbouring wide integers (time stamps) become one number.
+        self._wide_integers = dtype_name(X).lstrip("u") in ("int32", "int64")
+
+    def with_(self, *, dtype: Any = None, shift: np.ndarray | None = None) -> Rows:
+        """The same rows, of another dtype or with another shift."""
+        return type(self)(self.backend, self.X, self.dtype if dtype is None else dtype, shift)
+
+    def origin(self, order: np.ndarray) -> np.ndarray:
+        """A vector amid the rows `order`, which can be subtracted from them without error.
+
+        The mean of a few of them, rounded to what X can hold.
+        """
+        few = order[:: max(1, len(order) // 64)][:64]
+        sample = self.backend.to_numpy(self.backend.xp.take(self.X, self.backend.asarray(few), axis=0))
+        center = np.mean(sample, axis=0, dtype=np.float64)
+        if not self._wide_integers:
+            return center.astype(float_dtype_for(self.X))
+        if dtype_name(self.X).endswith("64") and not self._differences_fit():
+            return np.zeros(self.n_features, np.int64)
+        return np.rint(center).astype(np.int64)
+
+    def _differences_fit(self) -> bool:
+        """Whether any two values differ by what int64 can hold."""
+        xp = self.backend.xp
+        return -(2**62) < int(xp.min(self.X)) and int(xp.max(self.X)) < 2**62
+
+    def rows(self, order: Any) -> Array:
+        """Rows of X, of shape (len(order), n_features), less the shift.
+
+        `order` is a slice or an array of indices, where the backend computes. The result may be a
+        buffer that the next call overwrites.
+        """
+        if isinstance(order, slice):
+            return self._as_floats(self.X[order, :])
+        return self._as_floats(self.backend.xp.take(self.X, order, axis=0))
+
+    def _as_floats(self, chosen: Array) -> Array:
+        xp = self.backend.xp
+        if self.shift is None:
+            return xp.astype(chosen, self.dtype, copy=False)
+        exact = xp.int64 if self._wide_integers else self.backend.dtype(float_dtype_for(self.X))
+        shift = self.backend.asarray(self.shift, exact)
+        return xp.astype(xp.astype(chosen, exact, copy=False) - shift, self.dtype, copy=False)
+
+    def _rows_per_chunk(self) -> int:
+        return max(16, _CHUNK_BYTES // (8 * max(1, self.n_features)))
+
+    def chunks(self, order: np.ndarray | None = None) -> Iterator[tuple[Any, Array]]:
+        """The rows at the host indices `order` (None: all) as (indices, rows), a piece at a time.
+
+        The indices are a slice where `order` is None, else an array where the backend computes.
+        """
+        length = self.n_samples if order is None else len(order)
+        for piece in gen_batches(length, self._rows_per_chunk()):
+            index = piece if order is None else self.backend.asarray(order[piece])
+            yield index, self.rows(index)
+
+
+class Backend:
+    """An array API namespace and a device: where arrays live and are computed with.
+
+    Parameters
+    ----------
+    xp : module
+        An array API namespace, as array-api-compat returns it.
+    device : object or None
+        A device of `xp`; None is its default.
+    """
+
+    def __init__(self, xp: Any, device: Any = None):
+        self.xp = xp
+        self.device = device
+
+    def dtype(self, dtype: type[np.floating]) -> Any:
+        """This namespace's name of a NumPy floating dtype (of its widest, if it lacks float64)."""
+        if dtype == np.float32:
+            return self.xp.float32
+        return _max_precision_float_dtype(self.xp, self.device)
+
+    def asarray(self, array: Any, dtype: Any = None) -> Array:
+        """A host array, moved here."""
+        return self.xp.asarray(array, dtype=dtype, device=self.device)
+
+    def zeros(self, shape: tuple[int, ...], dtype: Any) -> Array:
+        """An array of zeros, here."""
+        return self.xp.zeros(shape, dtype=dtype, device=self.device)
+
+    def to_numpy(self, array: Array) -> np.ndarray:
+        """An array of this backend, moved to the host."""
+        return _convert_to_numpy(array, self.xp)
+
+    def rows_of(self, X: Any, dtype: type[np.floating]) -> Rows:
+        """The rows of X as floats; X is moved here, in its own dtype, if it lives elsewhere."""
+        if sparse.issparse(X):
+            raise TypeError(
+                "X is a sparse matrix, and only the NumPy backend computes with those: pass "
+                "backend='numpy', or X.toarray()."
+            )
+        if isinstance(X, np.ndarray):
+            X = self.asarray(X)
+        return Rows(self, X, self.dtype(dtype))

@@ -1,0 +1,37 @@
+"""CuPy arrays, on a CUDA device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from skmax.backends.array_api import Backend
+
+
+class CupyBackend(Backend):
+    """CuPy on one CUDA device.
+
+    Raises
+    ------
+    ImportError
+        CuPy is not installed, or cannot be imported.
+    RuntimeError
+        CuPy finds no CUDA device that it can use.
+    """
+
+    def __init__(self, device: Any = None):
+        try:
+            import array_api_compat.cupy as xp
+            import cupy
+        except ImportError as error:
+            raise ImportError(
+                f"backend='cupy' needs CuPy, which cannot be imported ({error}). Install the one "
+                'that fits your CUDA: pip install "skmax[cuda12]" or pip install "skmax[cuda13]"; '
+                "or pass backend='numpy'."
+            ) from error
+        if not cupy.cuda.is_available():
+            raise RuntimeError(
+                f"backend='cupy' needs a CUDA device, and CuPy {cupy.__version__} finds none that it "
+                "can use. Check that `nvidia-smi` lists a GPU and that its driver is as new as "
+                "CuPy's CUDA (extras cuda12 and cuda13); or pass backend='numpy'."
+            )
+        super().__init__(xp, cupy.cuda.Device() if device is None else device)

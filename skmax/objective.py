@@ -1,0 +1,165 @@
+"""The objective of softmax regression: its value, its gradient, and its proximal operator.
+
+Shapes are those of `skmax.problem`; `b` is the number of rows in a batch.
+
+References
+----------
+C. M. Bishop, Pattern Recognition and Machine Learning, 2006, section 4.3.4: softmax regression and
+its gradient. P. Blanchard, D. J. Higham and N. J. Higham, Accurately computing the log-sum-exp and
+softmax functions, IMA Journal of Numerical Analysis 41(4), 2021: why the maximum is taken out.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from skmax.problem import Array, Problem, State
+
+
+class BatchSums(NamedTuple):
+    """Sums over the rows of a batch, each row weighing what the problem says.
+
+    Attributes
+    ----------
+    loss : array of shape (m,), float64
+        Cross-entropy.
+    correct : array of shape (m,), float64
+        Weight of the rows that are classified rightly.
+    """
+
+    loss: Array
+    correct: Array
+
+
+def log_softmax(xp: Any, logits: Array) -> Array:
+    """Logarithms of the softmax over the last axis, finite wherever the logits are."""
+    logits = logits - xp.max(logits, axis=-1, keepdims=True)
+    return logits - xp.log(xp.sum(xp.exp(logits), axis=-1, keepdims=True))
+
+
+def logits_of(xp: Any, X: Array, coef: Array, intercept: Array) -> Array:
+    """Logits of shape (b, m, k) of rows X."""
+    m, k, d = coef.shape
+    return xp.reshape(X @ xp.reshape(coef, (m * k, d)).T, (-1, m, k)) + intercept
+
+
+def score(problem: Problem, logits: Array, index: Any) -> tuple[BatchSums, Array]:
+    """Compare logits with the targets of their rows.
+
+    Parameters
+    ----------
+    problem : Problem
+        Holds the targets and weights.
+    logits : array of shape (b, m, k)
+        Logits of the rows `index`.
+    index : array of shape (b,) or slice
+        Which rows of the data these are.
+
+    Returns
+    -------
+    sums : BatchSums
+        Loss and accuracy of the batch.
+    residual : array of shape (b, m, k)
+        Derivatives of the loss by the logits.
+    """
+    xp, dtype = problem.backend.xp, logits.dtype
+    target, label = _targets_of(problem, index, dtype)
+    log_probability = log_softmax(xp, logits)
+    loss = -xp.sum(target * log_probability, axis=-1)
+    residual = xp.exp(log_probability) - target
+    correct = xp.astype(xp.argmax(logits, axis=-1) == label[:, None], dtype)
+    weight = _weights_of(problem.sample_weight, xp, index)
+    if weight is not None:
+        loss = loss * weight
+        residual = residual * weight[..., None]
+        counted = _weights_of(problem.score_weight, xp, index)
+        correct = correct * (weight if counted is None else counted)
+    float64 = problem.backend.dtype(np.float64)
+    total = BatchSums(*(xp.sum(part, axis=0, dtype=float64) for part in (loss, correct)))
+    return total, residual
+
+
+def _targets_of(problem: Problem, index: Any, dtype: Any) -> tuple[Array, Array]:
+    """Probabilities of shape (b, 1 or m, k) that a batch should have, and labels of shape (b,)."""
+    backend, xp = problem.backend, problem.backend.xp
+    targets = _take(xp, problem.targets, index)
+    if targets.ndim == 1:
+        classes = backend.asarray(np.arange(problem.n_classes))
+        label, target = targets, xp.astype(targets[:, None] == classes, dtype)
+    else:
+        label, target = xp.argmax(targets, axis=-1), targets
+    target = target[:, None, :]
+    if problem.smoothing is not None:
+        kept = 1 - xp.sum(problem.smoothing, axis=-1, keepdims=True)
+        target = kept * target + problem.smoothing
+    return target, label
+
+
+def _weights_of(weight: Array | None, xp: Any, index: Any) -> Array | None:
+    return None if weight is None else _take(xp, weight, index)
+
+
+def _take(xp: Any, array: Array, index: Any) -> Array:
+    return array[index] if isinstance(index, slice) else xp.take(array, index, axis=0)
+
+
+def batch_gradient(
+    problem: Problem, coef: Array, intercept: Array, index: Array
+) -> tuple[BatchSums, Array, Array]:
+    """Loss of the rows `index` and its gradient, without the penalty.
+
+    Parameters
+    ----------
+    problem : Problem
+        What is minimised.
+    coef : array of shape (m, k, d)
+        Weights.
+    intercept : array of shape (m, k)
+        Logits of a row that equals the data's shift.
+    index : array of shape (b,)
+        Rows of the data.
+
+    Returns
+    -------
+    sums : BatchSums
+        Loss and accuracy of the batch, summed over its rows.
+    coef_gradient : array of shape (m, k, d)
+        Gradient of the summed loss by `coef`.
+    intercept_gradient : array of shape (m, k)
+        Gradient of the summed loss by `intercept`.
+    """
+    xp = problem.backend.xp
+    X = problem.data.rows(index)
+    sums, residual = score(problem, logits_of(xp, X, coef, intercept), index)
+    flat = xp.reshape(residual, (residual.shape[0], -1))
+    return sums, xp.reshape(flat.T @ X, coef.shape), xp.sum(residual, axis=0)
+
+
+def penalty(problem: Problem, coef: Array) -> np.ndarray:
+    """The penalty of each model, of shape (m,), on the host."""
+    backend, xp = problem.backend, problem.backend.xp
+    coef = xp.astype(coef, backend.dtype(np.float64), copy=False)
+    squares, moduli = xp.sum(coef * coef, axis=(1, 2)), xp.sum(xp.abs(coef), axis=(1, 2))
+    return problem.l2 / 2 * backend.to_numpy(squares) + problem.l1 * backend.to_numpy(moduli)
+
+
+def soft_threshold(xp: Any, coef: Array, threshold: Array) -> Array:
+    """The proximal operator of ``threshold * |coef|``: shrink towards zero, and stop there.
+
+    Reference: N. Parikh and S. Boyd, Proximal Algorithms, 2014, section 6.5.2.
+    """
+    return coef - xp.clip(coef, -threshold, threshold)
+
+
+def evaluate(problem: Problem, state: State) -> tuple[np.ndarray, np.ndarray]:
+    """Mean cross-entropy and accuracy of each model, both of shape (m,), over the problem's rows."""
+    backend = problem.backend
+    loss = correct = np.zeros(problem.n_models)
+    for index, X in problem.data.chunks(problem.order):
+        logits = logits_of(backend.xp, X, state.coef, state.intercept)
+        sums, _ = score(problem, logits, index)
+        loss = loss + backend.to_numpy(sums.loss)
+        correct = correct + backend.to_numpy(sums.correct)
+    return loss / len(problem.order), correct / len(problem.order)

@@ -1,0 +1,242 @@
+"""What is minimised and what is passed between solver and driver. Shapes are documented here.
+
+Throughout, `m` is n_models (the stack: one for a single fit), `n` the rows of X that take part,
+`k` n_classes and `d` n_features. Arrays live where the backend computes; `mean`, `shift` and
+whatever is named host are NumPy arrays.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+
+from skmax.backends import Backend, Rows
+
+Array = Any
+
+# The logit of a class that a model must not know: its probability is exactly zero, and unlike
+# minus infinity it stays finite when it is multiplied by a weight of zero.
+MASKED_LOGIT = -1e30
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A stack of penalised softmax regressions on the same rows.
+
+    Model j minimises ``mean_i w_ij CE_ij + l2_j/2 ||W_j||^2 + l1_j ||W_j||_1``.
+
+    Attributes
+    ----------
+    data : Rows
+        The data, of which the rows `order` take part.
+    order : ndarray of shape (n,), host
+        Indices of the rows that take part.
+    targets : array of shape (n_samples,) or (n_samples, k)
+        The index of each row's class, or its probabilities; for all rows of `data`.
+    sample_weight : array of shape (n_samples, m) or None
+        Weights with mean 1 over `order`, class weights included. None: every row weighs 1.
+    score_weight : array of shape (n_samples, m) or None
+        The same without class weights: what accuracy is averaged with. None: `sample_weight`.
+    l2, l1 : ndarray of shape (m,), host
+        Strengths of the penalties, per unit of weight.
+    smoothing : array of shape (m, k) or None
+        Added to every row's target, once that was multiplied by one minus the sum of this.
+    masked : ndarray of shape (m, k), host
+        True where no row of a model has weight in a class.
+    fit_intercept : bool
+        Whether intercepts are trained.
+    mean : array of shape (m, 1, d) or None
+        Where the preconditioner's coordinates have their origin, less the shift of `data`.
+    inverse_scale : array of shape (m, 1, d) or None
+        One over the length of the preconditioner's units; 0 for a feature that cannot matter.
+    """
+
+    data: Rows
+    order: np.ndarray
+    targets: Array
+    sample_weight: Array | None
+    score_weight: Array | None
+    l2: np.ndarray
+    l1: np.ndarray
+    smoothing: Array | None
+    masked: np.ndarray
+    fit_intercept: bool
+    mean: Array | None = None
+    inverse_scale: Array | None = None
+
+    @classmethod
+    def pose(
+        cls,
+        data: Rows,
+        order: np.ndarray,
+        targets: np.ndarray,
+        *,
+        sample_weight: np.ndarray | None,
+        score_weight: np.ndarray | None,
+        masked: np.ndarray,
+        C: np.ndarray,
+        l1_ratio: np.ndarray,
+        label_smoothing: np.ndarray,
+        fit_intercept: bool,
+        weight_sum: np.ndarray | None = None,
+    ) -> Problem:
+        """The problem of `LogisticRegression`, per unit of weight, with arrays moved to the backend.
+
+        Dividing ``C * sum_i s_i CE_i + (1 - l1_ratio)/2 ||W||^2 + l1_ratio ||W||_1`` by C and by
+        the sum of the weights gives the strengths. With two classes, `LogisticRegression` has one
+        row of weights, w = W_1 - W_0: at the best W for a given w, W_1 = -W_0, the norms are
+        ``||W||^2 = ||w||^2 / 2`` and ``||W||_1 = ||w||_1``, so L2 is doubled and L1 is not.
+
+        Parameters
+        ----------
+        sample_weight, score_weight : ndarray of shape (n_samples, m) or None
+            As they are: they get their mean of 1 here.
+        C, l1_ratio, label_smoothing : ndarray of shape (m,)
+            As `SoftmaxRegression` has them.
+        weight_sum : ndarray of shape (m,) or None
+            The sum of the weights that C refers to; None: that of the rows `order`.
+
+        The other parameters are those of the class.
+        """
+        backend, n = data.backend, len(order)
+        sums = np.full(len(C), float(n)) if sample_weight is None else sample_weight[order].sum(0)
+        known = np.sum(~masked, axis=1)
+        strength = 1 / (C * (sums if weight_sum is None else weight_sum))
+        smoothing = np.where(masked, 0.0, (label_smoothing / known)[:, None])
+
+        def moved(weight: np.ndarray | None) -> Array | None:
+            if weight is None:
+                return None
+            return backend.asarray(weight * (n / weight[order].sum(0)), data.dtype)
+
+        return cls(
+            data=data,
+            order=order,
+            targets=backend.asarray(targets, data.dtype if targets.ndim == 2 else None),
+            sample_weight=moved(sample_weight),
+            score_weight=moved(score_weight),
+            l2=(1 - l1_ratio) * strength * np.where(known == 2, 2.0, 1.0),
+            l1=l1_ratio * strength,
+            smoothing=backend.asarray(smoothing, data.dtype) if smoothing.any() else None,
+            masked=masked,
+            fit_intercept=fit_intercept,
+        )
+
+    @property
+    def backend(self) -> Backend:
+        """Where the problem lives."""
+        return self.data.backend
+
+    @property
+    def n_models(self) -> int:
+        """The number of models in the stack."""
+        return self.masked.shape[0]
+
+    @property
+    def n_classes(self) -> int:
+        """The number of rows of weights per model."""
+        return self.masked.shape[1]
+
+    def select(self, models: np.ndarray) -> Problem:
+        """The problem of some of the models, at the host indices `models`."""
+        take = _taker(self.backend, models)
+        return replace(
+            self,
+            sample_weight=take(self.sample_weight, axis=1),
+            score_weight=take(self.score_weight, axis=1),
+            l2=self.l2[models],
+            l1=self.l1[models],
+            smoothing=take(self.smoothing),
+            masked=self.masked[models],
+            mean=take(self.mean),
+            inverse_scale=take(self.inverse_scale),
+        )
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a solver is.
+
+    Attributes
+    ----------
+    coef : array of shape (m, k, d)
+        The weights of the features, in their own units.
+    intercept : array of shape (m, k)
+        The logits of a row that equals the shift of the data.
+    coef_velocity : array of shape (m, k, d)
+        The last step of `coef`: momentum.
+    intercept_velocity : array of shape (m, k)
+        The last step of the logits of a row that equals the preconditioner's origin.
+    """
+
+    coef: Array
+    intercept: Array
+    coef_velocity: Array
+    intercept_velocity: Array
+
+    @classmethod
+    def start(cls, problem: Problem) -> State:
+        """All weights zero; classes that a model must not know are masked."""
+        zeros, dtype = problem.backend.zeros, problem.data.dtype
+        shape = (problem.n_models, problem.n_classes, problem.data.n_features)
+        intercept = problem.backend.asarray(np.where(problem.masked, MASKED_LOGIT, 0.0), dtype)
+        return cls(zeros(shape, dtype), intercept, zeros(shape, dtype), zeros(shape[:2], dtype))
+
+    @classmethod
+    def at(cls, problem: Problem, coef: np.ndarray, intercept: np.ndarray) -> State:
+        """At rest at given weights, host arrays of shapes (m, k, d) and (m, k).
+
+        The intercepts are those of the features as they are. A class that could not occur before
+        and can now starts like the least likely one.
+        """
+        start = cls.start(problem)
+        if problem.data.shift is not None:
+            intercept = intercept + coef @ problem.data.shift.astype(np.float64)
+        least = np.min(intercept, axis=1, keepdims=True, where=np.isfinite(intercept), initial=0.0)
+        intercept = np.where(np.isfinite(intercept), intercept, least)
+        intercept = np.where(problem.masked, MASKED_LOGIT, intercept)
+        moved = problem.backend.asarray
+        dtype = problem.data.dtype
+        return replace(start, coef=moved(coef, dtype), intercept=moved(intercept, dtype))
+
+    def select(self, backend: Backend, models: np.ndarray) -> State:
+        """The state of some of the models, at the host indices `models`."""
+        take = _taker(backend, models)
+        return State(*(take(getattr(self, field.name)) for field in fields(self)))
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What a solver reports after each pass over the data; the first axis runs over the models.
+
+    Attributes
+    ----------
+    models : ndarray of shape (m,), host
+        Positions of these models in the stack that training began with.
+    state : State
+        Where the solver is now. Its arrays may be overwritten by the next pass.
+    loss : ndarray of shape (m,), host
+        The objective: cross-entropy averaged over the pass while it trained, and the penalty at
+        its end.
+    accuracy : ndarray of shape (m,), host
+        The accuracy, likewise averaged.
+    learning_rate : ndarray of shape (m,), host
+        The learning rate before the schedule.
+    diverged : ndarray of shape (m,), host
+        Whether the weights are useless and will not recover.
+    """
+
+    models: np.ndarray
+    state: State
+    loss: np.ndarray
+    accuracy: np.ndarray
+    learning_rate: np.ndarray
+    diverged: np.ndarray
+
+
+def _taker(backend: Backend, models: np.ndarray) -> Any:
+    index = backend.asarray(models)
+    xp = backend.xp
+    return lambda array, axis=0: None if array is None else xp.take(array, index, axis=axis)

@@ -1,0 +1,132 @@
+"""The coordinates in which steps are taken: features centred and scaled, without touching X.
+
+Dividing the gradient by the square of a scale takes the same steps as dividing the features by it
+and multiplying the weights, so objective, penalty and coefficients stay those of X as given.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from skmax.backends import Rows, float_dtype_for
+from skmax.problem import Array, Problem
+
+# A unit is sqrt(variance + _CURVATURE * problem.l2[:, None]): with the variance alone, a nearly constant feature
+# would take steps against which its penalty is stiff. The factor bounds that stiffness by 1/10.
+_CURVATURE = 10.0
+
+
+# Variances below this share of the squared mean are rounding errors of float64.
+_NOISE = 1e-14
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Weighted means and variances of the features.
+
+    Attributes
+    ----------
+    origin : ndarray of shape (d,)
+        A vector amid the data. Means are counted from it, so that none loses digits.
+    weight : ndarray of shape (m,)
+        Sum of the weights.
+    mean, variance : ndarray of shape (m, d)
+        Per model, since models may weigh the rows differently.
+    """
+
+    origin: np.ndarray
+    weight: np.ndarray
+    mean: np.ndarray
+    variance: np.ndarray
+
+    @classmethod
+    def of(
+        cls,
+        data: Rows,
+        order: np.ndarray,
+        sample_weight: Array | None,
+        origin: np.ndarray | None = None,
+    ) -> Moments:
+        """Moments of the rows `order` of `data`, weighted, counted from `origin` if given."""
+        backend = data.backend
+        xp, float64 = backend.xp, backend.dtype(np.float64)
+        origin = data.origin(order) if origin is None else origin
+        data = data.with_(dtype=float64, shift=origin if origin.any() else None)
+        total: list[Array] = [0.0, 0.0, 0.0]
+        for index, X in data.chunks(order):
+            if sample_weight is None:
+                weight = xp.ones((1, X.shape[0]), dtype=float64, device=backend.device)
+            else:
+                weight = xp.astype(xp.take(sample_weight, index, axis=0), float64).T
+            sums = xp.sum(weight, axis=1), weight @ X, weight @ (X * X)
+            total = [before + now for before, now in zip(total, sums, strict=True)]
+        weight_sum, first, second = (backend.to_numpy(part) for part in total)
+        mean = first / weight_sum[:, None]
+        variance = second / weight_sum[:, None] - mean**2
+        return cls(origin, weight_sum, mean, np.where(variance > _NOISE * mean**2, variance, 0.0))
+
+    def merged(self, other: Moments) -> Moments:
+        """The moments of both sets of rows, counted from the same origin.
+
+        Reference: T. F. Chan, G. H. Golub and R. J. LeVeque, Updating formulae and a pairwise
+        algorithm for computing sample variances, 1982.
+        """
+        weight = self.weight + other.weight
+        share = (other.weight / weight)[:, None]
+        step = other.mean - self.mean
+        between = share * (1 - share) * step**2
+        variance = (1 - share) * self.variance + share * other.variance + between
+        return Moments(self.origin, weight, self.mean + share * step, variance)
+
+
+def precondition(problem: Problem, moments: Moments) -> Problem:
+    """The same problem, with coordinates in which every feature is centred and scaled.
+
+    Without an intercept the origin stays where it is, and the scale is the root mean square.
+
+    Parameters
+    ----------
+    problem : Problem
+        What is minimised; no term of it changes.
+    moments : Moments
+        Of the rows that the problem is about.
+
+    Raises
+    ------
+    ValueError
+        A variance is too large for float64.
+    """
+    backend, data = problem.backend, problem.data
+    mean = moments.mean + moments.origin
+    spread = moments.variance if problem.fit_intercept else moments.variance + mean**2
+    _check_finite(spread, mean)
+    scale = np.sqrt(spread + _CURVATURE * problem.l2[:, None])
+    inverse_scale = np.divide(1.0, scale, out=np.zeros_like(scale), where=scale > 0)
+    shift = None
+    if not problem.fit_intercept:
+        mean = np.zeros_like(mean)
+    elif np.any(np.abs(mean) * inverse_scale > _far(data.dtype)) and moments.origin.any():
+        shift, mean = moments.origin, moments.mean
+    return replace(
+        problem,
+        data=data.with_(shift=shift),
+        mean=backend.asarray(mean[:, None, :], data.dtype) if problem.fit_intercept else None,
+        inverse_scale=backend.asarray(inverse_scale[:, None, :], data.dtype),
+    )
+
+
+def _far(dtype: object) -> float:
+    """How many scales from zero a mean may be before a floating dtype loses digits that matter."""
+    return float(np.finfo(np.float32 if "32" in str(dtype) else np.float64).eps ** -0.25)
+
+
+def _check_finite(spread: np.ndarray, mean: np.ndarray) -> None:
+    if np.isfinite(spread).all():
+        return
+    feature = int(np.flatnonzero(~np.isfinite(spread).all(axis=0))[0])
+    raise ValueError(
+        f"Feature {feature} of X has values so large (mean {mean[0, feature]:g}) that their squares "
+        "overflow. Rescale it, or pass preconditioner=None."
+    )

@@ -1,0 +1,230 @@
+"""Minibatch stochastic gradient descent with momentum, on a stack of models."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass, replace
+from itertools import count
+from typing import Any
+
+import numpy as np
+
+from skmax.objective import BatchSums, batch_gradient, penalty, soft_threshold
+from skmax.problem import Array, Epoch, Problem, State
+from skmax.solvers.schedules import step_rates
+
+# The cross-entropy of a model that knows nothing is log(k). A multiple of it that training cannot
+# come back from, and one that a rate found from the data should not reach.
+_HOPELESS, _TOO_FAST = 100.0, 2.0
+_MAX_RETRIES = 30
+
+
+@dataclass(frozen=True)
+class SGD:
+    """The hyperparameters of stochastic gradient descent.
+
+    Attributes
+    ----------
+    learning_rate, momentum : ndarray of shape (m,)
+        Per model.
+    retry : ndarray of shape (m,), bool
+        Whether an epoch that diverges is undone and repeated at a quarter of the rate.
+    schedule : tuple of str, of length m
+        Per model.
+    max_iter : tuple of int, of length m
+        Epochs planned, per model.
+    batch_size : int
+        Rows per step; the last batch of an epoch may have fewer.
+    shuffle : bool
+        Whether the rows come in a new order in every epoch.
+    """
+
+    learning_rate: np.ndarray
+    momentum: np.ndarray
+    retry: np.ndarray
+    schedule: tuple[str, ...]
+    max_iter: tuple[int, ...]
+    batch_size: int
+    shuffle: bool
+
+    def select(self, models: np.ndarray) -> SGD:
+        """The hyperparameters of some of the models."""
+        return replace(
+            self,
+            learning_rate=self.learning_rate[models],
+            momentum=self.momentum[models],
+            retry=self.retry[models],
+            schedule=tuple(self.schedule[model] for model in models),
+            max_iter=tuple(self.max_iter[model] for model in models),
+        )
+
+    def rates(self, epoch: int, n_steps: int) -> np.ndarray:
+        """The learning rate of each step of an epoch, of shape (n_steps, m)."""
+        planned = zip(self.schedule, self.max_iter, strict=True)
+        multipliers = [step_rates(name, epoch, n_steps, max_iter) for name, max_iter in planned]
+        return np.stack(multipliers, axis=1) * self.learning_rate
+
+    def epochs(
+        self, problem: Problem, state: State, rng: np.random.Generator
+    ) -> Generator[Epoch, np.ndarray | None, None]:
+        """Train without end, one epoch at a time.
+
+        Parameters
+        ----------
+        problem : Problem
+            What is minimised.
+        state : State
+            Where to start.
+        rng : numpy.random.Generator
+            Where the order of the rows comes from.
+
+        Yields
+        ------
+        Epoch
+            After each pass over the data. What is sent back, a boolean host array with an entry
+            per model, says which models leave the stack; None: all stay.
+        """
+        solver, models = self, np.arange(problem.n_models)
+        run = getattr(problem.backend, "sgd_epoch", sgd_epoch)
+        for epoch in count():
+            order = rng.permutation(problem.order) if self.shuffle else problem.order
+            solver, state, loss, accuracy, diverged = solver._safe_epoch(
+                run, problem, state, order, epoch
+            )
+            leaving = yield Epoch(models, state, loss, accuracy, solver.learning_rate, diverged)
+            if leaving is not None and leaving.any():
+                staying = np.flatnonzero(~leaving)
+                state = state.select(problem.backend, staying)
+                problem, solver = problem.select(staying), solver.select(staying)
+                models = models[staying]
+
+    def _safe_epoch(
+        self, run: Any, problem: Problem, state: State, order: np.ndarray, epoch: int
+    ) -> tuple[SGD, State, np.ndarray, np.ndarray, np.ndarray]:
+        """One epoch, repeated at a quarter of the rate for models that diverge and may retry."""
+        solver, n_steps = self, -(-len(order) // self.batch_size)
+        ignorance = np.log(np.maximum(2, np.sum(~problem.masked, axis=1)))
+        bound = np.where(self.retry, _TOO_FAST, _HOPELESS) * ignorance
+        for _ in range(_MAX_RETRIES):
+            with np.errstate(over="ignore", invalid="ignore"):
+                after, sums = run(problem, state, solver, order, solver.rates(epoch, n_steps))
+            to_numpy = problem.backend.to_numpy
+            entropy, accuracy = (to_numpy(part) / len(order) for part in sums)
+            loss = entropy + penalty(problem, after.coef)
+            diverged = ~(loss <= bound)
+            if not np.any(diverged & self.retry):
+                break
+            slower = np.where(diverged & self.retry, 0.25, 1.0) * solver.learning_rate
+            solver = replace(solver, learning_rate=slower)
+        return solver, after, loss, accuracy, diverged
+
+
+def sgd_epoch(
+    problem: Problem, state: State, solver: SGD, order: np.ndarray, rates: np.ndarray
+) -> tuple[State, BatchSums]:
+    """One pass over the rows: the reference, for any array API namespace.
+
+    Each step is that of the heavy-ball method in the coordinates of the preconditioner, followed
+    by the proximal operator of the L1 penalty in the same metric (iPiano). An epoch with an L1
+    penalty ends with one more such step from the mean of its gradients: once the learning rate has
+    decayed, that is the full gradient, free of the noise which keeps small weights from zero.
+
+    Parameters
+    ----------
+    problem : Problem
+        What is minimised.
+    state : State
+        Where the epoch starts; left unchanged.
+    solver : SGD
+        Hyperparameters.
+    order : ndarray of shape (n,), host
+        The rows, in the order in which they are visited.
+    rates : ndarray of shape (n_steps, m), host
+        The learning rate of each step.
+
+    Returns
+    -------
+    state : State
+        Where the epoch ends.
+    sums : BatchSums
+        Loss and accuracy of all rows, each at the weights that its batch met.
+
+    References
+    ----------
+    B. T. Polyak, Some methods of speeding up the convergence of iteration methods, 1964.
+    P. Ochs, Y. Chen, T. Brox and T. Pock, iPiano: inertial proximal algorithm for nonconvex
+    optimization, SIAM Journal on Imaging Sciences 7(2), 2014.
+    """
+    backend = problem.backend
+    rows, rates = backend.asarray(order), backend.asarray(rates[:, :, None, None], problem.data.dtype)
+    take_step = _Step(problem, solver)
+    loss = correct = backend.zeros((problem.n_models,), backend.dtype(np.float64))
+    gradient_sum: Array = 0.0
+    state = at_origin(problem, state)
+    for step, start in enumerate(range(0, len(order), solver.batch_size)):
+        index = rows[start : start + solver.batch_size]
+        intercept = from_origin(problem, state)
+        sums, by_coef, by_intercept = batch_gradient(problem, state.coef, intercept, index)
+        loss, correct = loss + sums.loss, correct + sums.correct
+        if problem.mean is not None:
+            by_coef = by_coef - by_intercept[..., None] * problem.mean
+        if take_step.has_lasso:
+            gradient_sum = gradient_sum + by_coef
+        size = int(index.shape[0])
+        state = take_step(state, rates[step, ...], by_coef / size, by_intercept / size)
+    if take_step.has_lasso:
+        rate = backend.asarray(solver.learning_rate[:, None, None], problem.data.dtype)
+        state = take_step.settle(state, rate, gradient_sum / len(order))
+    return replace(state, intercept=from_origin(problem, state)), BatchSums(loss, correct)
+
+
+def at_origin(problem: Problem, state: State) -> State:
+    """The state with the intercepts of a row that equals the preconditioner's origin."""
+    if problem.mean is None:
+        return state
+    there = problem.backend.xp.sum(state.coef * problem.mean, axis=-1)
+    return replace(state, intercept=state.intercept + there)
+
+
+def from_origin(problem: Problem, state: State) -> Array:
+    """The intercepts of a row that equals the data's shift: what undoes `at_origin`."""
+    if problem.mean is None:
+        return state.intercept
+    return state.intercept - problem.backend.xp.sum(state.coef * problem.mean, axis=-1)
+
+
+class _Step:
+    """The proximal heavy-ball step, in the coordinates of the preconditioner."""
+
+    def __init__(self, problem: Problem, solver: SGD):
+        def moved(values: np.ndarray) -> Array:
+            return problem.backend.asarray(values[:, None, None], problem.data.dtype)
+
+        self.xp = problem.backend.xp
+        self.fit_intercept = problem.fit_intercept
+        self.inverse_scale = 1.0 if problem.inverse_scale is None else problem.inverse_scale
+        self.momentum, self.l2 = moved(solver.momentum), moved(problem.l2)
+        self.has_lasso = bool(problem.l1.any())
+        self.threshold = self._scaled(moved(problem.l1))
+
+    def _scaled(self, gradient: Array) -> Array:
+        return gradient * self.inverse_scale * self.inverse_scale  # squared, it may underflow
+
+    def __call__(self, state: State, rate: Array, by_coef: Array, by_intercept: Array) -> State:
+        """One step of all weights from mean gradients without penalty, at a rate (m, 1, 1)."""
+        descent = rate * self._scaled(by_coef + self.l2 * state.coef)
+        velocity = self.momentum * state.coef_velocity - descent
+        coef = state.coef + velocity
+        if self.has_lasso:
+            coef = soft_threshold(self.xp, coef, rate * self.threshold)
+            velocity = coef - state.coef
+        state = replace(state, coef=coef, coef_velocity=velocity)
+        if not self.fit_intercept:
+            return state
+        velocity = self.momentum[..., 0] * state.intercept_velocity - rate[..., 0] * by_intercept
+        return replace(state, intercept=state.intercept + velocity, intercept_velocity=velocity)
+
+    def settle(self, state: State, rate: Array, by_coef: Array) -> State:
+        """One step of the coefficients alone, without momentum, which stays as it was."""
+        still = replace(state, coef_velocity=0 * state.coef_velocity)
+        return replace(state, coef=self(still, rate, by_coef, 0 * state.intercept).coef)

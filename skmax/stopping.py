@@ -1,0 +1,180 @@
+"""Consumers of epochs: what is remembered of training, and when it stops."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from skmax.objective import evaluate
+from skmax.problem import Array, Epoch, Problem
+from skmax.training import Consumer
+
+
+class Weights:
+    """Copies of the weights of every model.
+
+    Attributes
+    ----------
+    coef, intercept : list of arrays of shapes (k, d) and (k,)
+        Per model; None before the first copy.
+    """
+
+    def __init__(self, problem: Problem):
+        self.coef: list[Array] = [None] * problem.n_models
+        self.intercept: list[Array] = [None] * problem.n_models
+        self._xp = problem.backend.xp
+
+    def keep(self, epoch: Epoch, position: int) -> None:
+        """Copy the weights of the model at a position in the epoch's stack."""
+        model = epoch.models[position]
+        self.coef[model] = self._xp.asarray(epoch.state.coef[position, ...], copy=True)
+        self.intercept[model] = self._xp.asarray(epoch.state.intercept[position, ...], copy=True)
+
+
+class Record(Consumer):
+    """The curves of every model, and its latest weights.
+
+    Attributes
+    ----------
+    loss, accuracy : list of list of float
+        Per model, one entry per epoch.
+    learning_rate : ndarray of shape (m,)
+        The rates last used.
+    weights : Weights
+        After the last epoch.
+    """
+
+    def __init__(self, problem: Problem):
+        self.loss: list[list[float]] = [[] for _ in range(problem.n_models)]
+        self.accuracy: list[list[float]] = [[] for _ in range(problem.n_models)]
+        self.learning_rate = np.full(problem.n_models, np.nan)
+        self.weights = Weights(problem)
+
+    def __call__(self, epoch: Epoch) -> bool:
+        """Take down the epoch."""
+        self.learning_rate[epoch.models] = epoch.learning_rate
+        for position, model in enumerate(epoch.models):
+            self.weights.keep(epoch, position)
+            self.loss[model].append(float(epoch.loss[position]))
+            self.accuracy[model].append(float(epoch.accuracy[position]))
+        return False
+
+
+class Validation(Consumer):
+    """Accuracy and cross-entropy on validation rows after each epoch.
+
+    Attributes
+    ----------
+    score, loss : list of list of float
+        Per model, one entry per epoch.
+    """
+
+    def __init__(self, problem: Problem):
+        self.problem = problem
+        self.score: list[list[float]] = [[] for _ in range(problem.n_models)]
+        self.loss: list[list[float]] = [[] for _ in range(problem.n_models)]
+
+    def __call__(self, epoch: Epoch) -> bool:
+        """Score the epoch's models."""
+        problem = self.problem
+        if len(epoch.models) < problem.n_models:
+            problem = problem.select(epoch.models)
+        losses, scores = evaluate(problem, epoch.state)
+        for model, loss, score in zip(epoch.models, losses, scores, strict=True):
+            self.loss[model].append(float(loss))
+            self.score[model].append(float(score))
+        return False
+
+
+class Patience:
+    """How many epochs ago each model's value last fell by more than a margin."""
+
+    def __init__(self, n_models: int, n_iter_no_change: int):
+        self.n_iter_no_change = n_iter_no_change
+        self.best = np.full(n_models, np.inf)
+        self.waited = np.zeros(n_models, dtype=int)
+
+    def exhausted(self, models: np.ndarray, value: np.ndarray, margin: np.ndarray) -> np.ndarray:
+        """Which models have waited long enough, after one more epoch with these values."""
+        better = value < self.best[models] - margin
+        self.best[models] = np.where(better, value, self.best[models])
+        self.waited[models] = np.where(better, 0, self.waited[models] + 1)
+        return self.waited[models] >= self.n_iter_no_change
+
+
+class Tolerance(Consumer):
+    """Stops a model whose objective has not fallen by a share `tol` for so many epochs."""
+
+    def __init__(self, n_models: int, tol: float, n_iter_no_change: int):
+        self.tol = tol
+        self.patience = Patience(n_models, n_iter_no_change)
+
+    def __call__(self, epoch: Epoch) -> np.ndarray:
+        """Stop the models that have stalled."""
+        best = self.patience.best[epoch.models]
+        margin = np.where(np.isfinite(best), self.tol * np.abs(best), 0.0)
+        return self.patience.exhausted(epoch.models, epoch.loss, margin)
+
+
+class EarlyStopping(Consumer):
+    """Stops a model whose validation score has stalled.
+
+    Attributes
+    ----------
+    weights : Weights
+        Those that scored best.
+    """
+
+    def __init__(self, problem: Problem, validation: Validation, tol: float, n_iter_no_change: int):
+        self.weights = Weights(problem)
+        self.validation = validation
+        self.tol = tol
+        self.patience = Patience(problem.n_models, n_iter_no_change)
+        self._best_score = np.full(problem.n_models, -np.inf)
+
+    def __call__(self, epoch: Epoch) -> np.ndarray:
+        """Keep the weights that score best, and stop the models that have stalled."""
+        score = np.array([self.validation.score[model][-1] for model in epoch.models])
+        for position, model in enumerate(epoch.models):
+            if score[position] > self._best_score[model]:
+                self._best_score[model] = score[position]
+                self.weights.keep(epoch, position)
+        margin = np.where(np.isfinite(self.patience.best[epoch.models]), self.tol, 0.0)
+        return self.patience.exhausted(epoch.models, -score, margin)
+
+
+class Divergence(Consumer):
+    """Raises when training has diverged, and names the learning rate."""
+
+    def __init__(self) -> None:
+        self._epoch = 0
+
+    def __call__(self, epoch: Epoch) -> bool:
+        """Raise if the model has diverged."""
+        self._epoch += 1
+        if epoch.diverged.any():
+            raise ValueError(
+                f"Training diverged in epoch {self._epoch} with "
+                f"learning_rate={epoch.learning_rate[0]:g}: the objective is {epoch.loss[0]:g}. "
+                "Use a smaller learning_rate, or learning_rate='auto'."
+            )
+        return False
+
+
+class Report(Consumer):
+    """Prints a line per epoch."""
+
+    def __init__(self, record: Record, validation: Validation | None):
+        self.record = record
+        self.validation = validation
+
+    def __call__(self, epoch: Epoch) -> bool:  # noqa: ARG002
+        """Print what the record has of the first model."""
+        loss, accuracy = self.record.loss[0], self.record.accuracy[0]
+        line = f"Epoch {len(loss)}: loss {loss[-1]:.6f}, accuracy {accuracy[-1]:.4f}"
+        if self.validation is not None:
+            line += (
+                f", validation loss {self.validation.loss[0][-1]:.6f}"
+                f", validation accuracy {self.validation.score[0][-1]:.4f}"
+            )
+        print(line)
+        return False

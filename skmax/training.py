@@ -1,0 +1,53 @@
+"""The one driver: it drains a solver, asks the consumers, and drops finished models."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from contextlib import closing
+
+import numpy as np
+
+from skmax.problem import Epoch
+
+
+class Consumer:
+    """What looks on while models train, and may say that some are done."""
+
+    def begin(self) -> None:
+        """Before each epoch: nothing, unless overridden."""
+
+    def __call__(self, epoch: Epoch) -> np.ndarray | bool:
+        """After each epoch: which of its models are done, in their order there; or False.
+
+        What is kept of the epoch's state must be copied.
+        """
+        raise NotImplementedError
+
+
+def train(
+    epochs: Generator[Epoch, np.ndarray | None, None],
+    consumers: Sequence[Consumer],
+    max_iter: int,
+) -> None:
+    """Train until every model is done, or for `max_iter` epochs.
+
+    Parameters
+    ----------
+    epochs : generator of Epoch
+        A solver at work. It is closed whatever happens.
+    consumers : sequence of Consumer
+        Asked in this order after each epoch.
+    max_iter : int
+        The most epochs that any model trains for.
+    """
+    done: np.ndarray | None = None
+    with closing(epochs):
+        for _ in range(max_iter):
+            for consumer in consumers:
+                consumer.begin()
+            epoch = epochs.send(done)
+            done = np.zeros(len(epoch.models), dtype=bool)
+            for consumer in consumers:
+                done |= consumer(epoch)
+            if done.all():
+                return

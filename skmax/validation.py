@@ -1,0 +1,208 @@
+"""The entry door: what callers give becomes X, host arrays of targets and weights, and classes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import sparse
+from sklearn.utils._array_api import _convert_to_numpy, get_namespace, get_namespace_and_device
+from sklearn.utils._encode import _check_unknown, _encode
+from sklearn.utils.class_weight import compute_class_weight
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import _check_sample_weight, column_or_1d, validate_data
+
+# How far from one the probabilities of a row may sum.
+_SUM_TOLERANCE = 1e-3
+
+
+def check_X(estimator: Any, X: Any, *, reset: bool, y: Any = "no_validation") -> Any:
+    """X, or X and y, checked as scikit-learn does, X in its own dtype and layout."""
+    return validate_data(
+        estimator,
+        X,
+        y,
+        reset=reset,
+        accept_sparse="csr",
+        dtype="numeric",
+        **({} if isinstance(y, str) and y == "no_validation" else {"multi_output": True}),
+    )
+
+
+def to_host(array: Any) -> np.ndarray:
+    """A NumPy array of what scikit-learn's validation let through."""
+    if sparse.issparse(array):
+        return array.toarray()
+    return _convert_to_numpy(array, get_namespace(array)[0])
+
+
+def like(reference: Any, array: np.ndarray) -> Any:
+    """A host array, moved to where `reference` is; NumPy for a sparse matrix."""
+    if sparse.issparse(reference) or isinstance(reference, np.ndarray):
+        return array
+    xp, _, device = get_namespace_and_device(reference)
+    return xp.asarray(array, device=device)
+
+
+def is_matrix(y: Any) -> bool:
+    """Whether y has a column for every class, rather than one column of labels."""
+    return y.ndim == 2 and y.shape[1] != 1
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What the rows should be classified as.
+
+    Attributes
+    ----------
+    classes : ndarray of shape (n_classes,)
+        The labels, sorted.
+    values : ndarray of shape (n_samples,), int64, or (n_samples, n_classes), float64
+        The index of each row's class, or its probabilities.
+    """
+
+    classes: np.ndarray
+    values: np.ndarray
+
+    @classmethod
+    def read(cls, y: Any, classes: np.ndarray | None = None, name: str = "y") -> Targets:
+        """Labels or probabilities, with the given classes or those that occur.
+
+        Raises
+        ------
+        ValueError
+            y has labels that are not among `classes`, or rows that are no probabilities.
+        """
+        y = to_host(y)
+        if is_matrix(y):
+            return cls._from_probabilities(y, classes, name)
+        y = column_or_1d(y, warn=True)
+        check_classification_targets(y)
+        if classes is None:
+            return cls(*np.unique(y, return_inverse=True))
+        if unknown := list(_check_unknown(y, classes)):
+            raise ValueError(
+                f"{name} has labels that are not among the classes: {_shown(unknown)}. "
+                f"The classes are {_shown(classes)}."
+            )
+        return cls(classes, _encode(y, uniques=classes, check_unknown=False).astype(np.int64))
+
+    @classmethod
+    def _from_probabilities(cls, y: np.ndarray, classes: np.ndarray | None, name: str) -> Targets:
+        if y.dtype.kind not in "biuf":
+            raise ValueError(
+                f"{name} has {y.shape[1]} columns of dtype {y.dtype}. Pass one column of labels, or "
+                "one column of probabilities per class."
+            )
+        if classes is None:
+            classes = np.arange(y.shape[1])
+        if y.shape[1] != len(classes):
+            raise ValueError(
+                f"{name} has {y.shape[1]} columns, but there are {len(classes)} classes: "
+                f"{_shown(classes)}. A matrix needs one column per class."
+            )
+        values = y.astype(np.float64)
+        sums = values.sum(axis=1)
+        bad = np.flatnonzero((values.min(axis=1) < 0) | (np.abs(sums - 1) > _SUM_TOLERANCE))
+        if bad.size:
+            row = bad[0]
+            raise ValueError(
+                f"Row {row} of {name} is no probability distribution: its smallest entry is "
+                f"{values[row].min():g} and it sums to {sums[row]:g}. Entries must not be negative "
+                "and rows must sum to 1. For labels, pass one column."
+            )
+        if np.all((values == 0) | (values == 1)):
+            return cls(classes, values.argmax(axis=1))
+        return cls(classes, values / sums[:, None])
+
+    @property
+    def labels(self) -> np.ndarray:
+        """The index of each row's (likeliest) class, of shape (n_samples,)."""
+        return self.values if self.values.ndim == 1 else self.values.argmax(axis=1)
+
+    def mass(self, weight: np.ndarray | None) -> np.ndarray:
+        """The weight of each class, of shape (n_classes,)."""
+        if self.values.ndim == 1:
+            return np.bincount(self.values, weight, minlength=len(self.classes))
+        return self.values.sum(0) if weight is None else weight @ self.values
+
+    def weighted(
+        self, class_weight: Any, sample_weight: np.ndarray | None
+    ) -> tuple[Targets, np.ndarray]:
+        """Targets and row weights with class weights applied.
+
+        A row of probabilities is as many rows as classes, each with its class's weight.
+        """
+        factor = self._factors(class_weight, sample_weight)
+        if self.values.ndim == 1:
+            row_factor, targets = factor[self.values], self
+        else:
+            values = self.values * factor
+            row_factor = values.sum(axis=1)
+            kept = row_factor > 0
+            values = np.divide(values, row_factor[:, None], out=values, where=kept[:, None])
+            targets = Targets(self.classes, np.where(kept[:, None], values, self.values))
+        return targets, row_factor if sample_weight is None else sample_weight * row_factor
+
+    def _factors(self, class_weight: Any, sample_weight: np.ndarray | None) -> np.ndarray:
+        if isinstance(class_weight, str):  # "balanced"
+            mass = self.mass(sample_weight)
+            known = mass > 0
+            return np.divide(mass.sum() / known.sum(), mass, out=np.zeros(len(mass)), where=known)
+        factor = compute_class_weight(class_weight, classes=self.classes, y=self.classes)
+        if (factor < 0).any():
+            raise ValueError(f"class_weight must not be negative, got {class_weight!r}.")
+        return factor
+
+
+def check_weights(X: Any, sample_weight: Any, name: str = "sample_weight") -> np.ndarray | None:
+    """Row weights on the host, or None for equal ones.
+
+    Raises
+    ------
+    ValueError
+        A weight is negative, or all are zero.
+    """
+    if sample_weight is None:
+        return None
+    rows = np.empty(X.shape[0], dtype=bool)  # stands for X: weights are wanted on the host
+    if hasattr(sample_weight, "__array_namespace__") or hasattr(sample_weight, "device"):
+        sample_weight = to_host(sample_weight)
+    weight = _check_sample_weight(
+        sample_weight, rows, dtype=np.float64, allow_all_zero_weights=True
+    )
+    if (weight < 0).any():
+        raise ValueError(
+            f"Negative values in data passed to `{name}`: the smallest is {weight.min():g}. Weights "
+            "count rows, so they must not be negative."
+        )
+    if not weight.any():
+        raise ValueError(
+            f"{name}: Sample weights must contain at least one non-zero number; all "
+            f"{len(weight)} are zero, so there is nothing to learn from."
+        )
+    return weight
+
+
+def check_classes(classes: np.ndarray, mass: np.ndarray) -> np.ndarray:
+    """Which classes have no weight, of shape (n_classes,).
+
+    Raises
+    ------
+    ValueError
+        Fewer than two classes have weight.
+    """
+    masked = ~(mass > 0)
+    if np.sum(~masked) < 2:
+        present = _shown(classes[~masked])
+        raise ValueError(
+            "This classifier needs samples of at least 2 classes, with weight, but the data "
+            f"contains only one class: {present}."
+        )
+    return masked
+
+
+def _shown(values: Any, most: int = 10) -> str:
+    shown = ", ".join(repr(value) for value in np.asarray(values)[:most].tolist())
+    return f"[{shown}, ...]" if len(values) > most else f"[{shown}]"
