@@ -11,10 +11,13 @@ softmax functions, IMA Journal of Numerical Analysis 41(4), 2021: why the maximu
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
+from sklearn.utils.extmath import safe_sparse_dot
 
+from skmax.backends import Rows
 from skmax.problem import Array, Problem, State
 
 
@@ -43,6 +46,18 @@ def logits_of(xp: Any, X: Array, coef: Array, intercept: Array) -> Array:
     """Logits of shape (b, m, k) of rows X."""
     m, k, d = coef.shape
     return xp.reshape(X @ xp.reshape(coef, (m * k, d)).T, (-1, m, k)) + intercept
+
+
+def logit_chunks(data: Rows, coef: Any, intercept: Array) -> Iterator[Array]:
+    """Logits of shape (b, k) of all rows of the data, a piece at a time.
+
+    `coef` of shape (k, d) may be a SciPy sparse matrix, `intercept` is of shape (k,). From a
+    single row of weights come two columns, of which the first is zero.
+    """
+    xp = data.backend.xp
+    for _, X in data.chunks():
+        logits = safe_sparse_dot(X, coef.T, dense_output=True) + intercept
+        yield xp.concat([0 * logits, logits], axis=1) if coef.shape[0] == 1 else logits
 
 
 def score(problem: Problem, logits: Array, index: Any) -> tuple[BatchSums, Array]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from numbers import Integral
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,6 @@ from sklearn.utils.validation import check_is_fitted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 __all__ = [
     "ClassWeightsDisplay",
@@ -173,7 +173,7 @@ class TrainingCurveDisplay:
         from matplotlib.ticker import MaxNLocator
 
         self.ax_.set_xlabel("epoch")
-        self.ax_.xaxis.set_major_locator(MaxNLocator(integer=True))
+        self.ax_.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         self.ax_.set_ylabel("loss", color="C0")
         self.accuracy_ax_.set_ylabel("accuracy", color="C1")
         # Loss falls to the lower right and accuracy rises to the upper right: between them is room.
@@ -226,6 +226,10 @@ class LiveTrainingCurve:
     <Figure ...>
     """
 
+    display_: TrainingCurveDisplay
+    figure_: Any
+    _fit: Any = None  # teardown asks for it even where setup has failed
+
     def __init__(self, *, ax=None, interval=0.2):
         self.ax = ax
         self.interval = interval
@@ -253,7 +257,8 @@ class LiveTrainingCurve:
             plt.close(self.figure_)  # pyplot keeps figures alive, and warns when they are many
             del self.display_, self.figure_
         self._fit = context
-        self._show = _find_screen()
+        self._open_screen = _find_screen()
+        self._refresh_screen = None
         self._undrawn = None
         self._draw_after = -math.inf
 
@@ -280,11 +285,12 @@ class LiveTrainingCurve:
         fitted_estimator : estimator instance, default=None
             The estimator as if the fit had stopped here.
         """
-        if context.task_name != "epoch" or context.parent is not self._fit:
+        is_epoch = context.task_name == "epoch" and context.parent is self._fit
+        if fitted_estimator is None or not is_epoch:
             return
         self._undrawn = _curves_of(fitted_estimator)
-        if self._show is not None and perf_counter() >= self._draw_after:
-            self._draw()
+        if self._open_screen is not None and perf_counter() >= self._draw_after:
+            self._draw(self._undrawn)
 
     def teardown(self, estimator, context):  # noqa: ARG002
         """Draw the last epoch and forget the fit.
@@ -298,19 +304,21 @@ class LiveTrainingCurve:
         """
         if context is self._fit:
             if self._undrawn is not None:
-                self._draw()
-            self._fit = self._show = None
+                self._draw(self._undrawn)
+            self._fit = self._open_screen = self._refresh_screen = None
 
-    def _draw(self):
+    def _draw(self, curves):
         ax = self.ax
         if hasattr(self, "display_"):
             ax = self.display_.ax_
             _erase(self.display_)
-        self.display_ = TrainingCurveDisplay(**self._undrawn).plot(ax=ax)
+        self.display_ = TrainingCurveDisplay(**curves).plot(ax=ax)
         self.figure_ = self.display_.figure_
         self._undrawn = None
-        if self._show is not None:
-            self._show(self.figure_.canvas)
+        if self._refresh_screen is not None:
+            self._refresh_screen()
+        elif self._open_screen is not None:
+            self._refresh_screen = self._open_screen(self.figure_.canvas)
         self._draw_after = perf_counter() + self.interval
 
 
@@ -412,7 +420,8 @@ class ClassWeightsDisplay(_ImageGridMixin):
         class_names : sequence of str of length n_classes, default=None
             Names of `estimator.classes_`, in their order; by default the classes themselves.
         ax : matplotlib Axes or array-like of n_images Axes, default=None
-            One Axes is subdivided, several are used as they are; by default a new figure.
+            One Axes is subdivided (best in a figure with `layout="constrained"`, which makes room
+            for the titles), several are used as they are; by default a new figure.
         n_cols : int, default=5
             Number of images side by side, where `ax` does not say.
         cmap : str or matplotlib Colormap, default="RdBu_r"
@@ -458,7 +467,8 @@ class ClassWeightsDisplay(_ImageGridMixin):
         Parameters
         ----------
         ax : matplotlib Axes or array-like of n_images Axes, default=None
-            One Axes is subdivided, several are used as they are; by default a new figure.
+            One Axes is subdivided (best in a figure with `layout="constrained"`, which makes room
+            for the titles), several are used as they are; by default a new figure.
         n_cols : int, default=5
             Number of images side by side, where `ax` does not say.
         cmap : str or matplotlib Colormap, default="RdBu_r"
@@ -566,7 +576,8 @@ class PredictionGridDisplay(_ImageGridMixin):
         class_names : sequence of str of length n_classes, default=None
             Names of `estimator.classes_`, in their order; by default the classes themselves.
         ax : matplotlib Axes or array-like of n_images Axes, default=None
-            One Axes is subdivided, several are used as they are; by default a new figure.
+            One Axes is subdivided (best in a figure with `layout="constrained"`, which makes room
+            for the titles), several are used as they are; by default a new figure.
         n_cols : int, default=5
             Number of images side by side, where `ax` does not say.
         cmap : str or matplotlib Colormap, default="gray"
@@ -650,7 +661,8 @@ class PredictionGridDisplay(_ImageGridMixin):
         class_names : sequence of str of length n_classes, default=None
             Names of the classes; by default the classes themselves.
         ax : matplotlib Axes or array-like of n_images Axes, default=None
-            One Axes is subdivided, several are used as they are; by default a new figure.
+            One Axes is subdivided (best in a figure with `layout="constrained"`, which makes room
+            for the titles), several are used as they are; by default a new figure.
         n_cols : int, default=5
             Number of images side by side, where `ax` does not say.
         cmap : str or matplotlib Colormap, default="gray"
@@ -697,7 +709,8 @@ class PredictionGridDisplay(_ImageGridMixin):
         Parameters
         ----------
         ax : matplotlib Axes or array-like of n_images Axes, default=None
-            One Axes is subdivided, several are used as they are; by default a new figure.
+            One Axes is subdivided (best in a figure with `layout="constrained"`, which makes room
+            for the titles), several are used as they are; by default a new figure.
         n_cols : int, default=5
             Number of images side by side, where `ax` does not say.
         cmap : str or matplotlib Colormap, default="gray"
@@ -768,19 +781,151 @@ def _curves_of(estimator: Any) -> dict[str, list[float] | None]:
 def _erase(display: TrainingCurveDisplay) -> None:
     """Take the curves off their Axes, and leave there what else the user may have put."""
     for line in display.lines_:
-        line.remove()
+        if line.axes is not None:  # as it is once the user has cleared the Axes
+            line.remove()
     display.accuracy_ax_.remove()
     display.ax_.relim()
 
 
-def _find_screen() -> Callable[[Any], None] | None:
-    """Return a function that shows a canvas as it is now; None if nobody would see it."""
+def _find_screen() -> Callable[[Any], Callable[[], object]] | None:
+    """Return a function that shows a canvas, and returns one that shows its changes.
+
+    None if there is nobody to see it: the backend writes files only, or it is a notebook's but this
+    is not the notebook's process (workers inherit its choice of backend).
+    """
     import matplotlib
     from matplotlib.backends import BackendFilter, backend_registry
 
     backend = matplotlib.get_backend().lower()
     if "inline" in backend:
-        return _notebook_screen()
+        from IPython import get_ipython  # type: ignore[import-not-found, unused-ignore]
+
+        return None if get_ipython() is None else _open_in_notebook
     if backend in backend_registry.list_builtin(BackendFilter.NON_INTERACTIVE):
         return None
-    return _show_in_window
+    return _open_window
+
+
+def _open_in_notebook(canvas: Any) -> Callable[[], object]:
+    import matplotlib.pyplot as plt
+    from IPython.display import display  # type: ignore[import-not-found, unused-ignore]
+
+    handle = display(canvas.figure, display_id=True)
+    plt.close(canvas.figure)  # or the notebook would show it once more at the end of the cell
+    return partial(handle.update, canvas.figure)
+
+
+def _open_window(canvas: Any) -> Callable[[], object]:
+    import matplotlib.pyplot as plt
+
+    def refresh() -> None:
+        canvas.draw()
+        canvas.flush_events()
+
+    # pyplot shows new figures itself in interactive mode; one without a manager is not pyplot's.
+    if canvas.manager is not None and not plt.isinteractive():
+        canvas.figure.show()
+    refresh()
+    return refresh
+
+
+def _as_images(rows: Any, image_shape: Sequence[int] | None) -> np.ndarray:
+    """Return the rows of an array-like as images of shape (n_rows, height, width)."""
+    rows = _to_numpy(rows)
+    n_pixels = math.prod(rows.shape[1:])
+    if image_shape is None:
+        side = math.isqrt(n_pixels)
+        if side**2 != n_pixels:
+            raise ValueError(
+                f"{n_pixels} features do not make a square image. Pass their height and width as "
+                "image_shape."
+            )
+        image_shape = (side, side)
+    if len(image_shape) != 2 or math.prod(image_shape) != n_pixels:
+        raise ValueError(
+            f"image_shape={tuple(image_shape)} does not fit: height times width must be the number "
+            f"of features, {n_pixels}."
+        )
+    return rows.reshape(-1, *image_shape)
+
+
+def _names_of(labels: np.ndarray, class_names: Sequence[str] | None) -> list[str]:
+    """Return one name per class."""
+    names = labels.tolist() if class_names is None else class_names
+    if len(names) != len(labels):
+        raise ValueError(
+            f"class_names has {len(names)} names for {len(labels)} classes: {labels.tolist()}."
+        )
+    return [str(name) for name in names]
+
+
+def _infer_labels(*targets: np.ndarray) -> np.ndarray:
+    """Return the labels that occur; where all targets are probabilities, their column numbers."""
+    columns = [y.ravel() for y in targets if not _is_matrix(y)]
+    return unique_labels(*columns) if columns else np.arange(targets[0].shape[1])
+
+
+def _is_matrix(y: np.ndarray) -> bool:
+    """Tell probabilities of the classes from a column of labels."""
+    return y.ndim == 2 and y.shape[1] > 1
+
+
+def _name_rows(y: np.ndarray, labels: np.ndarray, names: dict[Any, str]) -> list[str]:
+    """Return the name of each row's class."""
+    if _is_matrix(y):
+        if y.shape[1] != len(labels):
+            raise ValueError(
+                f"Probabilities of {y.shape[1]} classes were given, but the labels are "
+                f"{labels.tolist()}. Pass the class of each column as labels."
+            )
+        y = labels[y.argmax(axis=1)]
+    # The data may hold classes that the estimator has not seen.
+    return [names.get(label, str(label)) for label in y.ravel().tolist()]
+
+
+def _figure_size(
+    n_rows: int, n_cols: int, image_shape: tuple[int, int], titles: Sequence[str]
+) -> tuple[float, float]:
+    """Return width and height in inches for a grid of images with titles."""
+    height, width = image_shape
+    title_lines = 1 + max(title.count("\n") for title in titles)
+    cell_width = max(1.75, 4 / n_cols)
+    # Images that are bands rather than rectangles must not make the figure huge.
+    cell_height = cell_width * min(max(height / width, 0.25), 4) + 0.2 * title_lines
+    return n_cols * cell_width, n_rows * cell_height
+
+
+def _subdivide(ax: Axes, n_rows: int, n_cols: int, n_axes: int) -> np.ndarray:
+    """Replace an Axes by a grid of Axes."""
+    from matplotlib.gridspec import GridSpecFromSubplotSpec
+
+    if not ax.axison:
+        raise ValueError(
+            "ax was subdivided by another display already. To draw into its axes, pass "
+            "ax=display.axes_."
+        )
+    subplot = ax.get_subplotspec()
+    if subplot is None:
+        raise ValueError(
+            "ax cannot be subdivided, as it is in no grid of subplots. Pass an array of "
+            f"{n_axes} Axes, or one made by plt.subplots or Figure.add_subplot."
+        )
+    ax.set_axis_off()
+    axes = np.full(n_rows * n_cols, None, dtype=object)
+    grid = GridSpecFromSubplotSpec(n_rows, n_cols, subplot_spec=subplot)
+    for i in range(n_axes):
+        axes[i] = ax.figure.add_subplot(grid[i])
+    return axes.reshape(n_rows, n_cols)
+
+
+def _check_axes(ax: Any, n_axes: int) -> np.ndarray:
+    """Return the Axes that a user gave as an array, if they are as many as needed."""
+    axes = np.asarray(ax, dtype=object)
+    if axes.size != n_axes:
+        raise ValueError(f"Expected ax to have {n_axes} axes, one per image, got {axes.size}.")
+    return axes
+
+
+def _mark_in_red(axes: Axes) -> None:
+    axes.title.set_color("tab:red")
+    axes.spines[:].set(color="tab:red", linewidth=2.5)

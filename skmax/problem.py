@@ -188,12 +188,9 @@ class State:
     def at(cls, problem: Problem, coef: np.ndarray, intercept: np.ndarray) -> State:
         """At rest at given weights, host arrays of shapes (m, k, d) and (m, k).
 
-        The intercepts are those of the features as they are. A class that could not occur before
-        and can now starts like the least likely one.
+        A class that could not occur before and can now starts like the least likely one.
         """
         start = cls.start(problem)
-        if problem.data.shift is not None:
-            intercept = intercept + coef @ problem.data.shift.astype(np.float64)
         least = np.min(intercept, axis=1, keepdims=True, where=np.isfinite(intercept), initial=0.0)
         intercept = np.where(np.isfinite(intercept), intercept, least)
         intercept = np.where(problem.masked, MASKED_LOGIT, intercept)

@@ -41,9 +41,12 @@ class Record(Consumer):
         The rates last used.
     weights : Weights
         After the last epoch.
+    last : Epoch or None
+        The last epoch itself, to be looked at only once training is over.
     """
 
     def __init__(self, problem: Problem):
+        self.last: Epoch | None = None
         self.loss: list[list[float]] = [[] for _ in range(problem.n_models)]
         self.accuracy: list[list[float]] = [[] for _ in range(problem.n_models)]
         self.learning_rate = np.full(problem.n_models, np.nan)
@@ -51,6 +54,7 @@ class Record(Consumer):
 
     def __call__(self, epoch: Epoch) -> bool:
         """Take down the epoch."""
+        self.last = epoch
         self.learning_rate[epoch.models] = epoch.learning_rate
         for position, model in enumerate(epoch.models):
             self.weights.keep(epoch, position)
@@ -178,3 +182,44 @@ class Report(Consumer):
             )
         print(line)
         return False
+
+
+class Watch:
+    """The consumers of a single fit.
+
+    Attributes
+    ----------
+    record : Record
+        The curves.
+    validation : Validation or None
+        The curves on validation rows, where there are any.
+    weights : Weights
+        The ones that the fit ends with.
+    consumers : list of Consumer
+        All of them, in the order in which they want to be asked.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        held_out: Problem | None,
+        *,
+        early_stopping: bool,
+        tol: float,
+        n_iter_no_change: int,
+        verbose: int,
+    ):
+        self.record = Record(problem)
+        self.weights = self.record.weights
+        self.validation = None if held_out is None else Validation(held_out)
+        self.consumers: list[Consumer] = [Divergence(), self.record]
+        if self.validation is not None:
+            self.consumers.append(self.validation)
+        if verbose:
+            self.consumers.append(Report(self.record, self.validation))
+        if early_stopping and self.validation is not None:
+            stopping = EarlyStopping(problem, self.validation, tol, n_iter_no_change)
+            self.weights = stopping.weights
+            self.consumers.append(stopping)
+        elif tol > 0:
+            self.consumers.append(Tolerance(problem.n_models, tol, n_iter_no_change))

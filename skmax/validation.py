@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import array_api_compat
 import numpy as np
 from scipy import sparse
-from sklearn.utils._array_api import _convert_to_numpy, get_namespace, get_namespace_and_device
+from sklearn.utils._array_api import _convert_to_numpy
 from sklearn.utils._encode import _check_unknown, _encode
 from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
@@ -17,32 +18,33 @@ from sklearn.utils.validation import _check_sample_weight, column_or_1d, validat
 _SUM_TOLERANCE = 1e-3
 
 
-def check_X(estimator: Any, X: Any, *, reset: bool, y: Any = "no_validation") -> Any:
-    """X, or X and y, checked as scikit-learn does, X in its own dtype and layout."""
+def check_X(estimator: Any, X: Any) -> Any:
+    """X for a fitted estimator, checked as scikit-learn does, in its own dtype and layout."""
+    return validate_data(estimator, X, reset=False, accept_sparse="csr", dtype="numeric")
+
+
+def check_X_y(estimator: Any, X: Any, y: Any, *, reset: bool) -> tuple[Any, Any]:
+    """X and y for fitting, checked as scikit-learn does, X in its own dtype and layout."""
     return validate_data(
-        estimator,
-        X,
-        y,
-        reset=reset,
-        accept_sparse="csr",
-        dtype="numeric",
-        **({} if isinstance(y, str) and y == "no_validation" else {"multi_output": True}),
+        estimator, X, y, reset=reset, accept_sparse="csr", dtype="numeric", multi_output=True
     )
 
 
 def to_host(array: Any) -> np.ndarray:
-    """A NumPy array of what scikit-learn's validation let through."""
+    """A NumPy array of any array, wherever it is."""
     if sparse.issparse(array):
         return array.toarray()
-    return _convert_to_numpy(array, get_namespace(array)[0])
+    if array_api_compat.is_array_api_obj(array):
+        return _convert_to_numpy(array, array_api_compat.array_namespace(array))
+    return np.asarray(array)
 
 
 def like(reference: Any, array: np.ndarray) -> Any:
     """A host array, moved to where `reference` is; NumPy for a sparse matrix."""
     if sparse.issparse(reference) or isinstance(reference, np.ndarray):
         return array
-    xp, _, device = get_namespace_and_device(reference)
-    return xp.asarray(array, device=device)
+    xp = array_api_compat.array_namespace(reference)
+    return xp.asarray(array, device=array_api_compat.device(reference))
 
 
 def is_matrix(y: Any) -> bool:
@@ -121,20 +123,22 @@ class Targets:
         """The index of each row's (likeliest) class, of shape (n_samples,)."""
         return self.values if self.values.ndim == 1 else self.values.argmax(axis=1)
 
-    def mass(self, weight: np.ndarray | None) -> np.ndarray:
-        """The weight of each class, of shape (n_classes,)."""
-        if self.values.ndim == 1:
-            return np.bincount(self.values, weight, minlength=len(self.classes))
-        return self.values.sum(0) if weight is None else weight @ self.values
+    def mass(self, weight: np.ndarray | None, order: np.ndarray) -> np.ndarray:
+        """The weight that each class has in the rows `order`, of shape (n_classes,)."""
+        values = self.values[order]
+        weight = np.ones(len(order)) if weight is None else weight[order]
+        if values.ndim == 1:
+            return np.bincount(values, weight, minlength=len(self.classes))
+        return weight @ values
 
     def weighted(
-        self, class_weight: Any, sample_weight: np.ndarray | None
+        self, class_weight: Any, sample_weight: np.ndarray | None, order: np.ndarray
     ) -> tuple[Targets, np.ndarray]:
-        """Targets and row weights with class weights applied.
+        """Targets and row weights with class weights applied, balanced over the rows `order`.
 
         A row of probabilities is as many rows as classes, each with its class's weight.
         """
-        factor = self._factors(class_weight, sample_weight)
+        factor = self._factors(class_weight, sample_weight, order)
         if self.values.ndim == 1:
             row_factor, targets = factor[self.values], self
         else:
@@ -145,9 +149,11 @@ class Targets:
             targets = Targets(self.classes, np.where(kept[:, None], values, self.values))
         return targets, row_factor if sample_weight is None else sample_weight * row_factor
 
-    def _factors(self, class_weight: Any, sample_weight: np.ndarray | None) -> np.ndarray:
+    def _factors(
+        self, class_weight: Any, sample_weight: np.ndarray | None, order: np.ndarray
+    ) -> np.ndarray:
         if isinstance(class_weight, str):  # "balanced"
-            mass = self.mass(sample_weight)
+            mass = self.mass(sample_weight, order)
             known = mass > 0
             return np.divide(mass.sum() / known.sum(), mass, out=np.zeros(len(mass)), where=known)
         factor = compute_class_weight(class_weight, classes=self.classes, y=self.classes)
@@ -156,7 +162,7 @@ class Targets:
         return factor
 
 
-def check_weights(X: Any, sample_weight: Any, name: str = "sample_weight") -> np.ndarray | None:
+def check_weights(sample_weight: Any, X: Any, name: str = "sample_weight") -> np.ndarray | None:
     """Row weights on the host, or None for equal ones.
 
     Raises
@@ -167,7 +173,7 @@ def check_weights(X: Any, sample_weight: Any, name: str = "sample_weight") -> np
     if sample_weight is None:
         return None
     rows = np.empty(X.shape[0], dtype=bool)  # stands for X: weights are wanted on the host
-    if hasattr(sample_weight, "__array_namespace__") or hasattr(sample_weight, "device"):
+    if array_api_compat.is_array_api_obj(sample_weight):
         sample_weight = to_host(sample_weight)
     weight = _check_sample_weight(
         sample_weight, rows, dtype=np.float64, allow_all_zero_weights=True

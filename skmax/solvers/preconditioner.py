@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from skmax.backends import Rows, float_dtype_for
 from skmax.problem import Array, Problem
 
 # A unit is sqrt(variance + _CURVATURE * problem.l2[:, None]): with the variance alone, a nearly constant feature
@@ -30,55 +29,44 @@ class Moments:
     ----------
     origin : ndarray of shape (d,)
         A vector amid the data. Means are counted from it, so that none loses digits.
-    weight : ndarray of shape (m,)
-        Sum of the weights.
     mean, variance : ndarray of shape (m, d)
         Per model, since models may weigh the rows differently.
     """
 
     origin: np.ndarray
-    weight: np.ndarray
     mean: np.ndarray
     variance: np.ndarray
 
     @classmethod
-    def of(
-        cls,
-        data: Rows,
-        order: np.ndarray,
-        sample_weight: Array | None,
-        origin: np.ndarray | None = None,
-    ) -> Moments:
-        """Moments of the rows `order` of `data`, weighted, counted from `origin` if given."""
-        backend = data.backend
+    def of(cls, problem: Problem, origin: np.ndarray | None = None) -> Moments:
+        """Moments of a problem's rows, counted from `origin` if that is given."""
+        backend, order = problem.backend, problem.order
         xp, float64 = backend.xp, backend.dtype(np.float64)
-        origin = data.origin(order) if origin is None else origin
-        data = data.with_(dtype=float64, shift=origin if origin.any() else None)
-        total: list[Array] = [0.0, 0.0, 0.0]
+        origin = problem.data.origin(order) if origin is None else origin
+        data = problem.data.with_(dtype=float64, shift=origin if origin.any() else None)
+        total: list[Array] = [0.0, 0.0]
         for index, X in data.chunks(order):
-            if sample_weight is None:
+            if problem.sample_weight is None:
                 weight = xp.ones((1, X.shape[0]), dtype=float64, device=backend.device)
             else:
-                weight = xp.astype(xp.take(sample_weight, index, axis=0), float64).T
-            sums = xp.sum(weight, axis=1), weight @ X, weight @ (X * X)
-            total = [before + now for before, now in zip(total, sums, strict=True)]
-        weight_sum, first, second = (backend.to_numpy(part) for part in total)
-        mean = first / weight_sum[:, None]
-        variance = second / weight_sum[:, None] - mean**2
-        return cls(origin, weight_sum, mean, np.where(variance > _NOISE * mean**2, variance, 0.0))
+                weight = xp.astype(xp.take(problem.sample_weight, index, axis=0), float64).T
+            total = [total[0] + weight @ X, total[1] + weight @ (X * X)]
+        mean, square = (backend.to_numpy(part) / len(order) for part in total)
+        variance = square - mean**2
+        return cls(origin, mean, np.where(variance > _NOISE * mean**2, variance, 0.0))
 
-    def merged(self, other: Moments) -> Moments:
-        """The moments of both sets of rows, counted from the same origin.
+    def merged(self, other: Moments, share: float) -> Moments:
+        """The moments of both sets of rows, `other` having a share of the weight.
+
+        Both must be counted from the same origin.
 
         Reference: T. F. Chan, G. H. Golub and R. J. LeVeque, Updating formulae and a pairwise
         algorithm for computing sample variances, 1982.
         """
-        weight = self.weight + other.weight
-        share = (other.weight / weight)[:, None]
         step = other.mean - self.mean
         between = share * (1 - share) * step**2
         variance = (1 - share) * self.variance + share * other.variance + between
-        return Moments(self.origin, weight, self.mean + share * step, variance)
+        return Moments(self.origin, self.mean + share * step, variance)
 
 
 def precondition(problem: Problem, moments: Moments) -> Problem:

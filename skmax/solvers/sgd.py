@@ -17,6 +17,8 @@ from skmax.solvers.schedules import step_rates
 # come back from, and one that a rate found from the data should not reach.
 _HOPELESS, _TOO_FAST = 100.0, 2.0
 _MAX_RETRIES = 30
+# Epochs that large data need, and steps that small data need.
+_MIN_EPOCHS, _MIN_STEPS = 10, 1000
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,11 @@ class SGD:
     max_iter: tuple[int, ...]
     batch_size: int
     shuffle: bool
+
+    @staticmethod
+    def default_epochs(n_steps: int) -> int:
+        """How many epochs of `n_steps` steps are planned where nobody says."""
+        return max(_MIN_EPOCHS, -(-_MIN_STEPS // n_steps))
 
     def select(self, models: np.ndarray) -> SGD:
         """The hyperparameters of some of the models."""

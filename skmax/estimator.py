@@ -1,0 +1,652 @@
+"""SoftmaxRegression: parameters, fit, partial_fit and predict. The mathematics is elsewhere."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, replace
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+from scipy import sparse
+from sklearn.base import BaseEstimator, ClassifierMixin, _fit_context
+from sklearn.callback import CallbackSupportMixin
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model._base import SparseCoefMixin
+from sklearn.metrics import accuracy_score
+from sklearn.model_selection import train_test_split
+from sklearn.utils import check_random_state
+from sklearn.utils._array_api import check_same_namespace
+from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.validation import check_array, check_is_fitted
+
+from skmax.backends import float_dtype_for, resolve
+from skmax.callbacks import Callbacks
+from skmax.objective import log_softmax, logit_chunks
+from skmax.problem import Epoch, Problem, State
+from skmax.solvers.learning_rate import automatic
+from skmax.solvers.preconditioner import Moments, precondition
+from skmax.solvers.schedules import ENDING, SCHEDULES
+from skmax.solvers.sgd import SGD
+from skmax.stopping import Watch, Weights
+from skmax.training import train
+from skmax.validation import (
+    Targets,
+    check_classes,
+    check_weights,
+    check_X,
+    check_X_y,
+    is_matrix,
+    like,
+    to_host,
+)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What is known of all rows that a model has been fitted to.
+
+    Attributes
+    ----------
+    weight_sum : float
+        The sum of their weights.
+    moments : Moments or None
+        Of their features, where the preconditioner needs them.
+    """
+
+    weight_sum: float = 0.0
+    moments: Moments | None = None
+
+    def and_(self, weight_sum: float, problem: Problem) -> Seen:
+        """The same of these rows and those of a problem, whose weights have another sum."""
+        origin = None if self.moments is None else self.moments.origin
+        moments = Moments.of(problem, origin)
+        total = self.weight_sum + weight_sum
+        if self.moments is not None:
+            moments = self.moments.merged(moments, weight_sum / total)
+        return Seen(total, moments)
+
+
+@dataclass(frozen=True)
+class Carried:
+    """What `partial_fit` goes on with, besides the coefficients.
+
+    Attributes
+    ----------
+    rng : numpy.random.Generator
+        The source of batch orders.
+    seen : Seen
+        What is known of all rows so far.
+    velocity : tuple of two ndarrays, or None
+        The last steps of coefficients and intercepts: momentum.
+    """
+
+    rng: np.random.Generator
+    seen: Seen = Seen()
+    velocity: tuple[np.ndarray, np.ndarray] | None = None
+
+    def moving(self, problem: Problem, state: State) -> State:
+        """The state, with the momentum carried on."""
+        if self.velocity is None:
+            return state
+        coef, intercept = (problem.backend.asarray(v, problem.data.dtype) for v in self.velocity)
+        return replace(state, coef_velocity=coef, intercept_velocity=intercept)
+
+
+class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, BaseEstimator):
+    """Softmax regression, also known as multinomial logistic regression.
+
+    DOCSTRING
+    """
+
+    _parameter_constraints: dict = {  # noqa: RUF012
+        "C": [Interval(Real, 0, None, closed="right")],
+        "l1_ratio": [Interval(Real, 0, 1, closed="both")],
+        "fit_intercept": ["boolean"],
+        "class_weight": [dict, StrOptions({"balanced"}), None],
+        "label_smoothing": [Interval(Real, 0, 1, closed="left")],
+        "solver": [StrOptions({"sgd"})],
+        "preconditioner": [StrOptions({"diagonal"}), None],
+        "learning_rate": [Interval(Real, 0, None, closed="neither"), StrOptions({"auto"})],
+        "schedule": [StrOptions(set(SCHEDULES))],
+        "max_iter": [Interval(Integral, 1, None, closed="left"), None],
+        "batch_size": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"})],
+        "momentum": [Interval(Real, 0, 1, closed="left")],
+        "shuffle": ["boolean"],
+        "tol": [Interval(Real, 0, None, closed="left")],
+        "n_iter_no_change": [Interval(Integral, 1, None, closed="left")],
+        "early_stopping": ["boolean"],
+        "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
+        "warm_start": ["boolean"],
+        "random_state": ["random_state"],
+        "verbose": ["verbose"],
+        "backend": [StrOptions({"auto", "numpy", "cupy"})],
+    }
+
+    _doc_link_module = "skmax"
+    _doc_link_template = "https://skmax.readthedocs.io/en/stable/api.html#skmax.{estimator_name}"
+
+    def __init__(
+        self,
+        *,
+        C=1.0,
+        l1_ratio=0.0,
+        fit_intercept=True,
+        class_weight=None,
+        label_smoothing=0.0,
+        solver="sgd",
+        preconditioner="diagonal",
+        learning_rate="auto",
+        schedule="linear",
+        max_iter=None,
+        batch_size="auto",
+        momentum=0.9,
+        shuffle=True,
+        tol=1e-4,
+        n_iter_no_change=10,
+        early_stopping=False,
+        validation_fraction=0.1,
+        warm_start=False,
+        random_state=None,
+        verbose=0,
+        backend="auto",
+    ):
+        self.C = C
+        self.l1_ratio = l1_ratio
+        self.fit_intercept = fit_intercept
+        self.class_weight = class_weight
+        self.label_smoothing = label_smoothing
+        self.solver = solver
+        self.preconditioner = preconditioner
+        self.learning_rate = learning_rate
+        self.schedule = schedule
+        self.max_iter = max_iter
+        self.batch_size = batch_size
+        self.momentum = momentum
+        self.shuffle = shuffle
+        self.tol = tol
+        self.n_iter_no_change = n_iter_no_change
+        self.early_stopping = early_stopping
+        self.validation_fraction = validation_fraction
+        self.warm_start = warm_start
+        self.random_state = random_state
+        self.verbose = verbose
+        self.backend = backend
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def fit(self, X, y, sample_weight=None, *, X_val=None, y_val=None, sample_weight_val=None):
+        """FITDOC"""
+        metadata = {} if sample_weight is None else {"sample_weight": sample_weight}
+        arguments = {"X": X, "y": y, "metadata": metadata}
+        X, y = check_X_y(self, X, y, reset=True)
+        targets = Targets.read(y)
+        weight = check_weights(sample_weight, X)
+        warm = self.warm_start and hasattr(self, "coef_")
+        if warm:
+            self._check_same_classes(targets.classes)
+        validation = self._check_validation(X_val, y_val, sample_weight_val, targets.classes)
+
+        rng = self._new_rng()
+        order, held_out = np.arange(X.shape[0]), None
+        if self.early_stopping and validation is None:
+            order, held_out = self._split(targets, rng)
+            validation = X, targets, weight
+        problem, seen = self._pose(X, targets, weight, order)
+        state = self._restored(problem) if warm else State.start(problem)
+        solver = self._solver(problem)
+        if validation is not None:
+            validation = self._pose_validation(problem, *validation, held_out)
+        watch = self._watch(problem, validation, tol=self.tol)
+
+        def fitted() -> dict[str, Any]:
+            return {
+                "classes_": like(y, targets.classes),
+                "n_features_in_": self.n_features_in_,
+                **_curves(watch),
+                **_coefficients(X, problem, watch.weights),
+                "_carried": Carried(rng, seen),
+            }
+
+        max_iter = solver.max_iter[0]
+        callbacks = Callbacks(self, arguments, fitted, max_iter)
+        try:
+            epochs = solver.epochs(problem, state, rng)
+            train(epochs, [*watch.consumers, callbacks], max_iter)
+        except KeyboardInterrupt:  # what the completed epochs have reached is kept
+            if watch.record.loss[0]:
+                vars(self).update(fitted())
+            raise
+        vars(self).update(fitted())
+        self._warn_unless_good(watch.record.loss[0], max_iter, np.sum(~problem.masked))
+        callbacks.end()
+        return self
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def partial_fit(self, X, y, classes=None, sample_weight=None):
+        """PFDOC"""
+        self._check_can_continue()
+        first = not hasattr(self, "coef_")
+        X, y = check_X_y(self, X, y, reset=first)
+        known = self._announced_classes(y, classes, first)
+        targets = Targets.read(y, known)
+        weight = check_weights(sample_weight, X)
+
+        carried = Carried(self._new_rng()) if first else self._carried
+        order = np.arange(X.shape[0])
+        problem, seen = self._pose(X, targets, weight, order, carried)
+        state = State.start(problem) if first else self._restored(problem)
+        solver = replace(self._solver(problem), schedule=("constant",), max_iter=(1,))
+        watch = self._watch(problem, None, tol=0)
+        train(solver.epochs(problem, carried.moving(problem, state), carried.rng), watch.consumers, 1)
+        vars(self).update(
+            classes_=like(y, known) if first else self.classes_,
+            **_curves(watch, previous=None if first else self),
+            **_coefficients(X, problem, watch.weights),
+            _carried=Carried(carried.rng, seen, _velocity(problem, watch.record.last)),
+        )
+        return self
+
+    def _new_rng(self) -> np.random.Generator:
+        """NumPy's PCG64, so that every backend sees the same batches."""
+        seed = check_random_state(self.random_state).randint(np.iinfo(np.int32).max)
+        return np.random.Generator(np.random.PCG64(seed))
+
+    def _check_same_classes(self, classes: np.ndarray) -> None:
+        before = to_host(self.classes_)
+        if not np.array_equal(before, classes):
+            raise ValueError(
+                "warm_start can only be used where `y` has the same classes as in the previous "
+                f"call to fit. Previously got {before}, `y` has {classes}."
+            )
+
+    def _check_can_continue(self) -> None:
+        if self.early_stopping:
+            raise ValueError("partial_fit does not support early_stopping=True")
+        if self.class_weight == "balanced":
+            raise ValueError(
+                "class_weight='balanced' is not supported for partial_fit, which does not see all "
+                "rows. Compute the weights on a large enough sample with "
+                "sklearn.utils.compute_class_weight('balanced', classes=classes, y=y) and pass "
+                "them as a dictionary."
+            )
+
+    def _announced_classes(self, y: Any, classes: Any, first: bool) -> np.ndarray:
+        """The classes of all calls to partial_fit, on the host."""
+        if not first:
+            known = to_host(self.classes_)
+            if classes is not None and not np.array_equal(known, np.unique(to_host(classes))):
+                raise ValueError(
+                    f"`classes={classes!r}` is not the same as on last call to partial_fit, was: "
+                    f"{known!r}"
+                )
+            return known
+        if classes is None and is_matrix(y):
+            classes = np.arange(y.shape[1])
+        if classes is None:
+            raise ValueError("classes must be passed on the first call to partial_fit.")
+        known = np.unique(to_host(classes))
+        check_classes(known, np.ones(len(known)))
+        return known
+
+    def _check_validation(self, X_val: Any, y_val: Any, weight: Any, classes: np.ndarray) -> Any:
+        """The caller's validation data as (X, targets, weights), or None."""
+        if X_val is None and y_val is None:
+            if weight is not None:
+                raise ValueError("sample_weight_val is provided, but X_val was not provided.")
+            return None
+        if y_val is None:
+            raise ValueError("X_val is provided, but y_val was not provided.")
+        if X_val is None:
+            raise ValueError("y_val is provided, but X_val was not provided.")
+        X_val, y_val = check_X_y(self, X_val, y_val, reset=False)
+        targets = Targets.read(y_val, classes, name="y_val")
+        return X_val, targets, check_weights(weight, X_val, name="sample_weight_val")
+
+    def _split(self, targets: Targets, rng: np.random.Generator) -> list[np.ndarray]:
+        """Rows to train on and rows to validate on, stratified."""
+        return train_test_split(
+            np.arange(len(targets.labels)),
+            test_size=self.validation_fraction,
+            stratify=targets.labels,
+            random_state=int(rng.integers(np.iinfo(np.int32).max)),
+        )
+
+    def _pose(
+        self,
+        X: Any,
+        targets: Targets,
+        weight: np.ndarray | None,
+        order: np.ndarray,
+        carried: Carried | None = None,
+    ) -> tuple[Problem, Seen]:
+        """What is to be minimised, and what is known of all rows that it is about."""
+        score_weight = None
+        row_weight = weight
+        if self.class_weight is not None:
+            targets, row_weight = targets.weighted(self.class_weight, weight, order)
+            score_weight = np.ones(len(row_weight)) if weight is None else weight
+        before = Seen() if carried is None else carried.seen
+        weight_sum = float(len(order) if row_weight is None else row_weight[order].sum())
+        if carried is None:
+            masked = check_classes(targets.classes, targets.mass(row_weight, order))
+        else:  # classes that have not come yet may still come
+            masked = np.zeros(len(targets.classes), dtype=bool)
+        problem = Problem.pose(
+            resolve(X, self.backend).rows_of(X, float_dtype_for(X)),
+            order,
+            targets.values,
+            sample_weight=_column(row_weight),
+            score_weight=_column(score_weight),
+            masked=masked[None],
+            C=np.array([float(self.C)]),
+            l1_ratio=np.array([float(self.l1_ratio)]),
+            label_smoothing=np.array([float(self.label_smoothing)]),
+            fit_intercept=self.fit_intercept,
+            weight_sum=np.array([weight_sum + before.weight_sum]),
+        )
+        if self.preconditioner is None:
+            return problem, Seen(weight_sum + before.weight_sum)
+        seen = before.and_(weight_sum, problem)
+        return precondition(problem, seen.moments), seen
+
+    def _pose_validation(
+        self,
+        problem: Problem,
+        X: Any,
+        targets: Targets,
+        weight: np.ndarray | None,
+        order: np.ndarray | None,
+    ) -> Problem:
+        """The plain cross-entropy on validation rows, as seen by the models of a problem."""
+        data = problem.data
+        if order is None:
+            order = np.arange(X.shape[0])
+            data = problem.backend.rows_of(X, float_dtype_for(X)).with_(dtype=data.dtype, shift=data.shift)
+        return Problem.pose(
+            data,
+            order,
+            targets.values,
+            sample_weight=_column(weight),
+            score_weight=None,
+            masked=problem.masked,
+            C=np.array([np.inf]),
+            l1_ratio=np.zeros(1),
+            label_smoothing=np.zeros(1),
+            fit_intercept=self.fit_intercept,
+        )
+
+    def _solver(self, problem: Problem) -> SGD:
+        """The solver that the parameters ask for."""
+        n = len(problem.order)
+        batch_size = min(200, n) if self.batch_size == "auto" else self.batch_size
+        if batch_size > n:
+            warnings.warn(
+                f"batch_size={batch_size} is larger than the {n} rows to train on, and is clipped "
+                "to that.",
+                stacklevel=3,
+            )
+            batch_size = n
+        auto = self.learning_rate == "auto"
+        return SGD(
+            learning_rate=automatic(problem) if auto else np.array([float(self.learning_rate)]),
+            momentum=np.array([float(self.momentum)]),
+            retry=np.array([auto]),
+            schedule=(self.schedule,),
+            max_iter=(self.max_iter or SGD.default_epochs(-(-n // batch_size)),),
+            batch_size=batch_size,
+            shuffle=self.shuffle,
+        )
+
+    def _watch(self, problem: Problem, validation: Problem | None, *, tol: float) -> Watch:
+        return Watch(
+            problem,
+            validation,
+            early_stopping=self.early_stopping,
+            tol=tol,
+            n_iter_no_change=self.n_iter_no_change,
+            verbose=self.verbose,
+        )
+
+    def _restored(self, problem: Problem) -> State:
+        """The state of a solver that goes on from the fitted coefficients."""
+        coef = to_host(self.coef_).astype(np.float64)
+        intercept = self._intercept_at(problem.data.shift)
+        if len(coef) == 1:  # the best two rows of weights with this difference
+            coef, intercept = np.concatenate([-coef, coef]) / 2, np.append(-intercept, intercept) / 2
+        return State.at(problem, coef[None], intercept[None])
+
+    def _intercept_at(self, shift: np.ndarray | None) -> np.ndarray:
+        """The logits of a row that equals `shift`, of the shape of `intercept_`, float64."""
+        intercept = to_host(self.intercept_).astype(np.float64)
+        if shift is None:
+            return intercept
+        coef = self.coef_ if sparse.issparse(self.coef_) else to_host(self.coef_)
+        anchor, correction = self._anchor or (np.zeros_like(shift), 0.0)
+        there = intercept + coef @ anchor.astype(np.float64) + correction
+        return there + coef @ (shift - anchor).astype(np.float64)
+
+    def _warn_unless_good(self, loss: list[float], max_iter: int, n_classes: int) -> None:
+        if loss[-1] > 2 * np.log(n_classes):
+            warnings.warn(
+                f"The objective ended at {loss[-1]:g}, worse than that of a model which knows "
+                f"nothing ({np.log(n_classes):g}): learning_rate={self.learning_rate} is too large "
+                "for these data. Use a smaller one, or learning_rate='auto'.",
+                ConvergenceWarning,
+                stacklevel=3,
+            )
+        elif (
+            self.tol > 0
+            and not self.early_stopping
+            and self.schedule not in ENDING
+            and len(loss) == max_iter > 1
+            and loss[-2] - loss[-1] > self.tol * abs(loss[-2])
+        ):
+            warnings.warn(
+                f"The objective still fell by {1 - loss[-1] / loss[-2]:.2g} of itself, more than "
+                f"tol={self.tol:g}, in the last of max_iter={max_iter} epochs. Increase max_iter, "
+                "or use a schedule that ends, such as schedule='linear'.",
+                ConvergenceWarning,
+                stacklevel=3,
+            )
+
+    # Prediction
+
+    def decision_function(self, X):
+        """Logits of each row.
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix} of shape (n_samples, n_features)
+            The rows.
+
+        Returns
+        -------
+        logits : array of shape (n_samples,) or (n_samples, n_classes)
+            Columns are in the order of `classes_`. With two classes, one logit: positive where
+            ``classes_[1]`` is the likelier one.
+        """
+        logits = self._map_logits(X, "decision_function", lambda _, logits: logits)
+        return logits[:, 1] if self.coef_.shape[0] == 1 else logits
+
+    def predict(self, X):
+        """The likeliest class of each row.
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix} of shape (n_samples, n_features)
+            The rows.
+
+        Returns
+        -------
+        y : array of shape (n_samples,)
+            Labels, as in `classes_`.
+        """
+        index = self._map_logits(X, "predict", lambda xp, logits: xp.argmax(logits, axis=1))
+        labels = to_host(self.classes_)[to_host(index)]
+        return labels if labels.dtype.kind in "OUST" else like(index, labels)
+
+    def predict_proba(self, X):
+        """Probabilities of the classes.
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix} of shape (n_samples, n_features)
+            The rows.
+
+        Returns
+        -------
+        probabilities : array of shape (n_samples, n_classes)
+            Columns are in the order of `classes_`; rows sum to 1.
+        """
+        return self._map_logits(
+            X, "predict_proba", lambda xp, logits: xp.exp(log_softmax(xp, logits))
+        )
+
+    def predict_log_proba(self, X):
+        """Logarithms of the probabilities of the classes.
+
+        They are not logarithms of probabilities that have been rounded to zero: they are finite
+        wherever the logits are.
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix} of shape (n_samples, n_features)
+            The rows.
+
+        Returns
+        -------
+        log_probabilities : array of shape (n_samples, n_classes)
+            Columns are in the order of `classes_`.
+        """
+        return self._map_logits(X, "predict_log_proba", log_softmax)
+
+    def _map_logits(self, X: Any, method: str, function: Any) -> Any:
+        """Apply `function(xp, logits)` to the logits of a bounded number of rows at a time."""
+        check_is_fitted(self)
+        check_same_namespace(X, self, attribute="coef_", method=method)
+        X = check_X(self, X)
+        backend = resolve(X, "auto")
+        coef = self.coef_
+        wide = max(float_dtype_for(X), float_dtype_for(coef), key=lambda dtype: np.dtype(dtype).itemsize)
+        data = backend.rows_of(X, wide)
+        if self._anchor is not None and not sparse.issparse(X):
+            data = data.with_(shift=self._anchor[0])
+        intercept = backend.asarray(self._intercept_at(data.shift), data.dtype)
+        parts = [function(backend.xp, logits) for logits in logit_chunks(data, coef, intercept)]
+        return parts[0] if len(parts) == 1 else backend.xp.concat(parts, axis=0)
+
+    def score(self, X, y, sample_weight=None):
+        """Accuracy.
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix} of shape (n_samples, n_features)
+            The rows.
+        y : array-like of shape (n_samples,) or (n_samples, n_classes)
+            True labels, or their probabilities, of which the largest counts.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Weights of the rows.
+
+        Returns
+        -------
+        accuracy : float
+            The (weighted) share of rows that are classified rightly.
+        """
+        shape = getattr(y, "shape", None) or np.shape(y)
+        if len(shape) == 2 and shape[1] > 1:
+            check_is_fitted(self)
+            classes = to_host(self.classes_)
+            y = classes[Targets.read(check_array(y, accept_sparse="csr"), classes).labels]
+            return accuracy_score(y, to_host(self.predict(X)), sample_weight=sample_weight)
+        return super().score(X, y, sample_weight)
+
+    def to_sklearn(self):
+        """A fitted scikit-learn model with the same predictions.
+
+        Whatever reads `LogisticRegression` (ONNX converters, SHAP, skops) reads it.
+
+        Returns
+        -------
+        model : sklearn.linear_model.LogisticRegression
+            With NumPy attributes. Fitting it anew minimises the same objective, label smoothing
+            apart.
+        """
+        check_is_fitted(self)
+        model = LogisticRegression(
+            C=self.C,
+            l1_ratio=self.l1_ratio,
+            fit_intercept=self.fit_intercept,
+            class_weight=self.class_weight,
+            solver="saga" if self.l1_ratio > 0 else "lbfgs",
+        )
+        model.coef_ = self.coef_ if sparse.issparse(self.coef_) else to_host(self.coef_)
+        model.intercept_ = to_host(self.intercept_)
+        if self._anchor is not None:  # float32 could not hold what cancels
+            model.coef_ = model.coef_.astype(np.float64)
+            shift = self._anchor[0]
+            there = self._intercept_at(shift)
+            model.intercept_ = there - model.coef_ @ shift.astype(np.float64)
+        model.classes_ = to_host(self.classes_)
+        model.n_iter_ = np.array([self.n_iter_], dtype=np.int32)
+        model.n_features_in_ = self.n_features_in_
+        if hasattr(self, "feature_names_in_"):
+            model.feature_names_in_ = self.feature_names_in_
+        return model
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        tags.array_api_support = True
+        return tags
+
+
+def _column(weight: np.ndarray | None) -> np.ndarray | None:
+    return None if weight is None else weight[:, None]
+
+
+def _curves(watch: Watch, previous: SoftmaxRegression | None = None) -> dict[str, Any]:
+    """The fitted attributes that tell of training, after those of earlier calls."""
+    record, validation = watch.record, watch.validation
+    loss, accuracy = record.loss[0], record.accuracy[0]
+    if previous is not None:
+        loss, accuracy = previous.loss_curve_ + loss, previous.accuracy_curve_ + accuracy
+    scores = None if validation is None else list(validation.score[0])
+    return {
+        "n_iter_": len(loss),
+        "learning_rate_": float(record.learning_rate[0]),
+        "loss_curve_": list(loss),
+        "accuracy_curve_": list(accuracy),
+        "best_loss_": min(loss),
+        "validation_scores_": scores,
+        "validation_loss_curve_": None if validation is None else list(validation.loss[0]),
+        "best_validation_score_": None if scores is None else max(scores),
+    }
+
+
+def _coefficients(X: Any, problem: Problem, weights: Weights) -> dict[str, Any]:
+    """The fitted attributes that make predictions, where X is."""
+    coef = problem.backend.to_numpy(weights.coef[0])
+    intercept = problem.backend.to_numpy(weights.intercept[0]).astype(np.float64)
+    intercept[problem.masked[0]] = -np.inf
+    if len(coef) == 2:
+        coef, intercept = coef[1:] - coef[:1], intercept[1:] - intercept[:1]
+    anchor = None
+    if (shift := problem.data.shift) is not None:
+        # What the intercept's own dtype cannot hold is kept beside it.
+        change = coef.astype(np.float64) @ shift.astype(np.float64)
+        at_shift, intercept = intercept, intercept - change
+        rounded = intercept.astype(coef.dtype).astype(np.float64)
+        anchor = shift, np.nan_to_num(at_shift - (rounded + change), neginf=0.0)
+    return {
+        "coef_": like(X, coef),
+        "intercept_": like(X, intercept.astype(coef.dtype)),
+        "_anchor": anchor,
+    }
+
+
+def _velocity(problem: Problem, epoch: Epoch | None) -> tuple[np.ndarray, np.ndarray] | None:
+    if epoch is None:
+        return None
+    to_numpy, state = problem.backend.to_numpy, epoch.state
+    return to_numpy(state.coef_velocity), to_numpy(state.intercept_velocity)

@@ -1,0 +1,608 @@
+"""The displays, judged by what a reader of the picture sees, and the live training curve."""
+
+import pickle
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from numpy.testing import assert_array_equal
+from scipy import sparse
+from sklearn.base import BaseEstimator, ClassifierMixin, clone
+from sklearn.callback import CallbackSupportMixin, with_callbacks
+from sklearn.exceptions import NotFittedError
+
+from skmax.plotting import (
+    ClassWeightsDisplay,
+    LiveTrainingCurve,
+    PredictionGridDisplay,
+    TrainingCurveDisplay,
+)
+
+matplotlib = pytest.importorskip("matplotlib")
+matplotlib.use("agg")
+
+import matplotlib.pyplot as plt  # noqa: E402
+from matplotlib.colors import same_color, to_rgba  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
+
+RED = "tab:red"
+LOSS = [0.9, 0.6, 0.5]
+ACCURACY = [0.6, 0.7, 0.75]
+
+
+@pytest.fixture(autouse=True)
+def _close_figures():
+    yield
+    plt.close("all")
+
+
+class Model(CallbackSupportMixin, ClassifierMixin, BaseEstimator):
+    """A linear classifier whose fit replays the curves of another one."""
+
+    def set_fitted(self, **attributes):
+        vars(self).update(attributes)
+        return self
+
+    @with_callbacks
+    def fit(self, losses=LOSS, accuracies=ACCURACY):
+        fit = self._init_callback_context(max_subtasks=len(losses))
+        fit.call_on_fit_task_begin(estimator=self)
+        curves = {"loss_curve_": [], "accuracy_curve_": []}
+        for loss, accuracy in zip(losses, accuracies, strict=True):
+            epoch = fit.subcontext(task_name="epoch").call_on_fit_task_begin(estimator=self)
+            curves["loss_curve_"].append(loss)
+            curves["accuracy_curve_"].append(accuracy)
+            epoch.call_on_fit_task_end(
+                estimator=self, reconstruction_attributes=lambda: dict(curves)
+            )
+        fit.call_on_fit_task_end(estimator=self, reconstruction_attributes=lambda: dict(curves))
+        return self.set_fitted(**curves)
+
+    def predict(self, X):
+        return self.classes_[np.argmax(np.asarray(X @ self.coef_.T), axis=1)]
+
+
+def model_of_images(n_classes=3, n_features=9, classes=None):
+    coef = np.random.default_rng(0).normal(size=(n_classes, n_features))
+    return Model().set_fitted(
+        coef_=coef, classes_=np.arange(n_classes) if classes is None else np.asarray(classes)
+    )
+
+
+def used(axes):
+    return [ax for ax in axes.flat if ax is not None]
+
+
+def titles(display):
+    return [ax.get_title() for ax in used(display.axes_)]
+
+
+def pixels(display):
+    return [np.asarray(image.get_array()) for image in display.im_]
+
+
+def curves_in(display):
+    return {line.get_label(): list(line.get_ydata()) for line in display.lines_}
+
+
+class TestTrainingCurve:
+    def test_draws_all_curves_of_an_estimator(self):
+        model = Model().set_fitted(
+            loss_curve_=LOSS,
+            accuracy_curve_=ACCURACY,
+            validation_loss_curve_=[1.0, 0.8, 0.7],
+            validation_scores_=[0.5, 0.6, 0.65],
+        )
+        display = TrainingCurveDisplay.from_estimator(model)
+        assert curves_in(display) == {
+            "training loss": LOSS,
+            "training accuracy": ACCURACY,
+            "validation loss": [1.0, 0.8, 0.7],
+            "validation accuracy": [0.5, 0.6, 0.65],
+        }
+        for line in display.lines_:
+            assert_array_equal(line.get_xdata(), [1, 2, 3])
+            is_loss = "loss" in line.get_label()
+            assert line.axes is (display.ax_ if is_loss else display.accuracy_ax_)
+            assert line.get_linestyle() == ("--" if "validation" in line.get_label() else "-")
+
+    def test_says_what_is_what(self):
+        display = TrainingCurveDisplay(loss=LOSS, accuracy=ACCURACY).plot()
+        assert display.ax_.get_xlabel() == "epoch"
+        assert display.ax_.get_ylabel() == "loss"
+        assert display.accuracy_ax_.get_ylabel() == "accuracy"
+        legend = display.accuracy_ax_.get_legend()
+        assert [text.get_text() for text in legend.get_texts()] == [
+            "training loss",
+            "training accuracy",
+        ]
+        for line in display.lines_:
+            label = line.axes.yaxis.label
+            assert same_color(line.get_color(), label.get_color())
+
+    @pytest.mark.parametrize("n_epochs", [1, 2, 7, 100])
+    def test_ticks_are_epochs(self, n_epochs):
+        display = TrainingCurveDisplay(loss=np.ones(n_epochs), accuracy=np.ones(n_epochs)).plot()
+        ticks = display.ax_.get_xticks()
+        assert_array_equal(ticks, np.round(ticks))
+
+    @pytest.mark.parametrize(("n_epochs", "marker"), [(1, "o"), (100, "None")])
+    def test_one_epoch_is_visible_and_many_are_not_cluttered(self, n_epochs, marker):
+        display = TrainingCurveDisplay(loss=np.ones(n_epochs), accuracy=np.ones(n_epochs)).plot()
+        assert {line.get_marker() for line in display.lines_} == {marker}
+
+    def test_draws_into_ax(self):
+        figure, ax = plt.subplots()
+        display = TrainingCurveDisplay(loss=LOSS, accuracy=ACCURACY)
+        assert display.plot(ax=ax) is display
+        assert display.ax_ is ax
+        assert display.figure_ is figure
+
+    def test_line_kw_may_use_matplotlib_aliases(self):
+        display = TrainingCurveDisplay(loss=LOSS, accuracy=ACCURACY).plot(line_kw={"lw": 4})
+        assert [line.get_linewidth() for line in display.lines_] == [4, 4]
+        display.plot(line_kw={"ls": ":"})
+        assert [line.get_linestyle() for line in display.lines_] == [":", ":"]
+
+    def test_does_not_follow_later_epochs(self):
+        model = Model().set_fitted(loss_curve_=[0.9], accuracy_curve_=[0.6])
+        display = TrainingCurveDisplay.from_estimator(model)
+        model.loss_curve_.append(0.5)
+        assert display.loss == [0.9]
+
+    def test_wants_a_fitted_estimator(self):
+        with pytest.raises(NotFittedError):
+            TrainingCurveDisplay.from_estimator(Model())
+
+
+class TestClassWeights:
+    def test_draws_one_image_per_class(self):
+        model = model_of_images(n_classes=3, classes=["cat", "cow", "dog"])
+        display = ClassWeightsDisplay.from_estimator(model)
+        assert titles(display) == ["cat", "cow", "dog"]
+        assert_array_equal(pixels(display), model.coef_.reshape(3, 3, 3))
+
+    def test_has_one_symmetric_scale(self):
+        model = model_of_images()
+        model.coef_[1, 4] = -7
+        display = ClassWeightsDisplay.from_estimator(model)
+        assert {image.get_clim() for image in display.im_} == {(-7, 7)}
+        assert display.colorbar_.ax.get_ylabel() == "weight"
+        assert (display.colorbar_.vmin, display.colorbar_.vmax) == (-7, 7)
+
+    def test_zero_weights_are_neutral(self):
+        model = model_of_images()
+        model.coef_[:] = 0
+        display = ClassWeightsDisplay.from_estimator(model)
+        colors = display.im_[0].to_rgba(display.im_[0].get_array())
+        np.testing.assert_allclose(colors, np.broadcast_to(to_rgba("white"), (3, 3, 4)), atol=0.04)
+
+    def test_two_classes_have_one_image(self):
+        model = model_of_images(n_classes=1, classes=["no", "yes"])
+        display = ClassWeightsDisplay.from_estimator(model)
+        assert titles(display) == ["yes vs. no"]
+        assert_array_equal(pixels(display)[0], model.coef_.reshape(3, 3))
+
+    def test_class_names(self):
+        model = model_of_images(n_classes=3)
+        display = ClassWeightsDisplay.from_estimator(model, class_names=("a", "b", "c"))
+        assert titles(display) == ["a", "b", "c"]
+        with pytest.raises(ValueError, match=r"2 names for 3 classes: \[0, 1, 2\]"):
+            ClassWeightsDisplay.from_estimator(model, class_names=["a", "b"])
+
+    @pytest.mark.parametrize("convert", [sparse.csr_array, sparse.csr_matrix])
+    def test_sparsified_weights(self, convert):
+        model = model_of_images()
+        dense = model.coef_.copy()
+        model.coef_ = convert(dense)
+        assert_array_equal(
+            pixels(ClassWeightsDisplay.from_estimator(model)), dense.reshape(3, 3, 3)
+        )
+
+    @pytest.mark.parametrize("device", ["CPU_DEVICE", "device1"])
+    def test_weights_of_another_namespace_and_device(self, device):
+        xp = pytest.importorskip("array_api_strict")
+        model = model_of_images()
+        dense = model.coef_
+        model.coef_ = xp.asarray(dense, device=xp.Device(device))
+        model.classes_ = xp.asarray(model.classes_, device=xp.Device(device))
+        display = ClassWeightsDisplay.from_estimator(model)
+        assert_array_equal(pixels(display), dense.reshape(3, 3, 3))
+        assert titles(display) == ["0", "1", "2"]
+
+    def test_image_shape(self):
+        model = model_of_images(n_features=6)
+        display = ClassWeightsDisplay.from_estimator(model, image_shape=(2, 3))
+        assert_array_equal(pixels(display), model.coef_.reshape(3, 2, 3))
+
+    @pytest.mark.parametrize(
+        ("image_shape", "message"),
+        [
+            (None, "6 features do not make a square image. Pass their height and width"),
+            ((3, 3), r"image_shape=\(3, 3\) does not fit: .* number of features, 6"),
+            ((6,), r"image_shape=\(6,\) does not fit"),
+            ((2, 3, 1), r"image_shape=\(2, 3, 1\) does not fit"),
+        ],
+    )
+    def test_refuses_other_image_shapes(self, image_shape, message):
+        with pytest.raises(ValueError, match=message):
+            ClassWeightsDisplay.from_estimator(
+                model_of_images(n_features=6), image_shape=image_shape
+            )
+
+    def test_wants_a_fitted_estimator(self):
+        with pytest.raises(NotFittedError):
+            ClassWeightsDisplay.from_estimator(Model())
+
+    def test_cmap_and_im_kw(self):
+        display = ClassWeightsDisplay.from_estimator(
+            model_of_images(), cmap="coolwarm", im_kw={"vmax": 2, "vmin": -2}
+        )
+        assert display.im_[0].get_cmap().name == "coolwarm"
+        assert display.im_[0].get_clim() == (-2, 2)
+
+
+class TestAxesOfAGrid:
+    @pytest.fixture
+    def display(self):
+        return ClassWeightsDisplay(weights=np.ones((5, 2, 2)), titles=list("abcde"))
+
+    @pytest.mark.parametrize(
+        ("n_cols", "shape"), [(1, (5, 1)), (2, (3, 2)), (5, (1, 5)), (9, (1, 5))]
+    )
+    def test_n_cols(self, display, n_cols, shape):
+        display.plot(n_cols=n_cols)
+        assert display.axes_.shape == shape
+        assert titles(display) == list("abcde")
+
+    def test_n_cols_must_be_positive(self, display):
+        with pytest.raises(ValueError, match="n_cols == 0, must be >= 1"):
+            display.plot(n_cols=0)
+
+    def test_one_ax_is_subdivided(self, display):
+        figure, (left, right) = plt.subplots(1, 2)
+        display.plot(ax=right)
+        assert display.bounding_ax_ is right
+        assert not right.axison
+        assert display.figure_ is figure
+        edge = left.get_position().x1
+        assert all(ax.get_position().x0 > edge for ax in used(display.axes_))
+
+    def test_a_subdivided_ax_is_not_subdivided_again(self, display):
+        _, ax = plt.subplots()
+        display.plot(ax=ax)
+        with pytest.raises(ValueError, match=r"pass ax=display\.axes_"):
+            display.plot(ax=ax)
+
+    def test_an_ax_outside_a_grid_cannot_be_subdivided(self, display):
+        with pytest.raises(ValueError, match="Pass an array of 5 Axes"):
+            display.plot(ax=plt.figure().add_axes((0, 0, 1, 1)))
+
+    @pytest.mark.parametrize("as_given", [np.asarray, list])
+    def test_several_axes_are_used_as_given(self, display, as_given):
+        figure, axes = plt.subplots(1, 5)
+        display.plot(ax=as_given(axes))
+        assert list(display.axes_) == list(axes)
+        assert display.bounding_ax_ is None
+        assert display.figure_ is figure
+
+    def test_wrong_number_of_axes(self, display):
+        _, axes = plt.subplots(2, 2)
+        with pytest.raises(ValueError, match="Expected ax to have 5 axes, one per image, got 4"):
+            display.plot(ax=axes)
+
+    def test_a_band_makes_no_huge_figure(self):
+        display = ClassWeightsDisplay(weights=np.ones((1, 1000, 1)), titles=["band"]).plot()
+        assert max(display.figure_.get_size_inches()) < 20
+
+
+class TestPredictionGrid:
+    X = np.arange(4 * 9, dtype=np.uint8).reshape(4, 9)
+    y_true = np.array(["cat", "dog", "cat", "cow"])
+    y_pred = np.array(["cat", "cat", "dog", "cow"])
+
+    def test_shows_images_and_names(self):
+        display = PredictionGridDisplay.from_predictions(self.X, self.y_true, self.y_pred)
+        assert_array_equal(pixels(display), self.X.reshape(4, 3, 3))
+        assert titles(display) == [
+            "true: cat\npredicted: cat",
+            "true: dog\npredicted: cat",
+            "true: cat\npredicted: dog",
+            "true: cow\npredicted: cow",
+        ]
+
+    def test_marks_wrong_predictions_in_red(self):
+        display = PredictionGridDisplay.from_predictions(self.X, self.y_true, self.y_pred)
+        axes = used(display.axes_)
+        assert [same_color(ax.title.get_color(), RED) for ax in axes] == [False, True, True, False]
+        assert [same_color(ax.spines["left"].get_edgecolor(), RED) for ax in axes] == [
+            False,
+            True,
+            True,
+            False,
+        ]
+
+    def test_images_share_their_scale(self):
+        display = PredictionGridDisplay.from_predictions(self.X, self.y_true, self.y_pred)
+        assert {image.get_clim() for image in display.im_} == {(0, 35)}
+
+    def test_im_kw(self):
+        display = PredictionGridDisplay.from_predictions(
+            self.X, self.y_true, self.y_pred, cmap="gray_r", im_kw={"vmax": 255}
+        )
+        assert display.im_[0].get_cmap().name == "gray_r"
+        assert display.im_[0].get_clim() == (0, 255)
+
+    def test_class_names_follow_the_sorted_labels_of_all_rows(self):
+        display = PredictionGridDisplay.from_predictions(
+            self.X, self.y_true, self.y_pred, n_images=1, class_names=["C", "B", "D"]
+        )
+        assert titles(display) == ["true: C\npredicted: C"]
+
+    def test_class_names_follow_labels(self):
+        display = PredictionGridDisplay.from_predictions(
+            self.X[:2], [2, 0], [2, 2], labels=[2, 1, 0], class_names=["two", "one", "zero"]
+        )
+        assert titles(display) == ["true: two\npredicted: two", "true: zero\npredicted: two"]
+
+    def test_probabilities_name_their_largest_column(self):
+        one_hot = np.eye(3)[[0, 2]]
+        soft = np.array([[0.2, 0.5, 0.3], [0.1, 0.2, 0.7]])
+        display = PredictionGridDisplay.from_predictions(self.X[:2], one_hot, soft)
+        assert titles(display) == ["true: 0\npredicted: 1", "true: 2\npredicted: 2"]
+
+    def test_probabilities_against_labels(self):
+        soft = np.array([[0.2, 0.5, 0.3], [0.1, 0.2, 0.7], [1, 0, 0], [1, 0, 0]])
+        display = PredictionGridDisplay.from_predictions(self.X, self.y_true, soft)
+        assert display.predicted_names == ["cow", "dog", "cat", "cat"]
+
+    def test_probabilities_of_unknown_classes(self):
+        with pytest.raises(ValueError, match=r"of 3 classes .* labels are \[0, 1\]"):
+            PredictionGridDisplay.from_predictions(self.X[:2], [0, 1], np.eye(3)[:2])
+
+    def test_a_column_of_labels(self):
+        display = PredictionGridDisplay.from_predictions(
+            self.X, self.y_true.reshape(-1, 1), self.y_pred
+        )
+        assert display.true_names == self.y_true.tolist()
+
+    def test_lengths_must_agree(self):
+        with pytest.raises(ValueError, match="inconsistent numbers of samples"):
+            PredictionGridDisplay.from_predictions(self.X, self.y_true, self.y_pred[:3])
+        with pytest.raises(ValueError, match="inconsistent numbers of samples"):
+            PredictionGridDisplay.from_estimator(model_of_images(), self.X, self.y_true[:3])
+
+    @pytest.mark.parametrize("n_images", [0, -1])
+    def test_n_images_must_be_positive(self, n_images):
+        with pytest.raises(ValueError, match=f"n_images == {n_images}, must be >= 1"):
+            PredictionGridDisplay.from_estimator(
+                model_of_images(), self.X, self.y_true, n_images=n_images
+            )
+
+    def test_from_estimator_predicts_only_what_it_shows(self):
+        class Counting(Model):
+            def predict(self, X):
+                self.n_predicted_ = X.shape[0]
+                return super().predict(X)
+
+        model = Counting().set_fitted(**vars(model_of_images()))
+        X = np.random.default_rng(0).normal(size=(50, 9))
+        y = np.argmax(X @ model.coef_.T, axis=1)
+        y[1] = (y[1] + 1) % 3
+        display = PredictionGridDisplay.from_estimator(
+            model, X, y, n_images=4, class_names=["a", "b", "c"]
+        )
+        assert model.n_predicted_ == 4
+        assert_array_equal(pixels(display), X[:4].reshape(4, 3, 3))
+        assert display.true_names == ["abc"[label] for label in y[:4]]
+        wrong = [same_color(ax.title.get_color(), RED) for ax in used(display.axes_)]
+        assert wrong == [False, True, False, False]
+
+    def test_from_estimator_takes_one_hot_targets(self):
+        model, y = model_of_images(), [0, 2, 1, 0]
+        display = PredictionGridDisplay.from_estimator(model, self.X, np.eye(3)[y])
+        assert display.true_names == ["0", "2", "1", "0"]
+
+    def test_a_class_the_estimator_has_not_seen(self):
+        display = PredictionGridDisplay.from_estimator(
+            model_of_images(), self.X, [0, 7, 1, 2], class_names=["a", "b", "c"]
+        )
+        assert display.true_names == ["a", "7", "b", "c"]
+
+    @pytest.mark.parametrize("container", ["csr", "csc", "pandas", "polars", "memmap", "torch"])
+    def test_takes_data_as_they_come(self, container, tmp_path):
+        model = model_of_images()
+        X, y = self._contain(container, tmp_path), [0, 1, 2, 0]
+        if container in ("pandas", "polars", "torch"):
+            model.predict = lambda rows: Model.predict(model, np.asarray(rows))
+        display = PredictionGridDisplay.from_estimator(model, X, y, n_images=3)
+        assert_array_equal(pixels(display), self.X[:3].reshape(3, 3, 3))
+
+    def _contain(self, container, tmp_path):
+        if container in ("pandas", "polars"):
+            names = [f"pixel{i}" for i in range(9)]
+            return pytest.importorskip(container).DataFrame(dict(zip(names, self.X.T, strict=True)))
+        if container == "torch":
+            return pytest.importorskip("torch").asarray(self.X)
+        if container == "memmap":
+            np.save(tmp_path / "X.npy", self.X)
+            return np.load(tmp_path / "X.npy", mmap_mode="r")
+        return sparse.csr_array(self.X).asformat(container)
+
+
+class RecordingCanvas:
+    """Counts what a window would be asked to do."""
+
+    def __init__(self, canvas, monkeypatch):
+        self.calls = []
+        for name in ("draw", "flush_events"):
+            monkeypatch.setattr(canvas, name, lambda name=name: self.calls.append(name))
+
+
+class TestLiveTrainingCurve:
+    def test_leaves_the_finished_curves_where_nobody_watches(self):
+        callback = LiveTrainingCurve()
+        Model().set_callbacks(callback).fit()
+        assert curves_in(callback.display_) == {
+            "training loss": LOSS,
+            "training accuracy": ACCURACY,
+        }
+        assert callback.figure_ is callback.display_.figure_
+
+    def test_redraws_a_window_at_every_epoch(self, monkeypatch):
+        monkeypatch.setattr(matplotlib, "get_backend", lambda: "QtAgg")
+        ax = Figure().add_subplot()
+        window = RecordingCanvas(ax.figure.canvas, monkeypatch)
+        callback = LiveTrainingCurve(ax=ax, interval=0)
+        Model().set_callbacks(callback).fit()
+        assert window.calls == ["draw", "flush_events"] * len(LOSS)
+        assert callback.display_.ax_ is ax
+
+    def test_opens_a_window_once(self, monkeypatch):
+        monkeypatch.setattr(matplotlib, "get_backend", lambda: "QtAgg")
+        shown = []
+        monkeypatch.setattr(Figure, "show", lambda figure: shown.append(figure))
+        callback = LiveTrainingCurve(interval=0)
+        Model().set_callbacks(callback).fit()
+        assert shown == [callback.figure_]
+
+    def test_interval_skips_all_but_the_first_and_the_last_epoch(self, monkeypatch):
+        monkeypatch.setattr(matplotlib, "get_backend", lambda: "QtAgg")
+        ax = Figure().add_subplot()
+        window = RecordingCanvas(ax.figure.canvas, monkeypatch)
+        callback = LiveTrainingCurve(ax=ax, interval=1000)
+        Model().set_callbacks(callback).fit()
+        assert window.calls == ["draw", "flush_events"] * 2
+        assert curves_in(callback.display_)["training loss"] == LOSS
+
+    def test_updates_one_display_of_a_notebook(self, monkeypatch):
+        notebook = FakeNotebook(monkeypatch)
+        callback = LiveTrainingCurve(interval=0)
+        Model().set_callbacks(callback).fit()
+        assert notebook.shown == [("display", 1), ("update", 2), ("update", 3)]
+        assert not plt.fignum_exists(callback.figure_.number)
+
+    def test_shows_nothing_in_a_worker_of_a_notebook(self, monkeypatch):
+        notebook = FakeNotebook(monkeypatch, shell=None)
+        Model().set_callbacks(LiveTrainingCurve(interval=0)).fit()
+        assert notebook.shown == []
+
+    def test_redrawing_keeps_what_else_is_on_the_axes(self, monkeypatch):
+        monkeypatch.setattr(matplotlib, "get_backend", lambda: "QtAgg")
+        ax = Figure().add_subplot(title="My run")
+        Model().set_callbacks(LiveTrainingCurve(ax=ax, interval=0)).fit()
+        assert ax.get_title() == "My run"
+        assert len(ax.figure.axes) == 2
+        assert len(ax.lines) == 1
+
+    @pytest.mark.parametrize("clear", [False, True])
+    def test_the_next_fit_replaces_the_curves_on_a_given_ax(self, clear):
+        ax = Figure().add_subplot()
+        model = Model().set_callbacks(LiveTrainingCurve(ax=ax)).fit([100, 50, 25])
+        if clear:
+            ax.clear()
+        model.fit()
+        assert [list(line.get_ydata()) for line in ax.lines] == [LOSS]
+        assert len(ax.figure.axes) == 2
+        assert ax.get_ylim()[1] < 1
+
+    def test_each_fit_has_a_figure_of_its_own_and_the_one_before_is_closed(self):
+        callback = LiveTrainingCurve()
+        model = Model().set_callbacks(callback).fit()
+        first = callback.figure_
+        clone(model).fit()
+        assert callback.figure_ is not first
+        assert plt.get_fignums() == [callback.figure_.number]
+
+    def test_only_the_fit_that_began_last_is_drawn(self):
+        callback = LiveTrainingCurve()
+        outer = SimpleNamespace(task_name="fit")
+        callback.setup(None, outer)
+        Model().set_callbacks(callback).fit()
+        stale = Model().set_fitted(loss_curve_=[7], accuracy_curve_=[0])
+        epoch = SimpleNamespace(task_name="epoch", parent=outer)
+        callback.on_fit_task_end(None, epoch, fitted_estimator=stale)
+        callback.teardown(None, outer)
+        assert curves_in(callback.display_)["training loss"] == LOSS
+
+    def test_a_fit_that_fails_leaves_the_epochs_before(self):
+        callback = LiveTrainingCurve()
+        with pytest.raises(ValueError):
+            Model().set_callbacks(callback).fit([0.9, 0.6], [0.6])
+        assert curves_in(callback.display_)["training loss"] == [0.9]
+
+    def test_pickles_without_its_figure(self):
+        model = Model().set_callbacks(LiveTrainingCurve(interval=3)).fit()
+        restored = pickle.loads(pickle.dumps(model))
+        (callback,) = restored._skl_callbacks
+        assert callback.interval == 3
+        assert not hasattr(callback, "figure_")
+        restored.fit()
+        assert curves_in(callback.display_)["training loss"] == LOSS
+
+    def test_pickles_during_a_fit(self):
+        callback = PicklingCurve(ax=Figure().add_subplot())
+        Model().set_callbacks(callback).fit()
+        assert callback.copy.ax is None
+
+
+class PicklingCurve(LiveTrainingCurve):
+    """Pickles itself while it draws, as sending a clone to a worker does."""
+
+    def on_fit_task_end(self, estimator, context, *, fitted_estimator=None):
+        super().on_fit_task_end(estimator, context, fitted_estimator=fitted_estimator)
+        (self.copy,) = pickle.loads(pickle.dumps(estimator))._skl_callbacks
+
+
+class FakeNotebook:
+    """Stands in for IPython, and notes how many epochs each picture shows."""
+
+    def __init__(self, monkeypatch, shell="shell"):
+        self.shown = []
+        ipython = SimpleNamespace(get_ipython=lambda: shell)
+        monkeypatch.setitem(sys.modules, "IPython", ipython)
+        monkeypatch.setitem(sys.modules, "IPython.display", SimpleNamespace(display=self.display))
+        monkeypatch.setattr(
+            matplotlib, "get_backend", lambda: "module://matplotlib_inline.backend_inline"
+        )
+
+    def display(self, figure, *, display_id):
+        assert display_id is True
+        self._note("display", figure)
+        return SimpleNamespace(update=lambda figure: self._note("update", figure))
+
+    def _note(self, what, figure):
+        self.shown.append((what, len(figure.axes[0].lines[0].get_ydata())))
+
+
+def test_importing_imports_no_matplotlib():
+    code = "import sys, skmax.plotting; assert 'matplotlib' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("draw", "caller"),
+    [
+        (
+            lambda: TrainingCurveDisplay(loss=LOSS, accuracy=ACCURACY).plot(),
+            "TrainingCurveDisplay.plot",
+        ),
+        (
+            lambda: ClassWeightsDisplay.from_estimator(model_of_images()),
+            "ClassWeightsDisplay.plot",
+        ),
+        (
+            lambda: PredictionGridDisplay.from_predictions(np.ones((1, 4)), [0], [0]),
+            "PredictionGridDisplay.plot",
+        ),
+        (lambda: Model().set_callbacks(LiveTrainingCurve()).fit(), "LiveTrainingCurve"),
+    ],
+)
+def test_missing_matplotlib(draw, caller, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(
+        ImportError, match=rf'^{caller} requires matplotlib.*`pip install "skmax\[plot\]"`'
+    ):
+        draw()
