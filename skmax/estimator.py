@@ -194,7 +194,7 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
             validation = X, targets, weight
         problem, seen = self._pose(X, targets, weight, order)
         state = self._restored(problem) if warm else State.start(problem)
-        solver = self._solver(problem)
+        solver = self._solver(problem, rng)
         if validation is not None:
             validation = self._pose_validation(problem, *validation, held_out)
         watch = self._watch(problem, validation, tol=self.tol)
@@ -236,7 +236,7 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
         order = np.arange(X.shape[0])
         problem, seen = self._pose(X, targets, weight, order, carried)
         state = State.start(problem) if first else self._restored(problem)
-        solver = replace(self._solver(problem), schedule=("constant",), max_iter=(1,))
+        solver = replace(self._solver(problem, carried.rng), schedule=("constant",), max_iter=(1,))
         watch = self._watch(problem, None, tol=0)
         train(solver.epochs(problem, carried.moving(problem, state), carried.rng), watch.consumers, 1)
         vars(self).update(
@@ -376,7 +376,7 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
             fit_intercept=self.fit_intercept,
         )
 
-    def _solver(self, problem: Problem) -> SGD:
+    def _solver(self, problem: Problem, rng: np.random.Generator) -> SGD:
         """The solver that the parameters ask for."""
         n = len(problem.order)
         batch_size = min(200, n) if self.batch_size == "auto" else self.batch_size
@@ -388,8 +388,8 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
             )
             batch_size = n
         auto = self.learning_rate == "auto"
-        return SGD(
-            learning_rate=automatic(problem) if auto else np.array([float(self.learning_rate)]),
+        solver = SGD(
+            learning_rate=np.array([np.nan if auto else float(self.learning_rate)]),
             momentum=np.array([float(self.momentum)]),
             retry=np.array([auto]),
             schedule=(self.schedule,),
@@ -397,6 +397,7 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
             batch_size=batch_size,
             shuffle=self.shuffle,
         )
+        return replace(solver, learning_rate=automatic(problem, solver, rng)) if auto else solver
 
     def _watch(self, problem: Problem, validation: Problem | None, *, tol: float) -> Watch:
         return Watch(

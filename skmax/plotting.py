@@ -38,10 +38,7 @@ _MAX_EPOCHS_WITH_MARKERS = 30
 
 
 class TrainingCurveDisplay:
-    """Loss and accuracy after each epoch.
-
-    The loss has the left axis, the accuracy the right one; each has its colour. What was
-    measured on the training data is a solid line, on the validation data a dashed one.
+    """Loss and accuracy after each epoch, side by side, for training and validation data.
 
     Use :meth:`from_estimator` to create the display of a fitted estimator.
 
@@ -58,14 +55,14 @@ class TrainingCurveDisplay:
 
     Attributes
     ----------
-    ax_ : matplotlib Axes
-        Axes of the loss, and of the legend.
-    accuracy_ax_ : matplotlib Axes
-        Axes of the accuracy: the twin of `ax_` on the right.
+    axes_ : ndarray of matplotlib Axes
+        Axes of the loss and of the accuracy, of shape (1, 2), or as they were given.
+    bounding_ax_ : matplotlib Axes or None
+        The Axes that were subdivided; None if two were given.
     figure_ : matplotlib Figure
-        Figure that holds both.
+        Figure that holds them.
     lines_ : list of matplotlib Line2D
-        The curves that were given, in the order of the parameters.
+        The curves that were given: losses, then accuracies, and of each training first.
 
     See Also
     --------
@@ -93,8 +90,8 @@ class TrainingCurveDisplay:
         ----------
         estimator : SoftmaxRegression
             Fitted; without validation data it has no validation curves.
-        ax : matplotlib Axes, default=None
-            Where to draw; by default a new figure.
+        ax : matplotlib Axes or array-like of two Axes, default=None
+            One Axes is subdivided, two are used as they are; by default a new figure.
         line_kw : dict, default=None
             Keywords for every line, passed to `matplotlib.axes.Axes.plot`.
 
@@ -109,6 +106,8 @@ class TrainingCurveDisplay:
             If Matplotlib is not installed.
         sklearn.exceptions.NotFittedError
             If the estimator has no curves.
+        ValueError
+            If `ax` has another number of Axes than one or two.
 
         Examples
         --------
@@ -127,8 +126,8 @@ class TrainingCurveDisplay:
 
         Parameters
         ----------
-        ax : matplotlib Axes, default=None
-            Where to draw; by default a new figure.
+        ax : matplotlib Axes or array-like of two Axes, default=None
+            One Axes is subdivided, two are used as they are; by default a new figure.
         line_kw : dict, default=None
             Keywords for every line, passed to `matplotlib.axes.Axes.plot`.
 
@@ -141,44 +140,38 @@ class TrainingCurveDisplay:
         ------
         ImportError
             If Matplotlib is not installed.
+        ValueError
+            If `ax` has another number of Axes than one or two.
         """
         plt = _import_pyplot(f"{type(self).__name__}.plot")
-        if ax is None:
-            _, ax = plt.subplots(layout="constrained")
-        self.ax_, self.accuracy_ax_, self.figure_ = ax, ax.twinx(), ax.figure
-        self._plot_lines(line_kw)
-        self._label_axes()
+        self.bounding_ax_, self.axes_ = _arrange_axes(plt, ax, (1, 2), 2, figsize=(8, 3.2))
+        self.lines_: list[Any] = []
+        for axes, name, curves in zip(
+            self.axes_.flat,
+            ("loss", "accuracy"),
+            ((self.loss, self.validation_loss), (self.accuracy, self.validation_accuracy)),
+            strict=True,
+        ):
+            self._plot_panel(axes, name, curves, line_kw)
+        self.figure_ = self.lines_[0].figure
         return self
 
-    def _plot_lines(self, line_kw):
+    def _plot_panel(self, axes, name, curves, line_kw):
         from matplotlib.cbook import normalize_kwargs
         from matplotlib.lines import Line2D
+        from matplotlib.ticker import MaxNLocator
 
         style = normalize_kwargs(line_kw, Line2D)
         if len(self.loss) <= _MAX_EPOCHS_WITH_MARKERS:
             style = {"marker": "o", "markersize": 3, **style}
-        self.lines_ = []
-        for ax, curve, label, color, linestyle in (
-            (self.ax_, self.loss, "training loss", "C0", "-"),
-            (self.accuracy_ax_, self.accuracy, "training accuracy", "C1", "-"),
-            (self.ax_, self.validation_loss, "validation loss", "C0", "--"),
-            (self.accuracy_ax_, self.validation_accuracy, "validation accuracy", "C1", "--"),
-        ):
+        labels, colors = ("training", "validation"), ("C0", "C1")
+        for curve, label, color in zip(curves, labels, colors, strict=True):
             if curve is not None:
-                defaults = {"label": label, "color": color, "linestyle": linestyle}
                 epochs = np.arange(1, len(curve) + 1)
-                self.lines_ += ax.plot(epochs, curve, **{**defaults, **style})
-
-    def _label_axes(self):
-        from matplotlib.ticker import MaxNLocator
-
-        self.ax_.set_xlabel("epoch")
-        self.ax_.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        self.ax_.set_ylabel("loss", color="C0")
-        self.accuracy_ax_.set_ylabel("accuracy", color="C1")
-        # Loss falls to the lower right and accuracy rises to the upper right: between them is room.
-        # The accuracy axes are drawn last, so that a legend there is covered by no line.
-        self.accuracy_ax_.legend(handles=self.lines_, loc="center right")
+                self.lines_ += axes.plot(epochs, curve, **{"label": label, "color": color, **style})
+        axes.set(xlabel="epoch", ylabel=name)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        axes.legend()
 
 
 class LiveTrainingCurve:
@@ -192,8 +185,9 @@ class LiveTrainingCurve:
 
     Parameters
     ----------
-    ax : matplotlib Axes, default=None
-        Where to draw; by default a new figure for each fit, which closes the one before.
+    ax : matplotlib Axes or array-like of two Axes, default=None
+        Where to draw, as in :meth:`TrainingCurveDisplay.plot`; by default a new figure for each
+        fit, which closes the one before.
     interval : float, default=0.2
         Least number of seconds from one drawing to the next, since drawing, at about 0.05 s, may
         take longer than an epoch. The first and the last epoch are always drawn.
@@ -310,7 +304,7 @@ class LiveTrainingCurve:
     def _draw(self, curves):
         ax = self.ax
         if hasattr(self, "display_"):
-            ax = self.display_.ax_
+            ax = self.display_.axes_
             _erase(self.display_)
         self.display_ = TrainingCurveDisplay(**curves).plot(ax=ax)
         self.figure_ = self.display_.figure_
@@ -331,15 +325,13 @@ class _ImageGridMixin:
         check_scalar(n_cols, "n_cols", Integral, min_val=1)
         n_cols = min(n_cols, len(images))
         n_rows = math.ceil(len(images) / n_cols)
-        if ax is None:
-            figsize = _figure_size(n_rows, n_cols, images.shape[1:], titles)
-            _, ax = plt.subplots(figsize=figsize, layout="constrained")
-        if isinstance(ax, plt.Axes):
-            self.bounding_ax_ = ax
-            self.axes_ = _subdivide(ax, n_rows, n_cols, len(images))
-        else:
-            self.bounding_ax_ = None
-            self.axes_ = _check_axes(ax, len(images))
+        self.bounding_ax_, self.axes_ = _arrange_axes(
+            plt,
+            ax,
+            (n_rows, n_cols),
+            len(images),
+            figsize=_figure_size(n_rows, n_cols, images.shape[1:], titles),
+        )
         self.im_ = []
         for axes, image, title in zip(self._used_axes(), images, titles, strict=True):
             self.im_.append(axes.imshow(image, **im_kw))
@@ -356,7 +348,9 @@ class ClassWeightsDisplay(_ImageGridMixin):
     """Weights of a linear classifier of images, as one image per class.
 
     A red pixel speaks for the class where it is bright, a blue one against it; the weight of a
-    white pixel is zero. All images share one scale.
+    white pixel is zero. All images share one scale. It ends at the 95th percentile of the absolute
+    weights (zeros left out), since a pixel that is hardly ever lit can have a weight a hundred
+    times those of the others, and would leave them no colour.
 
     Use :meth:`from_estimator` to create the display of a fitted estimator.
 
@@ -427,7 +421,8 @@ class ClassWeightsDisplay(_ImageGridMixin):
         cmap : str or matplotlib Colormap, default="RdBu_r"
             Colour map, best a diverging one.
         im_kw : dict, default=None
-            Keywords for every image, passed to `matplotlib.axes.Axes.imshow`.
+            Keywords for every image, passed to `matplotlib.axes.Axes.imshow`; `vmin` and `vmax`
+            set the scale.
 
         Returns
         -------
@@ -474,7 +469,8 @@ class ClassWeightsDisplay(_ImageGridMixin):
         cmap : str or matplotlib Colormap, default="RdBu_r"
             Colour map, best a diverging one.
         im_kw : dict, default=None
-            Keywords for every image, passed to `matplotlib.axes.Axes.imshow`.
+            Keywords for every image, passed to `matplotlib.axes.Axes.imshow`; `vmin` and `vmax`
+            set the scale.
 
         Returns
         -------
@@ -488,12 +484,18 @@ class ClassWeightsDisplay(_ImageGridMixin):
         ValueError
             If `ax` has another number of Axes than there are images.
         """
-        # Weights that are all zero need a scale too, and zero in the middle of it.
-        limit = np.abs(self.weights).max() or 1.0
+        limit = _color_limit(self.weights)
         im_kw = {"cmap": cmap, "vmin": -limit, "vmax": limit, **(im_kw or {})}
         self._plot_images(self.weights, self.titles, ax=ax, n_cols=n_cols, im_kw=im_kw)
+        low, high = self.im_[0].get_clim()
+        exceeds = self.weights.min() < low or self.weights.max() > high
         self.colorbar_ = self.figure_.colorbar(
-            self.im_[0], ax=self._used_axes(), label="weight", fraction=0.05, pad=0.02
+            self.im_[0],
+            ax=self._used_axes(),
+            label="weight",
+            extend="both" if exceeds else "neither",
+            fraction=0.05,
+            pad=0.02,
         )
         return self
 
@@ -781,10 +783,10 @@ def _curves_of(estimator: Any) -> dict[str, list[float] | None]:
 def _erase(display: TrainingCurveDisplay) -> None:
     """Take the curves off their Axes, and leave there what else the user may have put."""
     for line in display.lines_:
-        if line.axes is not None:  # as it is once the user has cleared the Axes
+        if line.axes is not None:  # None once the user has cleared the Axes
             line.remove()
-    display.accuracy_ax_.remove()
-    display.ax_.relim()
+    for axes in display.axes_.flat:
+        axes.relim()
 
 
 def _find_screen() -> Callable[[Any], Callable[[], object]] | None:
@@ -849,6 +851,12 @@ def _as_images(rows: Any, image_shape: Sequence[int] | None) -> np.ndarray:
     return rows.reshape(-1, *image_shape)
 
 
+def _color_limit(weights: np.ndarray) -> float:
+    """Return the weight from which on the colour is fullest."""
+    sizes = np.abs(weights[weights != 0])  # an L1 penalty leaves few, which are to be seen
+    return float(np.percentile(sizes, 95)) if sizes.size else 1.0
+
+
 def _names_of(labels: np.ndarray, class_names: Sequence[str] | None) -> list[str]:
     """Return one name per class."""
     names = labels.tolist() if class_names is None else class_names
@@ -895,7 +903,29 @@ def _figure_size(
     return n_cols * cell_width, n_rows * cell_height
 
 
-def _subdivide(ax: Axes, n_rows: int, n_cols: int, n_axes: int) -> np.ndarray:
+def _arrange_axes(
+    plt: Any, ax: Any, grid_shape: tuple[int, int], n_axes: int, *, figsize: tuple[float, float]
+) -> tuple[Axes | None, np.ndarray]:
+    """Return `n_axes` Axes: new ones, those inside one given Axes, or those given.
+
+    Returns
+    -------
+    bounding_ax : matplotlib Axes or None
+        The Axes that were subdivided; None if several were given.
+    axes : ndarray of matplotlib Axes
+        Of shape `grid_shape`, None after `n_axes`, or as given.
+    """
+    if ax is None:
+        _, ax = plt.subplots(figsize=figsize, layout="constrained")
+    if isinstance(ax, plt.Axes):
+        return ax, _subdivide(ax, grid_shape, n_axes)
+    axes = np.asarray(ax, dtype=object)
+    if axes.size != n_axes:
+        raise ValueError(f"Expected ax to have {n_axes} axes, got {axes.size}.")
+    return None, axes
+
+
+def _subdivide(ax: Axes, grid_shape: tuple[int, int], n_axes: int) -> np.ndarray:
     """Replace an Axes by a grid of Axes."""
     from matplotlib.gridspec import GridSpecFromSubplotSpec
 
@@ -911,18 +941,10 @@ def _subdivide(ax: Axes, n_rows: int, n_cols: int, n_axes: int) -> np.ndarray:
             f"{n_axes} Axes, or one made by plt.subplots or Figure.add_subplot."
         )
     ax.set_axis_off()
-    axes = np.full(n_rows * n_cols, None, dtype=object)
-    grid = GridSpecFromSubplotSpec(n_rows, n_cols, subplot_spec=subplot)
+    grid = GridSpecFromSubplotSpec(*grid_shape, subplot_spec=subplot)
+    axes = np.full(grid_shape, None, dtype=object)
     for i in range(n_axes):
-        axes[i] = ax.figure.add_subplot(grid[i])
-    return axes.reshape(n_rows, n_cols)
-
-
-def _check_axes(ax: Any, n_axes: int) -> np.ndarray:
-    """Return the Axes that a user gave as an array, if they are as many as needed."""
-    axes = np.asarray(ax, dtype=object)
-    if axes.size != n_axes:
-        raise ValueError(f"Expected ax to have {n_axes} axes, one per image, got {axes.size}.")
+        axes.flat[i] = ax.figure.add_subplot(grid[i])
     return axes
 
 

@@ -198,6 +198,22 @@ class State:
         dtype = problem.data.dtype
         return replace(start, coef=moved(coef, dtype), intercept=moved(intercept, dtype))
 
+    def at_rest(self) -> State:
+        """The same weights without momentum."""
+        return replace(
+            self, coef_velocity=0 * self.coef_velocity, intercept_velocity=0 * self.intercept_velocity
+        )
+
+    def where(self, backend: Backend, chosen: np.ndarray, other: State) -> State:
+        """This state for the models that are `chosen`, a host mask, and another for the rest."""
+
+        def pick(name: str) -> Array:
+            mine = getattr(self, name)
+            mask = backend.asarray(chosen.reshape(-1, *[1] * (mine.ndim - 1)))
+            return backend.xp.where(mask, mine, getattr(other, name))
+
+        return State(*(pick(field.name) for field in fields(self)))
+
     def select(self, backend: Backend, models: np.ndarray) -> State:
         """The state of some of the models, at the host indices `models`."""
         take = _taker(backend, models)
@@ -219,18 +235,18 @@ class Epoch:
         its end.
     accuracy : ndarray of shape (m,), host
         The accuracy, likewise averaged.
-    learning_rate : ndarray of shape (m,), host
-        The learning rate before the schedule.
     diverged : ndarray of shape (m,), host
         Whether the weights are useless and will not recover.
+    learning_rate : ndarray of shape (m,), host
+        The learning rate before the schedule.
     """
 
     models: np.ndarray
     state: State
     loss: np.ndarray
     accuracy: np.ndarray
-    learning_rate: np.ndarray
     diverged: np.ndarray
+    learning_rate: np.ndarray
 
 
 def _taker(backend: Backend, models: np.ndarray) -> Any:

@@ -39,7 +39,7 @@ def _close_figures():
 
 
 class Model(CallbackSupportMixin, ClassifierMixin, BaseEstimator):
-    """A linear classifier whose fit replays the curves of another one."""
+    """A linear classifier whose fit replays given curves."""
 
     def set_fitted(self, **attributes):
         vars(self).update(attributes)
@@ -84,7 +84,10 @@ def pixels(display):
 
 
 def curves_in(display):
-    return {line.get_label(): list(line.get_ydata()) for line in display.lines_}
+    return {
+        (line.axes.get_ylabel(), line.get_label()): list(line.get_ydata())
+        for line in display.lines_
+    }
 
 
 class TestTrainingCurve:
@@ -97,54 +100,57 @@ class TestTrainingCurve:
         )
         display = TrainingCurveDisplay.from_estimator(model)
         assert curves_in(display) == {
-            "training loss": LOSS,
-            "training accuracy": ACCURACY,
-            "validation loss": [1.0, 0.8, 0.7],
-            "validation accuracy": [0.5, 0.6, 0.65],
+            ("loss", "training"): LOSS,
+            ("loss", "validation"): [1.0, 0.8, 0.7],
+            ("accuracy", "training"): ACCURACY,
+            ("accuracy", "validation"): [0.5, 0.6, 0.65],
         }
         for line in display.lines_:
             assert_array_equal(line.get_xdata(), [1, 2, 3])
-            is_loss = "loss" in line.get_label()
-            assert line.axes is (display.ax_ if is_loss else display.accuracy_ax_)
-            assert line.get_linestyle() == ("--" if "validation" in line.get_label() else "-")
 
-    def test_says_what_is_what(self):
-        display = TrainingCurveDisplay(loss=LOSS, accuracy=ACCURACY).plot()
-        assert display.ax_.get_xlabel() == "epoch"
-        assert display.ax_.get_ylabel() == "loss"
-        assert display.accuracy_ax_.get_ylabel() == "accuracy"
-        legend = display.accuracy_ax_.get_legend()
-        assert [text.get_text() for text in legend.get_texts()] == [
-            "training loss",
-            "training accuracy",
-        ]
-        for line in display.lines_:
-            label = line.axes.yaxis.label
-            assert same_color(line.get_color(), label.get_color())
+    @pytest.mark.parametrize("validation", [None, [0.5, 0.6, 0.65]])
+    def test_says_what_is_what(self, validation):
+        display = TrainingCurveDisplay(
+            loss=LOSS, accuracy=ACCURACY, validation_loss=validation, validation_accuracy=validation
+        ).plot()
+        assert [ax.get_xlabel() for ax in display.axes_.flat] == ["epoch", "epoch"]
+        assert [ax.get_ylabel() for ax in display.axes_.flat] == ["loss", "accuracy"]
+        labels = ["training", "validation"][: 1 if validation is None else 2]
+        for ax in display.axes_.flat:
+            assert [text.get_text() for text in ax.get_legend().get_texts()] == labels
+            colors = [line.get_color() for line in ax.lines]
+            assert colors == ["C0", "C1"][: len(labels)]
 
     @pytest.mark.parametrize("n_epochs", [1, 2, 7, 100])
     def test_ticks_are_epochs(self, n_epochs):
         display = TrainingCurveDisplay(loss=np.ones(n_epochs), accuracy=np.ones(n_epochs)).plot()
-        ticks = display.ax_.get_xticks()
-        assert_array_equal(ticks, np.round(ticks))
+        for ax in display.axes_.flat:
+            assert_array_equal(ax.get_xticks(), np.round(ax.get_xticks()))
 
     @pytest.mark.parametrize(("n_epochs", "marker"), [(1, "o"), (100, "None")])
     def test_one_epoch_is_visible_and_many_are_not_cluttered(self, n_epochs, marker):
         display = TrainingCurveDisplay(loss=np.ones(n_epochs), accuracy=np.ones(n_epochs)).plot()
         assert {line.get_marker() for line in display.lines_} == {marker}
 
-    def test_draws_into_ax(self):
-        figure, ax = plt.subplots()
+    def test_draws_into_two_axes(self):
+        figure, axes = plt.subplots(2)
         display = TrainingCurveDisplay(loss=LOSS, accuracy=ACCURACY)
-        assert display.plot(ax=ax) is display
-        assert display.ax_ is ax
+        assert display.plot(ax=axes) is display
+        assert [line.axes for line in display.lines_] == list(axes)
+        assert display.figure_ is figure
+
+    def test_subdivides_one_ax(self):
+        figure, ax = plt.subplots()
+        display = TrainingCurveDisplay(loss=LOSS, accuracy=ACCURACY).plot(ax=ax)
+        assert display.bounding_ax_ is ax
+        assert display.axes_.shape == (1, 2)
         assert display.figure_ is figure
 
     def test_line_kw_may_use_matplotlib_aliases(self):
         display = TrainingCurveDisplay(loss=LOSS, accuracy=ACCURACY).plot(line_kw={"lw": 4})
         assert [line.get_linewidth() for line in display.lines_] == [4, 4]
-        display.plot(line_kw={"ls": ":"})
-        assert [line.get_linestyle() for line in display.lines_] == [":", ":"]
+        display.plot(line_kw={"c": "k"})
+        assert [line.get_color() for line in display.lines_] == ["k", "k"]
 
     def test_does_not_follow_later_epochs(self):
         model = Model().set_fitted(loss_curve_=[0.9], accuracy_curve_=[0.6])
@@ -166,11 +172,26 @@ class TestClassWeights:
 
     def test_has_one_symmetric_scale(self):
         model = model_of_images()
-        model.coef_[1, 4] = -7
+        model.coef_[:] = [[-3], [2], [1]]
         display = ClassWeightsDisplay.from_estimator(model)
-        assert {image.get_clim() for image in display.im_} == {(-7, 7)}
+        assert {image.get_clim() for image in display.im_} == {(-3, 3)}
+        assert (display.colorbar_.vmin, display.colorbar_.vmax) == (-3, 3)
+        assert display.colorbar_.extend == "neither"
         assert display.colorbar_.ax.get_ylabel() == "weight"
-        assert (display.colorbar_.vmin, display.colorbar_.vmax) == (-7, 7)
+
+    def test_few_large_weights_do_not_take_the_colour_from_the_others(self):
+        model = model_of_images()
+        model.coef_[:] = 1
+        model.coef_[0, 0] = -100
+        display = ClassWeightsDisplay.from_estimator(model)
+        assert display.im_[0].get_clim() == (-1, 1)
+        assert display.colorbar_.extend == "both"
+
+    def test_few_weights_besides_zeros_are_seen(self):
+        model = model_of_images(n_features=10_000)
+        model.coef_[:] = 0
+        model.coef_[0, 0] = 0.5
+        assert ClassWeightsDisplay.from_estimator(model).im_[0].get_clim() == (-0.5, 0.5)
 
     def test_zero_weights_are_neutral(self):
         model = model_of_images()
@@ -290,7 +311,7 @@ class TestAxesOfAGrid:
 
     def test_wrong_number_of_axes(self, display):
         _, axes = plt.subplots(2, 2)
-        with pytest.raises(ValueError, match="Expected ax to have 5 axes, one per image, got 4"):
+        with pytest.raises(ValueError, match="Expected ax to have 5 axes, got 4"):
             display.plot(ax=axes)
 
     def test_a_band_makes_no_huge_figure(self):
@@ -446,8 +467,8 @@ class TestLiveTrainingCurve:
         callback = LiveTrainingCurve()
         Model().set_callbacks(callback).fit()
         assert curves_in(callback.display_) == {
-            "training loss": LOSS,
-            "training accuracy": ACCURACY,
+            ("loss", "training"): LOSS,
+            ("accuracy", "training"): ACCURACY,
         }
         assert callback.figure_ is callback.display_.figure_
 
@@ -458,7 +479,7 @@ class TestLiveTrainingCurve:
         callback = LiveTrainingCurve(ax=ax, interval=0)
         Model().set_callbacks(callback).fit()
         assert window.calls == ["draw", "flush_events"] * len(LOSS)
-        assert callback.display_.ax_ is ax
+        assert callback.figure_ is ax.figure
 
     def test_opens_a_window_once(self, monkeypatch):
         monkeypatch.setattr(matplotlib, "get_backend", lambda: "QtAgg")
@@ -475,7 +496,7 @@ class TestLiveTrainingCurve:
         callback = LiveTrainingCurve(ax=ax, interval=1000)
         Model().set_callbacks(callback).fit()
         assert window.calls == ["draw", "flush_events"] * 2
-        assert curves_in(callback.display_)["training loss"] == LOSS
+        assert curves_in(callback.display_)["loss", "training"] == LOSS
 
     def test_updates_one_display_of_a_notebook(self, monkeypatch):
         notebook = FakeNotebook(monkeypatch)
@@ -491,22 +512,30 @@ class TestLiveTrainingCurve:
 
     def test_redrawing_keeps_what_else_is_on_the_axes(self, monkeypatch):
         monkeypatch.setattr(matplotlib, "get_backend", lambda: "QtAgg")
-        ax = Figure().add_subplot(title="My run")
-        Model().set_callbacks(LiveTrainingCurve(ax=ax, interval=0)).fit()
-        assert ax.get_title() == "My run"
-        assert len(ax.figure.axes) == 2
-        assert len(ax.lines) == 1
+        axes = Figure().subplots(2)
+        axes[0].set_title("My run")
+        Model().set_callbacks(LiveTrainingCurve(ax=axes, interval=0)).fit()
+        assert axes[0].get_title() == "My run"
+        assert [len(ax.lines) for ax in axes] == [1, 1]
 
     @pytest.mark.parametrize("clear", [False, True])
-    def test_the_next_fit_replaces_the_curves_on_a_given_ax(self, clear):
-        ax = Figure().add_subplot()
-        model = Model().set_callbacks(LiveTrainingCurve(ax=ax)).fit([100, 50, 25])
+    def test_the_next_fit_replaces_the_curves_on_given_axes(self, clear):
+        axes = Figure().subplots(2)
+        model = Model().set_callbacks(LiveTrainingCurve(ax=axes)).fit([100, 50, 25])
         if clear:
-            ax.clear()
+            axes[0].clear()
         model.fit()
-        assert [list(line.get_ydata()) for line in ax.lines] == [LOSS]
-        assert len(ax.figure.axes) == 2
-        assert ax.get_ylim()[1] < 1
+        assert [[list(line.get_ydata()) for line in ax.lines] for ax in axes] == [
+            [LOSS],
+            [ACCURACY],
+        ]
+        assert axes[0].get_ylim()[1] < 1
+
+    def test_one_given_ax_is_subdivided_once(self):
+        ax = Figure().add_subplot()
+        callback = LiveTrainingCurve(ax=ax)
+        Model().set_callbacks(callback).fit().fit()
+        assert ax.figure.axes == [ax, *callback.display_.axes_.flat]
 
     def test_each_fit_has_a_figure_of_its_own_and_the_one_before_is_closed(self):
         callback = LiveTrainingCurve()
@@ -525,13 +554,13 @@ class TestLiveTrainingCurve:
         epoch = SimpleNamespace(task_name="epoch", parent=outer)
         callback.on_fit_task_end(None, epoch, fitted_estimator=stale)
         callback.teardown(None, outer)
-        assert curves_in(callback.display_)["training loss"] == LOSS
+        assert curves_in(callback.display_)["loss", "training"] == LOSS
 
     def test_a_fit_that_fails_leaves_the_epochs_before(self):
         callback = LiveTrainingCurve()
         with pytest.raises(ValueError):
             Model().set_callbacks(callback).fit([0.9, 0.6], [0.6])
-        assert curves_in(callback.display_)["training loss"] == [0.9]
+        assert curves_in(callback.display_)["loss", "training"] == [0.9]
 
     def test_pickles_without_its_figure(self):
         model = Model().set_callbacks(LiveTrainingCurve(interval=3)).fit()
@@ -540,7 +569,7 @@ class TestLiveTrainingCurve:
         assert callback.interval == 3
         assert not hasattr(callback, "figure_")
         restored.fit()
-        assert curves_in(callback.display_)["training loss"] == LOSS
+        assert curves_in(callback.display_)["loss", "training"] == LOSS
 
     def test_pickles_during_a_fit(self):
         callback = PicklingCurve(ax=Figure().add_subplot())
@@ -574,7 +603,7 @@ class FakeNotebook:
         return SimpleNamespace(update=lambda figure: self._note("update", figure))
 
     def _note(self, what, figure):
-        self.shown.append((what, len(figure.axes[0].lines[0].get_ydata())))
+        self.shown.append((what, len(figure.axes[-1].lines[0].get_ydata())))
 
 
 def test_importing_imports_no_matplotlib():

@@ -91,39 +91,44 @@ class SGD:
             After each pass over the data. What is sent back, a boolean host array with an entry
             per model, says which models leave the stack; None: all stay.
         """
-        solver, models = self, np.arange(problem.n_models)
-        run = getattr(problem.backend, "sgd_epoch", sgd_epoch)
+        solver, models, before = self, np.arange(problem.n_models), state
         for epoch in count():
             order = rng.permutation(problem.order) if self.shuffle else problem.order
-            solver, state, loss, accuracy, diverged = solver._safe_epoch(
-                run, problem, state, order, epoch
-            )
-            leaving = yield Epoch(models, state, loss, accuracy, solver.learning_rate, diverged)
+            solver, before, state, report = solver._guarded(problem, before, state, order, epoch)
+            leaving = yield Epoch(models, state, *report, solver.learning_rate)
             if leaving is not None and leaving.any():
                 staying = np.flatnonzero(~leaving)
+                before = before.select(problem.backend, staying)
                 state = state.select(problem.backend, staying)
                 problem, solver = problem.select(staying), solver.select(staying)
                 models = models[staying]
 
-    def _safe_epoch(
-        self, run: Any, problem: Problem, state: State, order: np.ndarray, epoch: int
-    ) -> tuple[SGD, State, np.ndarray, np.ndarray, np.ndarray]:
-        """One epoch, repeated at a quarter of the rate for models that diverge and may retry."""
+    def _guarded(
+        self, problem: Problem, before: State, state: State, order: np.ndarray, epoch: int
+    ) -> tuple[SGD, State, State, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """One epoch; models that diverge and may retry do so at a quarter of the rate.
+
+        They go back by one more epoch, to `before`, since the loss of a step is known only when
+        the next one is taken. Returns the solver with the rates that worked, where the epoch
+        started and ended, and its (loss, accuracy, diverged).
+        """
         solver, n_steps = self, -(-len(order) // self.batch_size)
-        ignorance = np.log(np.maximum(2, np.sum(~problem.masked, axis=1)))
+        run = getattr(problem.backend, "sgd_epoch", sgd_epoch)
+        ignorance = np.log(np.sum(~problem.masked, axis=1))
         bound = np.where(self.retry, _TOO_FAST, _HOPELESS) * ignorance
         for _ in range(_MAX_RETRIES):
             with np.errstate(over="ignore", invalid="ignore"):
                 after, sums = run(problem, state, solver, order, solver.rates(epoch, n_steps))
-            to_numpy = problem.backend.to_numpy
-            entropy, accuracy = (to_numpy(part) / len(order) for part in sums)
-            loss = entropy + penalty(problem, after.coef)
+                entropy, accuracy = (problem.backend.to_numpy(part) / len(order) for part in sums)
+                loss = entropy + penalty(problem, after.coef)
             diverged = ~(loss <= bound)
-            if not np.any(diverged & self.retry):
+            retrying = diverged & self.retry
+            if not retrying.any():
                 break
-            slower = np.where(diverged & self.retry, 0.25, 1.0) * solver.learning_rate
+            state = before.at_rest().where(problem.backend, retrying, state)
+            slower = np.where(retrying, solver.learning_rate / 4, solver.learning_rate)
             solver = replace(solver, learning_rate=slower)
-        return solver, after, loss, accuracy, diverged
+        return solver, state, after, (loss, accuracy, diverged)
 
 
 def sgd_epoch(

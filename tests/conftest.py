@@ -1,0 +1,60 @@
+"""Shared fixtures, and the count of scikit-learn's checks in the terminal summary."""
+
+import os
+
+os.environ.setdefault("SCIPY_ARRAY_API", "1")  # before SciPy is imported
+
+import collections  # noqa: E402
+import importlib  # noqa: E402
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+
+
+def gpu_problem():
+    """Why GPU tests cannot run here, or None."""
+    try:
+        import cupy
+    except ImportError as error:
+        return f"no CuPy: {error}"
+    if not cupy.cuda.is_available():
+        return "CuPy finds no usable CUDA device"
+    return None
+
+
+def usable(namespace, device=None):
+    """Whether arrays of a namespace can be made on a device here."""
+    if namespace == "cupy" or device == "cuda":
+        if gpu_problem() is not None:
+            return False
+    elif device in ("xpu", "mps"):
+        return False
+    return importlib.util.find_spec(namespace) is not None
+
+
+def pytest_collection_modifyitems(items):
+    problem = gpu_problem()
+    for item in items:
+        if problem and item.get_closest_marker("gpu"):
+            if os.environ.get("SKMAX_REQUIRE_GPU") == "1":
+                raise pytest.UsageError(f"SKMAX_REQUIRE_GPU=1, but {problem}")
+            item.add_marker(pytest.mark.skip(reason=f"no usable GPU: {problem}"))
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Count scikit-learn's checks per kind of input."""
+    counts = collections.Counter()
+    for outcome in ("passed", "failed", "skipped"):
+        for report in terminalreporter.stats.get(outcome, []):
+            for kind, value in getattr(report, "user_properties", []):
+                if kind == "scikit-learn check" and report.when in ("call", "setup"):
+                    counts[value, outcome] += 1
+    if counts:
+        terminalreporter.section("scikit-learn's estimator checks")
+        for (kind, outcome), number in sorted(counts.items()):
+            terminalreporter.line(f"{kind}: {number} {outcome}")
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
