@@ -58,15 +58,6 @@ class Seen:
     weight_sum: float = 0.0
     moments: Moments | None = None
 
-    def and_(self, weight_sum: float, problem: Problem) -> Seen:
-        """The same of these rows and those of a problem, whose weights have another sum."""
-        origin = None if self.moments is None else self.moments.origin
-        moments = Moments.of(problem, origin)
-        total = self.weight_sum + weight_sum
-        if self.moments is not None:
-            moments = self.moments.merged(moments, weight_sum / total)
-        return Seen(total, moments)
-
 
 @dataclass(frozen=True)
 class Carried:
@@ -115,7 +106,7 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
         "momentum": [Interval(Real, 0, 1, closed="left")],
         "shuffle": ["boolean"],
         "tol": [Interval(Real, 0, None, closed="left")],
-        "n_iter_no_change": [Interval(Integral, 1, None, closed="left")],
+        "n_iter_no_change": [Interval(Integral, 1, None, closed="left"), None],
         "early_stopping": ["boolean"],
         "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
         "warm_start": ["boolean"],
@@ -144,7 +135,7 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
         momentum=0.9,
         shuffle=True,
         tol=1e-4,
-        n_iter_no_change=10,
+        n_iter_no_change=None,
         early_stopping=False,
         validation_fraction=0.1,
         warm_start=False,
@@ -188,16 +179,16 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
         validation = self._check_validation(X_val, y_val, sample_weight_val, targets.classes)
 
         rng = self._new_rng()
-        order, held_out = np.arange(X.shape[0]), None
+        order = np.arange(X.shape[0])
         if self.early_stopping and validation is None:
             order, held_out = self._split(targets, rng)
-            validation = X, targets, weight
+            validation = X, targets, weight, held_out
         problem, seen = self._pose(X, targets, weight, order)
         state = self._restored(problem) if warm else State.start(problem)
         solver = self._solver(problem, rng)
         if validation is not None:
-            validation = self._pose_validation(problem, *validation, held_out)
-        watch = self._watch(problem, validation, tol=self.tol)
+            validation = self._pose_validation(problem, *validation)
+        watch = self._watch(problem, validation, solver, tol=self.tol)
 
         def fitted() -> dict[str, Any]:
             return {
@@ -215,9 +206,9 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
             train(epochs, [*watch.consumers, callbacks], max_iter)
         except KeyboardInterrupt:  # what the completed epochs have reached is kept
             if watch.record.loss[0]:
-                vars(self).update(fitted())
+                self.__dict__.update(fitted())
             raise
-        vars(self).update(fitted())
+        self.__dict__.update(fitted())
         self._warn_unless_good(watch.record.loss[0], max_iter, np.sum(~problem.masked))
         callbacks.end()
         return self
@@ -237,9 +228,11 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
         problem, seen = self._pose(X, targets, weight, order, carried)
         state = State.start(problem) if first else self._restored(problem)
         solver = replace(self._solver(problem, carried.rng), schedule=("constant",), max_iter=(1,))
-        watch = self._watch(problem, None, tol=0)
-        train(solver.epochs(problem, carried.moving(problem, state), carried.rng), watch.consumers, 1)
-        vars(self).update(
+        watch = self._watch(problem, None, solver, tol=0)
+        train(
+            solver.epochs(problem, carried.moving(problem, state), carried.rng), watch.consumers, 1
+        )
+        self.__dict__.update(
             classes_=like(y, known) if first else self.classes_,
             **_curves(watch, previous=None if first else self),
             **_coefficients(X, problem, watch.weights),
@@ -290,7 +283,7 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
         return known
 
     def _check_validation(self, X_val: Any, y_val: Any, weight: Any, classes: np.ndarray) -> Any:
-        """The caller's validation data as (X, targets, weights), or None."""
+        """The caller's validation data as (X, targets, weights, all rows), or None."""
         if X_val is None and y_val is None:
             if weight is not None:
                 raise ValueError("sample_weight_val is provided, but X_val was not provided.")
@@ -301,7 +294,8 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
             raise ValueError("y_val is provided, but X_val was not provided.")
         X_val, y_val = check_X_y(self, X_val, y_val, reset=False)
         targets = Targets.read(y_val, classes, name="y_val")
-        return X_val, targets, check_weights(weight, X_val, name="sample_weight_val")
+        weight = check_weights(weight, X_val, name="sample_weight_val")
+        return X_val, targets, weight, None
 
     def _split(self, targets: Targets, rng: np.random.Generator) -> list[np.ndarray]:
         """Rows to train on and rows to validate on, stratified."""
@@ -345,10 +339,13 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
             fit_intercept=self.fit_intercept,
             weight_sum=np.array([weight_sum + before.weight_sum]),
         )
+        total = weight_sum + before.weight_sum
         if self.preconditioner is None:
-            return problem, Seen(weight_sum + before.weight_sum)
-        seen = before.and_(weight_sum, problem)
-        return precondition(problem, seen.moments), seen
+            return problem, Seen(total)
+        moments = Moments.of(problem, before.moments and before.moments.origin)
+        if before.moments is not None:
+            moments = before.moments.merged(moments, weight_sum / total)
+        return precondition(problem, moments), Seen(total, moments)
 
     def _pose_validation(
         self,
@@ -362,7 +359,9 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
         data = problem.data
         if order is None:
             order = np.arange(X.shape[0])
-            data = problem.backend.rows_of(X, float_dtype_for(X)).with_(dtype=data.dtype, shift=data.shift)
+            data = problem.backend.rows_of(X, float_dtype_for(X)).with_(
+                dtype=data.dtype, shift=data.shift
+            )
         return Problem.pose(
             data,
             order,
@@ -399,13 +398,15 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
         )
         return replace(solver, learning_rate=automatic(problem, solver, rng)) if auto else solver
 
-    def _watch(self, problem: Problem, validation: Problem | None, *, tol: float) -> Watch:
+    def _watch(
+        self, problem: Problem, validation: Problem | None, solver: SGD, *, tol: float
+    ) -> Watch:
         return Watch(
             problem,
             validation,
             early_stopping=self.early_stopping,
             tol=tol,
-            n_iter_no_change=self.n_iter_no_change,
+            n_iter_no_change=self.n_iter_no_change or max(10, solver.max_iter[0] // 10),
             verbose=self.verbose,
         )
 
@@ -414,7 +415,10 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
         coef = to_host(self.coef_).astype(np.float64)
         intercept = self._intercept_at(problem.data.shift)
         if len(coef) == 1:  # the best two rows of weights with this difference
-            coef, intercept = np.concatenate([-coef, coef]) / 2, np.append(-intercept, intercept) / 2
+            coef, intercept = (
+                np.concatenate([-coef, coef]) / 2,
+                np.append(-intercept, intercept) / 2,
+            )
         return State.at(problem, coef[None], intercept[None])
 
     def _intercept_at(self, shift: np.ndarray | None) -> np.ndarray:
@@ -529,7 +533,9 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
         X = check_X(self, X)
         backend = resolve(X, "auto")
         coef = self.coef_
-        wide = max(float_dtype_for(X), float_dtype_for(coef), key=lambda dtype: np.dtype(dtype).itemsize)
+        wide = max(
+            float_dtype_for(X), float_dtype_for(coef), key=lambda dtype: np.dtype(dtype).itemsize
+        )
         data = backend.rows_of(X, wide)
         if self._anchor is not None and not sparse.issparse(X):
             data = data.with_(shift=self._anchor[0])

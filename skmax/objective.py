@@ -12,28 +12,13 @@ softmax functions, IMA Journal of Numerical Analysis 41(4), 2021: why the maximu
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from sklearn.utils.extmath import safe_sparse_dot
 
 from skmax.backends import Rows
-from skmax.problem import Array, Problem, State
-
-
-class BatchSums(NamedTuple):
-    """Sums over the rows of a batch, each row weighing what the problem says.
-
-    Attributes
-    ----------
-    loss : array of shape (m,), float64
-        Cross-entropy.
-    correct : array of shape (m,), float64
-        Weight of the rows that are classified rightly.
-    """
-
-    loss: Array
-    correct: Array
+from skmax.problem import Array, BatchSums, Problem, State
 
 
 def log_softmax(xp: Any, logits: Array) -> Array:
@@ -169,7 +154,7 @@ def soft_threshold(xp: Any, coef: Array, threshold: Array) -> Array:
 
 
 def evaluate(problem: Problem, state: State) -> tuple[np.ndarray, np.ndarray]:
-    """Mean cross-entropy and accuracy of each model, both of shape (m,), over the problem's rows."""
+    """Mean cross-entropy and accuracy of each model, both of shape (m,), over all rows."""
     backend = problem.backend
     loss = correct = np.zeros(problem.n_models)
     for index, X in problem.data.chunks(problem.order):

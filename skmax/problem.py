@@ -8,7 +8,7 @@ whatever is named host are NumPy arrays.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -82,7 +82,7 @@ class Problem:
         fit_intercept: bool,
         weight_sum: np.ndarray | None = None,
     ) -> Problem:
-        """The problem of `LogisticRegression`, per unit of weight, with arrays moved to the backend.
+        """The problem of `LogisticRegression`, per unit of weight, moved to the backend.
 
         Dividing ``C * sum_i s_i CE_i + (1 - l1_ratio)/2 ||W||^2 + l1_ratio ||W||_1`` by C and by
         the sum of the weights gives the strengths. With two classes, `LogisticRegression` has one
@@ -201,7 +201,9 @@ class State:
     def at_rest(self) -> State:
         """The same weights without momentum."""
         return replace(
-            self, coef_velocity=0 * self.coef_velocity, intercept_velocity=0 * self.intercept_velocity
+            self,
+            coef_velocity=0 * self.coef_velocity,
+            intercept_velocity=0 * self.intercept_velocity,
         )
 
     def where(self, backend: Backend, chosen: np.ndarray, other: State) -> State:
@@ -218,6 +220,21 @@ class State:
         """The state of some of the models, at the host indices `models`."""
         take = _taker(backend, models)
         return State(*(take(getattr(self, field.name)) for field in fields(self)))
+
+
+class BatchSums(NamedTuple):
+    """Sums over the rows of a batch, each row weighing what the problem says.
+
+    Attributes
+    ----------
+    loss : array of shape (m,), float64
+        Cross-entropy.
+    correct : array of shape (m,), float64
+        Weight of the rows that are classified rightly.
+    """
+
+    loss: Array
+    correct: Array
 
 
 @dataclass(frozen=True)

@@ -94,8 +94,8 @@ class Targets:
     def _from_probabilities(cls, y: np.ndarray, classes: np.ndarray | None, name: str) -> Targets:
         if y.dtype.kind not in "biuf":
             raise ValueError(
-                f"{name} has {y.shape[1]} columns of dtype {y.dtype}. Pass one column of labels, or "
-                "one column of probabilities per class."
+                f"{name} has {y.shape[1]} columns of dtype {y.dtype}. Pass one column of labels, "
+                "or one column of probabilities per class."
             )
         if classes is None:
             classes = np.arange(y.shape[1])
@@ -180,8 +180,8 @@ def check_weights(sample_weight: Any, X: Any, name: str = "sample_weight") -> np
     )
     if (weight < 0).any():
         raise ValueError(
-            f"Negative values in data passed to `{name}`: the smallest is {weight.min():g}. Weights "
-            "count rows, so they must not be negative."
+            f"Negative values in data passed to `{name}`: the smallest is {weight.min():g}. "
+            "Weights count rows, so they must not be negative."
         )
     if not weight.any():
         raise ValueError(

@@ -4,11 +4,11 @@ import os
 
 os.environ.setdefault("SCIPY_ARRAY_API", "1")  # before SciPy is imported
 
-import collections  # noqa: E402
-import importlib  # noqa: E402
+import collections
+import importlib
 
-import numpy as np  # noqa: E402
-import pytest  # noqa: E402
+import numpy as np
+import pytest
 
 
 def gpu_problem():

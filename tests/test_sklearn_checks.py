@@ -1,6 +1,5 @@
 """scikit-learn's own checks of an estimator, for every kind of input that this machine has."""
 
-
 import pytest
 from conftest import usable
 from sklearn.utils.estimator_checks import (
@@ -15,7 +14,9 @@ from skmax import SoftmaxRegression
 def _inputs(check):
     """The (namespace, device) pairs that a check makes arrays of."""
     keywords = getattr(check, "keywords", {})
-    pairs = [keywords[name] for name in ("X_ns_and_device", "other_ns_and_device") if name in keywords]
+    pairs = [
+        keywords[name] for name in ("X_ns_and_device", "other_ns_and_device") if name in keywords
+    ]
     if "array_namespace" in keywords:
         pairs.append((keywords["array_namespace"], keywords.get("device_name")))
     return [tuple(pair) for pair in pairs]
@@ -31,7 +32,10 @@ def _checks():
         kind = " + ".join(dict.fromkeys(namespace for namespace, _ in inputs)) or "dense and sparse"
         name = getattr(check, "func", check).__name__
         yield pytest.param(
-            estimator, check, kind, id="-".join([name, *(str(part) for pair in inputs for part in pair)])
+            estimator,
+            check,
+            kind,
+            id="-".join([name, *(str(part) for pair in inputs for part in pair)]),
         )
 
 

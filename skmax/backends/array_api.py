@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -69,7 +69,9 @@ class Rows:
         The mean of a few of them, rounded to what X can hold.
         """
         few = order[:: max(1, len(order) // 64)][:64]
-        sample = self.backend.to_numpy(self.backend.xp.take(self.X, self.backend.asarray(few), axis=0))
+        sample = self.backend.to_numpy(
+            self.backend.xp.take(self.X, self.backend.asarray(few), axis=0)
+        )
         center = np.mean(sample, axis=0, dtype=np.float64)
         if not self._wide_integers:
             return center.astype(float_dtype_for(self.X))
@@ -80,7 +82,7 @@ class Rows:
     def _differences_fit(self) -> bool:
         """Whether any two values differ by what int64 can hold."""
         xp = self.backend.xp
-        return -(2**62) < int(xp.min(self.X)) and int(xp.max(self.X)) < 2**62
+        return int(xp.min(self.X)) > -(2**62) and int(xp.max(self.X)) < 2**62
 
     def rows(self, order: Any) -> Array:
         """Rows of X, of shape (len(order), n_features), less the shift.
@@ -146,6 +148,10 @@ class Backend:
     def to_numpy(self, array: Array) -> np.ndarray:
         """An array of this backend, moved to the host."""
         return _convert_to_numpy(array, self.xp)
+
+    def fast_sgd_epoch(self, problem: Any) -> Callable[..., Any] | None:  # noqa: ARG002
+        """What does the work of `skmax.solvers.sgd.sgd_epoch` on this problem faster, or None."""
+        return None
 
     def rows_of(self, X: Any, dtype: type[np.floating]) -> Rows:
         """The rows of X as floats; X is moved here, in its own dtype, if it lives elsewhere."""

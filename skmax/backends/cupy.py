@@ -30,8 +30,8 @@ class CupyBackend(Backend):
             ) from error
         if not cupy.cuda.is_available():
             raise RuntimeError(
-                f"backend='cupy' needs a CUDA device, and CuPy {cupy.__version__} finds none that it "
-                "can use. Check that `nvidia-smi` lists a GPU and that its driver is as new as "
+                f"backend='cupy' needs a CUDA device, and CuPy {cupy.__version__} finds none that "
+                "it can use. Check that `nvidia-smi` lists a GPU and that its driver is as new as "
                 "CuPy's CUDA (extras cuda12 and cuda13); or pass backend='numpy'."
             )
         super().__init__(xp, cupy.cuda.Device() if device is None else device)

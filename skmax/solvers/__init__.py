@@ -1,0 +1,1 @@
+"""Solvers: generators of epochs, and what they choose their steps by."""

@@ -8,13 +8,13 @@ from dataclasses import replace
 import numpy as np
 
 from skmax.objective import evaluate, penalty
-from skmax.problem import Problem, State
+from skmax.problem import Array, Problem, State
 from skmax.solvers.sgd import SGD
 
 # Steps of a race, rows that the curvature and the winner are measured on, and the rates that run,
 # in units of the inverse curvature.
-_RACE_STEPS, _SAMPLE = 64, 2048
-_MULTIPLES = np.array([0.5, 2.0, 8.0, 32.0])
+_RACE_STEPS, _SAMPLE = 128, 2048
+_MULTIPLES = 0.5 * 8.0 ** (np.arange(5) / 2)
 _LEAST_CURVATURE = 1e-3
 
 
@@ -36,8 +36,8 @@ def curvature(problem: Problem, rows: np.ndarray, n_iter: int = 20) -> np.ndarra
     for _ in range(n_iter):
         weights = vector * inverse_scale
         offset = constant - xp.sum(weights * mean, axis=1, keepdims=True)
-        image: object = 0.0
-        total: object = 0.0
+        image: Array = 0.0
+        total: Array = 0.0
         for index, X in data.chunks(rows):
             response = X @ weights.T + offset.T
             if problem.sample_weight is not None:
@@ -97,10 +97,15 @@ def automatic(problem: Problem, solver: SGD, rng: np.random.Generator) -> np.nda
 
 
 def batch_curvature(problem: Problem, rows: np.ndarray, batch_size: int) -> np.ndarray:
-    """About the largest curvature that a minibatch shows, of shape (m,): sqrt(a) + sqrt(b) squared.
+    """About the largest curvature that a minibatch may show, of shape (m,).
 
-    Here a is the curvature of all rows, and b the mean square length of a row over the batch size:
-    the edge of the spectrum of a sample covariance, as if features were independent.
+    The upper edge ``(sqrt(c) + sqrt(d / b))^2`` of the spectrum of a sample covariance of b rows of
+    d features, c being the largest eigenvalue of all rows; a batch that holds all n rows adds none
+    of its own.
+
+    Reference: V. A. Marchenko and L. A. Pastur, Distribution of eigenvalues for some sets of random
+    matrices, 1967.
     """
-    d = problem.data.n_features
-    return (np.sqrt(curvature(problem, rows)) + np.sqrt(d / batch_size)) ** 2
+    d, n = problem.data.n_features, len(problem.order)
+    noise = d / batch_size * (1 - batch_size / n)
+    return (np.sqrt(curvature(problem, rows)) + np.sqrt(noise)) ** 2

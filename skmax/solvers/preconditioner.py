@@ -12,11 +12,9 @@ import numpy as np
 
 from skmax.problem import Array, Problem
 
-# A unit is sqrt(variance + _CURVATURE * problem.l2[:, None]): with the variance alone, a nearly constant feature
+# A unit is sqrt(variance + _CURVATURE * l2): with the variance alone, a nearly constant feature
 # would take steps against which its penalty is stiff. The factor bounds that stiffness by 1/10.
 _CURVATURE = 10.0
-
-
 # Variances below this share of the squared mean are rounding errors of float64.
 _NOISE = 1e-14
 
@@ -115,6 +113,6 @@ def _check_finite(spread: np.ndarray, mean: np.ndarray) -> None:
         return
     feature = int(np.flatnonzero(~np.isfinite(spread).all(axis=0))[0])
     raise ValueError(
-        f"Feature {feature} of X has values so large (mean {mean[0, feature]:g}) that their squares "
-        "overflow. Rescale it, or pass preconditioner=None."
+        f"Feature {feature} of X has values so large (mean {mean[0, feature]:g}) that their "
+        "squares overflow. Rescale it, or pass preconditioner=None."
     )

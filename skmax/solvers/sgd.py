@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Generator
 from dataclasses import dataclass, replace
 from itertools import count
-from typing import Any
 
 import numpy as np
 
-from skmax.objective import BatchSums, batch_gradient, penalty, soft_threshold
-from skmax.problem import Array, Epoch, Problem, State
+from skmax.objective import batch_gradient, penalty, soft_threshold
+from skmax.problem import Array, BatchSums, Epoch, Problem, State
 from skmax.solvers.schedules import step_rates
 
 # The cross-entropy of a model that knows nothing is log(k). A multiple of it that training cannot
@@ -18,7 +17,7 @@ from skmax.solvers.schedules import step_rates
 _HOPELESS, _TOO_FAST = 100.0, 2.0
 _MAX_RETRIES = 30
 # Epochs that large data need, and steps that small data need.
-_MIN_EPOCHS, _MIN_STEPS = 10, 1000
+_MIN_EPOCHS, _MIN_STEPS = 6, 1000
 
 
 @dataclass(frozen=True)
@@ -113,7 +112,7 @@ class SGD:
         started and ended, and its (loss, accuracy, diverged).
         """
         solver, n_steps = self, -(-len(order) // self.batch_size)
-        run = getattr(problem.backend, "sgd_epoch", sgd_epoch)
+        run = problem.backend.fast_sgd_epoch(problem) or sgd_epoch
         ignorance = np.log(np.sum(~problem.masked, axis=1))
         bound = np.where(self.retry, _TOO_FAST, _HOPELESS) * ignorance
         for _ in range(_MAX_RETRIES):
@@ -168,7 +167,10 @@ def sgd_epoch(
     optimization, SIAM Journal on Imaging Sciences 7(2), 2014.
     """
     backend = problem.backend
-    rows, rates = backend.asarray(order), backend.asarray(rates[:, :, None, None], problem.data.dtype)
+    rows, rates = (
+        backend.asarray(order),
+        backend.asarray(rates[:, :, None, None], problem.data.dtype),
+    )
     take_step = _Step(problem, solver)
     loss = correct = backend.zeros((problem.n_models,), backend.dtype(np.float64))
     gradient_sum: Array = 0.0
