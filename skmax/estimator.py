@@ -86,9 +86,125 @@ class Carried:
 
 
 class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, BaseEstimator):
-    """Softmax regression, also known as multinomial logistic regression.
+    """Softmax regression (multinomial logistic regression), by minibatch gradient descent.
 
-    DOCSTRING
+    The model is ``p(class j | x) = exp(w_j x + b_j) / sum_l exp(w_l x + b_l)``. Fitting minimises
+    the objective of :class:`~sklearn.linear_model.LogisticRegression`,
+
+    ``C * sum_i s_i CE_i + (1 - l1_ratio)/2 * ||W||^2 + l1_ratio * ||W||_1``,
+
+    where CE_i is the cross-entropy of row i and s_i its weight. X is used as it comes: it needs no
+    scaling, and is never copied to be converted.
+
+    Parameters
+    ----------
+    C : float, default=1.0
+        Inverse of the strength of the penalty, greater than 0; `np.inf` means no penalty.
+    l1_ratio : float, default=0.0
+        Share of the L1 penalty, from 0 (ridge) to 1 (lasso). With L1, coefficients become exactly
+        zero. The intercept is not penalised.
+    fit_intercept : bool, default=True
+        Whether to fit an intercept.
+    class_weight : dict or "balanced", default=None
+        Weights of the classes, by label; missing ones weigh 1. "balanced": inversely proportional
+        to the weight that each class has in y.
+    label_smoothing : float, default=0.0
+        From 0 to below 1. Targets become ``(1 - label_smoothing) * y + label_smoothing / k``, k
+        being the number of classes that have weight, once class weights were applied to y.
+    solver : {"sgd"}, default="sgd"
+        Minibatch stochastic gradient descent with momentum (heavy ball).
+    preconditioner : {"diagonal"} or None, default="diagonal"
+        "diagonal": steps are taken as if every feature had been centred, and divided by
+        ``sqrt(variance + penalty curvature)``; without an intercept, not centred, and divided by
+        its root mean square. Objective, penalty and coefficients stay those of X as given. None:
+        plain steps, as in a textbook.
+    learning_rate : float or "auto", default="auto"
+        The step for the mean gradient of a minibatch, in the coordinates of the preconditioner.
+        "auto": found by a short race on a sample of the data, and reduced where training diverges.
+    schedule : {"linear", "cosine", "constant", "invscaling"}, default="linear"
+        How the learning rate changes with every step: to zero at `max_iter`, along a line or half
+        a cosine; not at all; or like ``1 / sqrt(1 + epochs)``.
+    max_iter : int, default=None
+        Number of epochs. None: 6, or as many as make 1000 steps.
+    batch_size : int or "auto", default="auto"
+        Rows per minibatch; the last one of an epoch may be smaller. "auto":
+        ``min(200, n_samples)``.
+    momentum : float, default=0.9
+        From 0 to below 1.
+    shuffle : bool, default=True
+        Whether to visit the rows in a new order in every epoch.
+    tol : float, default=1e-4
+        Training stops when the objective has not fallen by this share of itself for
+        `n_iter_no_change` epochs; with `early_stopping`, when the validation accuracy has not
+        risen by `tol`. 0 runs all epochs, unless `early_stopping`.
+    n_iter_no_change : int, default=None
+        Number of epochs to wait. None: a tenth of the epochs planned, and at least 10.
+    early_stopping : bool, default=False
+        Whether to stop on the validation accuracy, of rows held out or of `X_val`, and to keep the
+        weights of the best epoch.
+    validation_fraction : float, default=0.1
+        Share of the rows that `early_stopping` holds out, stratified, where no `X_val` is given.
+    warm_start : bool, default=False
+        Whether `fit` goes on from the coefficients of the last call. Curves start anew.
+    random_state : int, RandomState instance or None, default=None
+        Determines the order of the rows, the rows held out, and the race for the learning rate.
+    verbose : int, default=0
+        Whether to print a line per epoch.
+    backend : {"auto", "numpy", "cupy"}, default="auto"
+        Where `fit` and `partial_fit` compute. "auto": where X is, under scikit-learn's
+        `array_api_dispatch`; without that, with NumPy. "numpy", "cupy": there, X being moved in its
+        own dtype, and fitted attributes coming back in X's own type.
+
+    Attributes
+    ----------
+    coef_ : array of shape (n_classes, n_features), or (1, n_features) for two classes
+        Coefficients of the features as given. Their dtype is float32 for X of float32, float16,
+        booleans and integers of up to 16 bits, else float64.
+    intercept_ : array of shape (n_classes,), or (1,)
+        Intercepts. Minus infinity for a class without weight, whose probability is zero.
+    classes_ : array of shape (n_classes,)
+        Class labels, sorted; ``arange(n_classes)`` where y is a matrix.
+    n_iter_ : int
+        Epochs run.
+    learning_rate_ : float
+        The learning rate used, before the schedule.
+    loss_curve_ : list of float
+        Per epoch, the objective divided by C and the sum of the weights: the mean cross-entropy,
+        averaged over the epoch while it trains, and the penalty at its end.
+    accuracy_curve_ : list of float
+        Training accuracy per epoch, likewise averaged.
+    best_loss_ : float
+        Minimum of `loss_curve_`.
+    validation_scores_ : list of float or None
+        Accuracy on the validation rows after each epoch; None without validation data.
+    validation_loss_curve_ : list of float or None
+        Mean cross-entropy on the validation rows after each epoch.
+    best_validation_score_ : float or None
+        Maximum of `validation_scores_`.
+    n_features_in_ : int
+        Number of features.
+    feature_names_in_ : ndarray of shape (n_features_in_,)
+        Names of the features, where X has names that are all strings.
+
+    See Also
+    --------
+    sklearn.linear_model.LogisticRegression : The same objective, by full-batch solvers.
+    sklearn.linear_model.SGDClassifier : One-versus-rest linear classifiers by SGD.
+
+    References
+    ----------
+    A. Zhang, Z. C. Lipton, M. Li and A. J. Smola, Dive into Deep Learning, 2023, chapter 4.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from skmax import SoftmaxRegression
+    >>> X, y = load_iris(return_X_y=True)
+    >>> model = SoftmaxRegression(random_state=0).fit(X, y)
+    >>> model.score(X, y)
+    0.97...
+    >>> model.predict_proba(X[:1]).round(2)
+    array([[0.98, 0.02, 0.  ]])
     """
 
     _parameter_constraints: dict = {  # noqa: RUF012
@@ -167,7 +283,42 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
 
     @_fit_context(prefer_skip_nested_validation=True)
     def fit(self, X, y, sample_weight=None, *, X_val=None, y_val=None, sample_weight_val=None):
-        """FITDOC"""
+        """Fit the model to data.
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix} of shape (n_samples, n_features)
+            The training data, of any numeric dtype and layout.
+        y : array-like of shape (n_samples,) or (n_samples, n_classes)
+            Labels of any kind; or a matrix of two columns or more whose rows are probabilities,
+            one-hot included. A row of probabilities equals n_classes rows with weights
+            ``sample_weight[i] * y[i, j]``.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Weights of the rows; a row of weight 2 equals two rows.
+        X_val : {array-like, sparse matrix} of shape (n_val, n_features), default=None
+            Validation data, scored after each epoch. They stop training only with
+            `early_stopping`. In a `Pipeline`, `transform_input=["X_val"]` transforms them like X.
+        y_val : array-like of shape (n_val,) or (n_val, n_classes), default=None
+            Labels or probabilities of the validation data.
+        sample_weight_val : array-like of shape (n_val,), default=None
+            Weights of the validation data.
+
+        Returns
+        -------
+        self : SoftmaxRegression
+            The fitted estimator.
+
+        Raises
+        ------
+        ValueError
+            The data are not valid, or training diverged with the learning rate given.
+
+        Warns
+        -----
+        ConvergenceWarning
+            The objective still fell by more than `tol` in the last epoch, though the schedule does
+            not end there; or it ended above that of a model which knows nothing.
+        """
         metadata = {} if sample_weight is None else {"sample_weight": sample_weight}
         arguments = {"X": X, "y": y, "metadata": metadata}
         X, y = check_X_y(self, X, y, reset=True)
@@ -215,7 +366,34 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
 
     @_fit_context(prefer_skip_nested_validation=True)
     def partial_fit(self, X, y, classes=None, sample_weight=None):
-        """PFDOC"""
+        """Go on with one pass over more rows, at a constant learning rate.
+
+        The penalty is that of all rows seen so far: the sum of all their weights scales `C`. The
+        means and variances of the preconditioner accumulate over calls; momentum and the random
+        state carry on. `learning_rate="auto"` finds a rate for the rows of each call.
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix} of shape (n_samples, n_features)
+            The rows.
+        y : array-like of shape (n_samples,) or (n_samples, n_classes)
+            Labels or probabilities, as in `fit`.
+        classes : array-like of shape (n_classes,), default=None
+            All labels that there will be. Needed in the first call, unless y is a matrix.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Weights of the rows.
+
+        Returns
+        -------
+        self : SoftmaxRegression
+            The fitted estimator.
+
+        Raises
+        ------
+        ValueError
+            y has a label that is not among the classes; or `class_weight="balanced"` or
+            `early_stopping`, which need all rows at once.
+        """
         self._check_can_continue()
         first = not hasattr(self, "coef_")
         X, y = check_X_y(self, X, y, reset=first)
@@ -342,7 +520,7 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
         total = weight_sum + before.weight_sum
         if self.preconditioner is None:
             return problem, Seen(total)
-        moments = Moments.of(problem, before.moments and before.moments.origin)
+        moments = Moments.of(problem, None if before.moments is None else before.moments.origin)
         if before.moments is not None:
             moments = before.moments.merged(moments, weight_sum / total)
         return precondition(problem, moments), Seen(total, moments)

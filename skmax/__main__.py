@@ -1,0 +1,240 @@
+"""The main job: train on Fashion-MNIST, compare with LogisticRegression, draw pictures."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from time import perf_counter
+from typing import Any, NamedTuple
+
+import numpy as np
+from sklearn.datasets import load_digits
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
+from sklearn.model_selection import train_test_split
+
+from skmax import SoftmaxRegression
+from skmax.datasets import fetch_fashion_mnist
+
+
+class Data(NamedTuple):
+    """Images as rows of float32 from 0 to 1, and the labels of what they show."""
+
+    name: str
+    X: np.ndarray
+    y: np.ndarray
+    X_test: np.ndarray
+    y_test: np.ndarray
+    class_names: list[str]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the main job; the exit status."""
+    options = _parse(argv)
+    try:
+        _run(options)
+    except KeyboardInterrupt:
+        print("\nInterrupted.")
+        return 130
+    return 0
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    def rate(text: str) -> float | str:
+        return text if text == "auto" else float(text)
+
+    parser = argparse.ArgumentParser(
+        prog="python -m skmax",
+        description="Train a softmax regression on Fashion-MNIST, compare it with scikit-learn's "
+        "LogisticRegression in the same run, and draw pictures.",
+    )
+    add = parser.add_argument
+    add("--data-home", type=Path, help="folder with the four files of Fashion-MNIST")
+    add("--epochs", type=int, help="passes over the data (default: the estimator's own)")
+    add("--batch-size", type=int, help="rows per step (default: the estimator's own)")
+    add("--learning-rate", type=rate, default="auto", help="a number, or auto (default)")
+    add("--backend", choices=["auto", "numpy", "cupy"], default="auto", help="where to compute")
+    add("--output", type=Path, default=Path("skmax-results"), help="folder for the pictures")
+    add("--seed", type=int, default=0, help="of the order of the images")
+    add("--no-baseline", action="store_true", help="do not train LogisticRegression as well")
+    return parser.parse_args(argv)
+
+
+def _run(options: argparse.Namespace) -> None:
+    data = _load(options.data_home)
+    print(
+        f"{data.name}: {len(data.X)} training and {len(data.X_test)} test images, scaled to 0..1."
+    )
+    model = SoftmaxRegression(
+        max_iter=options.epochs,
+        batch_size=options.batch_size or "auto",
+        learning_rate=options.learning_rate,
+        backend=options.backend,
+        random_state=options.seed,
+    )
+    with _Progress() as progress:
+        model.set_callbacks(progress)
+        seconds = _timed(lambda: model.fit(data.X, data.y, X_val=data.X_test, y_val=data.y_test))
+    model.set_callbacks()
+    results = [_result("skmax SoftmaxRegression", model, data, seconds)]
+    if not options.no_baseline:
+        results.append(_baseline(data))
+    print("\n" + _table(results) + "\n")
+    _draw(model, data, options.output)
+
+
+def _load(data_home: Path | None) -> Data:
+    try:
+        train, test = (
+            fetch_fashion_mnist(subset=subset, data_home=data_home) for subset in ("train", "test")
+        )
+    except (OSError, ValueError, ImportError) as error:
+        print(f"Fashion-MNIST cannot be had here: {error}\n")
+        print("Going on with the small digits that scikit-learn brings along.\n")
+        X, y = load_digits(return_X_y=True)
+        X = (X / 16).astype(np.float32)
+        X, X_test, y, y_test = train_test_split(X, y, test_size=0.25, stratify=y, random_state=0)
+        return Data("Digits", X, y, X_test, y_test, [str(digit) for digit in range(10)])
+    X, X_test = (part.data.astype(np.float32) / 255 for part in (train, test))
+    return Data("Fashion-MNIST", X, train.target, X_test, test.target, train.target_names)
+
+
+class _Progress:
+    """A callback that prints a line per epoch, above a progress bar where rich is installed."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+        if find_spec("rich") is None:
+            print('For a progress bar: pip install "skmax[progress]"')
+        else:
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+            columns = "Training", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+            self._bar = Progress(*columns, transient=True)
+
+    def __enter__(self) -> _Progress:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def setup(self, estimator: Any, context: Any) -> None:  # noqa: ARG002
+        """Learn how many epochs there will be."""
+        if self._bar is not None:
+            self._task = self._bar.add_task("", total=context.max_subtasks)
+
+    def on_fit_task_begin(self, estimator: Any, context: Any) -> None:
+        """Do nothing."""
+
+    def on_fit_task_end(
+        self,
+        estimator: Any,  # noqa: ARG002
+        context: Any,
+        *,
+        fitted_estimator: Any = None,
+    ) -> None:
+        """Tell how the epoch went."""
+        if context.task_name != "epoch":
+            return
+        print(
+            f"epoch {fitted_estimator.n_iter_}: loss {fitted_estimator.loss_curve_[-1]:.4f}, "
+            f"training accuracy {fitted_estimator.accuracy_curve_[-1]:.4f}, "
+            f"test accuracy {fitted_estimator.validation_scores_[-1]:.4f}"
+        )
+        if self._bar is not None:
+            self._bar.advance(self._task)
+
+    def teardown(self, estimator: Any, context: Any) -> None:
+        """Do nothing."""
+
+
+def _baseline(data: Data) -> dict[str, Any]:
+    model = LogisticRegression()
+    print("LogisticRegression with its defaults, on the same data: please wait.")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        seconds = _timed(lambda: model.fit(data.X, data.y))
+    unfinished = " (not converged)" if model.n_iter_[0] >= model.max_iter else ""
+    name = f"LogisticRegression, {model.n_iter_[0]} iterations{unfinished}"
+    return _result(name, model, data, seconds)
+
+
+def _timed(function: Callable[[], object]) -> float:
+    start = perf_counter()
+    function()
+    return perf_counter() - start
+
+
+def _result(name: str, model: Any, data: Data, seconds: float) -> dict[str, Any]:
+    squares = float(np.sum(model.coef_.astype(np.float64) ** 2))
+    return {
+        "model": name,
+        "seconds": seconds,
+        "train objective": log_loss(data.y, model.predict_proba(data.X))
+        + squares / (2 * model.C * len(data.y)),
+        "test accuracy": model.score(data.X_test, data.y_test),
+        "test log-loss": log_loss(data.y_test, model.predict_proba(data.X_test)),
+    }
+
+
+def _table(results: list[dict[str, Any]]) -> str:
+    """A Markdown table, with the time of each model as a multiple of the first one's."""
+    header = [*results[0], "time ratio"]
+    rows = [
+        [
+            result["model"],
+            f"{result['seconds']:.2f}",
+            *(f"{value:.4f}" for value in list(result.values())[2:]),
+            f"{result['seconds'] / results[0]['seconds']:.1f}",
+        ]
+        for result in results
+    ]
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    lines = [header, ["-" * width for width in widths], *rows]
+    return "\n".join(
+        "| " + " | ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) + " |"
+        for line in lines
+    )
+
+
+def _draw(model: SoftmaxRegression, data: Data, folder: Path) -> None:
+    if find_spec("matplotlib") is None:
+        print('For pictures of the training and of the model: pip install "skmax[plot]"')
+        return
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from sklearn.metrics import ConfusionMatrixDisplay
+
+    from skmax.plotting import ClassWeightsDisplay, PredictionGridDisplay, TrainingCurveDisplay
+
+    names = {"class_names": data.class_names}
+    X, y = data.X_test, data.y_test
+    confusion = ConfusionMatrixDisplay.from_estimator(
+        model, X, y, display_labels=data.class_names, xticks_rotation=45, colorbar=False
+    )
+    confusion.figure_.set_size_inches(8, 8)
+    figures = {
+        "learning-curves": TrainingCurveDisplay.from_estimator(model).figure_,
+        "predictions": PredictionGridDisplay.from_estimator(
+            model, X, y, n_images=20, **names
+        ).figure_,
+        "weights": ClassWeightsDisplay.from_estimator(model, **names).figure_,
+        "confusion-matrix": confusion.figure_,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, figure in figures.items():
+        figure.savefig(folder / f"{name}.png", dpi=120, bbox_inches="tight")
+    print(f"Pictures in {folder.resolve()}: " + ", ".join(f"{name}.png" for name in figures))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
