@@ -114,7 +114,7 @@ class _Progress:
         else:
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-            columns = "Training", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+            columns = BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), "{task.description}"
             self._bar = Progress(*columns, transient=True)
 
     def __enter__(self) -> _Progress:
@@ -144,13 +144,14 @@ class _Progress:
         """Tell how the epoch went."""
         if context.task_name != "epoch":
             return
-        print(
+        line = (
             f"epoch {fitted_estimator.n_iter_}: loss {fitted_estimator.loss_curve_[-1]:.4f}, "
             f"training accuracy {fitted_estimator.accuracy_curve_[-1]:.4f}, "
             f"test accuracy {fitted_estimator.validation_scores_[-1]:.4f}"
         )
+        print(line)
         if self._bar is not None:
-            self._bar.advance(self._task)
+            self._bar.update(self._task, advance=1, description=line)
 
     def teardown(self, estimator: Any, context: Any) -> None:
         """Do nothing."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -152,6 +153,10 @@ class Backend:
     def fast_sgd_epoch(self, problem: Any) -> Callable[..., Any] | None:  # noqa: ARG002
         """What does the work of `skmax.solvers.sgd.sgd_epoch` on this problem faster, or None."""
         return None
+
+    def during_epoch(self, problem: Any) -> AbstractContextManager[Any]:  # noqa: ARG002
+        """What must hold while an epoch is computed."""
+        return nullcontext()
 
     def rows_of(self, X: Any, dtype: type[np.floating]) -> Rows:
         """The rows of X as floats; X is moved here, in its own dtype, if it lives elsewhere."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import array_api_compat
@@ -10,6 +12,7 @@ import array_api_compat.numpy as xp
 import numpy as np
 from scipy import sparse
 from sklearn.utils._array_api import _convert_to_numpy
+from sklearn.utils.parallel import _get_threadpool_controller
 
 from skmax.backends.array_api import Backend, Rows
 
@@ -68,6 +71,30 @@ class SparseRows(Rows):
         return max(16, (1 << 16) * self.n_samples // max(1, self.X.nnz))
 
 
+class _OneBlasThread:
+    """Limits BLAS to one thread while anyone is inside, also from several threads at once."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._limit: Any = None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._limit = _get_threadpool_controller().limit(limits=1, user_api="blas")
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._limit.restore_original_limits()
+
+
+_one_blas_thread = _OneBlasThread()
+
+
 class NumpyBackend(Backend):
     """NumPy on the CPU."""
 
@@ -83,6 +110,14 @@ class NumpyBackend(Backend):
         simple = problem.n_models == 1 and problem.targets.ndim == 1 and problem.smoothing is None
         dense = isinstance(problem.data, DenseRows)
         return dense_sgd_epoch if simple and dense and not problem.l1.any() else None
+
+    def during_epoch(self, problem: Any) -> AbstractContextManager[Any]:
+        """One BLAS thread for one model: its products are too small for more, which would wait.
+
+        On a machine that is busy otherwise they wait for each other ten times longer than they
+        compute.
+        """
+        return _one_blas_thread if problem.n_models == 1 else nullcontext()
 
     def rows_of(self, X: Any, dtype: type[np.floating]) -> Rows:
         """The rows of X as floats; X is moved to the host if it lives elsewhere."""

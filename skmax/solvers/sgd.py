@@ -116,7 +116,8 @@ class SGD:
         ignorance = np.log(np.sum(~problem.masked, axis=1))
         bound = np.where(self.retry, _TOO_FAST, _HOPELESS) * ignorance
         for _ in range(_MAX_RETRIES):
-            with np.errstate(over="ignore", invalid="ignore"):
+            quiet = np.errstate(over="ignore", invalid="ignore")
+            with quiet, problem.backend.during_epoch(problem):
                 after, sums = run(problem, state, solver, order, solver.rates(epoch, n_steps))
                 entropy, accuracy = (problem.backend.to_numpy(part) / len(order) for part in sums)
                 loss = entropy + penalty(problem, after.coef)
