@@ -34,6 +34,7 @@ from skmax.training import train
 from skmax.validation import (
     Targets,
     check_classes,
+    check_validation_X_y,
     check_weights,
     check_X,
     check_X_y,
@@ -326,7 +327,7 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
         weight = check_weights(sample_weight, X)
         warm = self.warm_start and hasattr(self, "coef_")
         if warm:
-            self._check_same_classes(targets.classes)
+            self._check_same_model(X, targets.classes)
         validation = self._check_validation(X_val, y_val, sample_weight_val, targets.classes)
 
         rng = self._new_rng()
@@ -423,7 +424,12 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
         seed = check_random_state(self.random_state).randint(np.iinfo(np.int32).max)
         return np.random.Generator(np.random.PCG64(seed))
 
-    def _check_same_classes(self, classes: np.ndarray) -> None:
+    def _check_same_model(self, X: Any, classes: np.ndarray) -> None:
+        if X.shape[1] != self.coef_.shape[1]:
+            raise ValueError(
+                f"X has {X.shape[1]} features, but SoftmaxRegression is expecting "
+                f"{self.coef_.shape[1]} features as input, which warm_start goes on with."
+            )
         before = to_host(self.classes_)
         if not np.array_equal(before, classes):
             raise ValueError(
@@ -470,19 +476,26 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
             raise ValueError("X_val is provided, but y_val was not provided.")
         if X_val is None:
             raise ValueError("y_val is provided, but X_val was not provided.")
-        X_val, y_val = check_X_y(self, X_val, y_val, reset=False)
+        X_val, y_val = check_validation_X_y(self, X_val, y_val)
         targets = Targets.read(y_val, classes, name="y_val")
         weight = check_weights(weight, X_val, name="sample_weight_val")
         return X_val, targets, weight, None
 
     def _split(self, targets: Targets, rng: np.random.Generator) -> list[np.ndarray]:
         """Rows to train on and rows to validate on, stratified."""
-        return train_test_split(
-            np.arange(len(targets.labels)),
-            test_size=self.validation_fraction,
-            stratify=targets.labels,
-            random_state=int(rng.integers(np.iinfo(np.int32).max)),
-        )
+        n = len(targets.labels)
+        try:
+            return train_test_split(
+                np.arange(n),
+                test_size=self.validation_fraction,
+                stratify=targets.classes[targets.labels],
+                random_state=int(rng.integers(np.iinfo(np.int32).max)),
+            )
+        except ValueError as error:
+            raise ValueError(
+                f"early_stopping cannot hold out validation_fraction={self.validation_fraction} of "
+                f"{n} rows, stratified by class: {error}. Pass X_val and y_val instead."
+            ) from error
 
     def _pose(
         self,
@@ -706,7 +719,7 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
 
     def _map_logits(self, X: Any, method: str, function: Any) -> Any:
         """Apply `function(xp, logits)` to the logits of a bounded number of rows at a time."""
-        check_is_fitted(self)
+        check_is_fitted(self, "coef_")
         check_same_namespace(X, self, attribute="coef_", method=method)
         X = check_X(self, X)
         backend = resolve(X, "auto")
@@ -740,7 +753,7 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
         """
         shape = getattr(y, "shape", None) or np.shape(y)
         if len(shape) == 2 and shape[1] > 1:
-            check_is_fitted(self)
+            check_is_fitted(self, "coef_")
             classes = to_host(self.classes_)
             y = classes[Targets.read(check_array(y, accept_sparse="csr"), classes).labels]
             return accuracy_score(y, to_host(self.predict(X)), sample_weight=sample_weight)
@@ -757,7 +770,7 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
             With NumPy attributes. Fitting it anew minimises the same objective, label smoothing
             apart.
         """
-        check_is_fitted(self)
+        check_is_fitted(self, "coef_")
         model = LogisticRegression(
             C=self.C,
             l1_ratio=self.l1_ratio,
@@ -794,9 +807,10 @@ def _curves(watch: Watch, previous: SoftmaxRegression | None = None) -> dict[str
     """The fitted attributes that tell of training, after those of earlier calls."""
     record, validation = watch.record, watch.validation
     loss, accuracy = record.loss[0], record.accuracy[0]
+    # Ctrl-C may come between the scoring of an epoch and its recording.
+    scores = None if validation is None else validation.score[0][: len(loss)]
     if previous is not None:
         loss, accuracy = previous.loss_curve_ + loss, previous.accuracy_curve_ + accuracy
-    scores = None if validation is None else list(validation.score[0])
     return {
         "n_iter_": len(loss),
         "learning_rate_": float(record.learning_rate[0]),
@@ -804,7 +818,7 @@ def _curves(watch: Watch, previous: SoftmaxRegression | None = None) -> dict[str
         "accuracy_curve_": list(accuracy),
         "best_loss_": min(loss),
         "validation_scores_": scores,
-        "validation_loss_curve_": None if validation is None else list(validation.loss[0]),
+        "validation_loss_curve_": None if validation is None else validation.loss[0][: len(loss)],
         "best_validation_score_": None if scores is None else max(scores),
     }
 

@@ -212,14 +212,15 @@ class Watch:
         self.record = Record(problem)
         self.weights = self.record.weights
         self.validation = None if held_out is None else Validation(held_out)
-        self.consumers: list[Consumer] = [Divergence(), self.record]
+        self.consumers: list[Consumer] = [Divergence()]
         if self.validation is not None:
             self.consumers.append(self.validation)
-        if verbose:
-            self.consumers.append(Report(self.record, self.validation))
         if early_stopping and self.validation is not None:
             stopping = EarlyStopping(problem, self.validation, tol, n_iter_no_change)
             self.weights = stopping.weights
             self.consumers.append(stopping)
         elif tol > 0:
             self.consumers.append(Tolerance(problem.n_models, tol, n_iter_no_change))
+        self.consumers.append(self.record)  # an epoch that it knows of is complete
+        if verbose:
+            self.consumers.append(Report(self.record, self.validation))

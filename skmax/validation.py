@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Number
 from typing import Any
 
 import array_api_compat
@@ -12,7 +13,14 @@ from sklearn.utils._array_api import _convert_to_numpy
 from sklearn.utils._encode import _check_unknown, _encode
 from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import _check_sample_weight, column_or_1d, validate_data
+from sklearn.utils.validation import (
+    _check_feature_names,
+    _check_n_features,
+    check_array,
+    check_consistent_length,
+    column_or_1d,
+    validate_data,
+)
 
 # How far from one the probabilities of a row may sum.
 _SUM_TOLERANCE = 1e-3
@@ -25,9 +33,29 @@ def check_X(estimator: Any, X: Any) -> Any:
 
 def check_X_y(estimator: Any, X: Any, y: Any, *, reset: bool) -> tuple[Any, Any]:
     """X and y for fitting, checked as scikit-learn does, X in its own dtype and layout."""
+    _refuse_objects(X)
     return validate_data(
         estimator, X, y, reset=reset, accept_sparse="csr", dtype="numeric", multi_output=True
     )
+
+
+def check_validation_X_y(estimator: Any, X: Any, y: Any) -> tuple[Any, Any]:
+    """X_val and y_val, checked like X and y, and named in what is said of them."""
+    _check_feature_names(estimator, X, reset=False)
+    X = check_array(X, accept_sparse="csr", dtype="numeric", input_name="X_val")
+    _refuse_objects(X)
+    _check_n_features(estimator, X, reset=False)
+    y = check_array(y, accept_sparse="csr", ensure_2d=False, dtype=None, input_name="y_val")
+    check_consistent_length(X, y)
+    return X, y
+
+
+def _refuse_objects(X: Any) -> None:
+    if sparse.issparse(X) and X.dtype.kind == "O":
+        raise ValueError(
+            "X is a sparse matrix, which does not support dtype object: convert it with "
+            "X.astype('float64')."
+        )
 
 
 def to_host(array: Any) -> np.ndarray:
@@ -80,9 +108,15 @@ class Targets:
         if is_matrix(y):
             return cls._from_probabilities(y, classes, name)
         y = column_or_1d(y, warn=True)
-        check_classification_targets(y)
-        if classes is None:
-            return cls(*np.unique(y, return_inverse=True))
+        try:
+            check_classification_targets(y)
+            if classes is None:
+                return cls(*np.unique(y, return_inverse=True))
+        except TypeError as error:
+            kinds = sorted({type(label).__name__ for label in y})
+            raise TypeError(
+                f"{name} mixes labels of types that have no order, {_shown(kinds)}: use one type."
+            ) from error
         if unknown := list(_check_unknown(y, classes)):
             raise ValueError(
                 f"{name} has labels that are not among the classes: {_shown(unknown)}. "
@@ -156,9 +190,17 @@ class Targets:
             mass = self.mass(sample_weight, order)
             known = mass > 0
             return np.divide(mass.sum() / known.sum(), mass, out=np.zeros(len(mass)), where=known)
-        factor = compute_class_weight(class_weight, classes=self.classes, y=self.classes)
-        if (factor < 0).any():
-            raise ValueError(f"class_weight must not be negative, got {class_weight!r}.")
+        try:
+            factor = compute_class_weight(class_weight, classes=self.classes, y=self.classes)
+        except ValueError as error:
+            raise ValueError(
+                f"class_weight={class_weight!r} does not fit the classes {_shown(self.classes)}: "
+                f"{error}."
+            ) from error
+        if not (np.isfinite(factor).all() and (factor >= 0).all()):
+            raise ValueError(
+                f"class_weight must be finite and not negative for every class, got {class_weight!r}."
+            )
         return factor
 
 
@@ -172,12 +214,17 @@ def check_weights(sample_weight: Any, X: Any, name: str = "sample_weight") -> np
     """
     if sample_weight is None:
         return None
-    rows = np.empty(X.shape[0], dtype=bool)  # stands for X: weights are wanted on the host
     if array_api_compat.is_array_api_obj(sample_weight):
         sample_weight = to_host(sample_weight)
-    weight = _check_sample_weight(
-        sample_weight, rows, dtype=np.float64, allow_all_zero_weights=True
-    )
+    n = X.shape[0]
+    if isinstance(sample_weight, Number):
+        sample_weight = np.full(n, sample_weight)
+    weight = check_array(sample_weight, ensure_2d=False, dtype=np.float64, input_name=name)
+    if weight.shape != (n,):
+        raise ValueError(
+            f"{name} must be a 1D array or scalar, but is a {weight.ndim}D array: "
+            f"{name}.shape == {weight.shape}, expected {(n,)}, one weight per row of X."
+        )
     if (weight < 0).any():
         raise ValueError(
             f"Negative values in data passed to `{name}`: the smallest is {weight.min():g}. "

@@ -43,15 +43,17 @@ class Moments:
         origin = problem.data.origin(order) if origin is None else origin
         data = problem.data.with_(dtype=float64, shift=origin if origin.any() else None)
         total: list[Array] = [0.0, 0.0]
-        for index, X in data.chunks(order):
-            if problem.sample_weight is None:
-                weight = xp.ones((1, X.shape[0]), dtype=float64, device=backend.device)
-            else:
-                weight = xp.astype(xp.take(problem.sample_weight, index, axis=0), float64).T
-            total = [total[0] + weight @ X, total[1] + weight @ (X * X)]
-        mean, square = (backend.to_numpy(part) / len(order) for part in total)
-        variance = square - mean**2
-        return cls(origin, mean, np.where(variance > _NOISE * mean**2, variance, 0.0))
+        with np.errstate(over="ignore", invalid="ignore"):  # `precondition` looks for infinities
+            for index, X in data.chunks(order):
+                if problem.sample_weight is None:
+                    weight = xp.ones((1, X.shape[0]), dtype=float64, device=backend.device)
+                else:
+                    weight = xp.astype(xp.take(problem.sample_weight, index, axis=0), float64).T
+                total = [total[0] + weight @ X, total[1] + weight @ (X * X)]
+            mean, square = (backend.to_numpy(part) / len(order) for part in total)
+            variance = square - mean**2
+            variance[variance <= _NOISE * mean**2] = 0.0
+        return cls(origin, mean, variance)
 
     def merged(self, other: Moments, share: float) -> Moments:
         """The moments of both sets of rows, `other` having a share of the weight.
@@ -86,8 +88,9 @@ def precondition(problem: Problem, moments: Moments) -> Problem:
     """
     backend, data = problem.backend, problem.data
     mean = moments.mean + moments.origin
-    spread = moments.variance if problem.fit_intercept else moments.variance + mean**2
-    _check_finite(spread, mean)
+    with np.errstate(over="ignore"):
+        spread = moments.variance if problem.fit_intercept else moments.variance + mean**2
+    _check_finite(spread)
     scale = np.sqrt(spread + _CURVATURE * problem.l2[:, None])
     inverse_scale = np.divide(1.0, scale, out=np.zeros_like(scale), where=scale > 0)
     shift = None
@@ -108,11 +111,10 @@ def _far(dtype: object) -> float:
     return float(np.finfo(np.float32 if "32" in str(dtype) else np.float64).eps ** -0.25)
 
 
-def _check_finite(spread: np.ndarray, mean: np.ndarray) -> None:
-    if np.isfinite(spread).all():
-        return
-    feature = int(np.flatnonzero(~np.isfinite(spread).all(axis=0))[0])
-    raise ValueError(
-        f"Feature {feature} of X has values so large (mean {mean[0, feature]:g}) that their "
-        "squares overflow. Rescale it, or pass preconditioner=None."
-    )
+def _check_finite(spread: np.ndarray) -> None:
+    bad = np.flatnonzero(~np.isfinite(spread).all(axis=0))
+    if bad.size:
+        raise ValueError(
+            f"Feature {bad[0]} of X has values so large that their squares overflow float64. "
+            "Rescale it, or pass preconditioner=None."
+        )

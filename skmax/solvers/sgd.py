@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import count
 
 import numpy as np
+from sklearn.utils import gen_batches
 
 from skmax.objective import batch_gradient, penalty, soft_threshold
 from skmax.problem import Array, BatchSums, Epoch, Problem, State
@@ -176,8 +177,8 @@ def sgd_epoch(
     loss = correct = backend.zeros((problem.n_models,), backend.dtype(np.float64))
     gradient_sum: Array = 0.0
     state = at_origin(problem, state)
-    for step, start in enumerate(range(0, len(order), solver.batch_size)):
-        index = rows[start : start + solver.batch_size]
+    for step, batch in enumerate(gen_batches(len(order), solver.batch_size)):
+        index = rows[batch]
         intercept = from_origin(problem, state)
         sums, by_coef, by_intercept = batch_gradient(problem, state.coef, intercept, index)
         loss, correct = loss + sums.loss, correct + sums.correct
