@@ -518,7 +518,7 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
         else:  # classes that have not come yet may still come
             masked = np.zeros(len(targets.classes), dtype=bool)
         problem = Problem.pose(
-            resolve(X, self.backend).rows_of(X, float_dtype_for(X)),
+            resolve(X, self.backend).rows_of(X, float_dtype_for(X), shuffled=self.shuffle),
             order,
             targets.values,
             sample_weight=_column(row_weight),
@@ -731,7 +731,8 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
         if self._anchor is not None and not sparse.issparse(X):
             data = data.with_(shift=self._anchor[0])
         intercept = backend.asarray(self._intercept_at(data.shift), data.dtype)
-        parts = [function(backend.xp, logits) for logits in logit_chunks(data, coef, intercept)]
+        with backend.small_products():
+            parts = [function(backend.xp, logits) for logits in logit_chunks(data, coef, intercept)]
         return parts[0] if len(parts) == 1 else backend.xp.concat(parts, axis=0)
 
     def score(self, X, y, sample_weight=None):

@@ -157,9 +157,10 @@ def evaluate(problem: Problem, state: State) -> tuple[np.ndarray, np.ndarray]:
     """Mean cross-entropy and accuracy of each model, both of shape (m,), over all rows."""
     backend = problem.backend
     loss = correct = np.zeros(problem.n_models)
-    for index, X in problem.data.chunks(problem.order):
-        logits = logits_of(backend.xp, X, state.coef, state.intercept)
-        sums, _ = score(problem, logits, index)
-        loss = loss + backend.to_numpy(sums.loss)
-        correct = correct + backend.to_numpy(sums.correct)
+    with backend.small_products():
+        for index, X in problem.data.chunks(problem.order):
+            logits = logits_of(backend.xp, X, state.coef, state.intercept)
+            sums, _ = score(problem, logits, index)
+            loss = loss + backend.to_numpy(sums.loss)
+            correct = correct + backend.to_numpy(sums.correct)
     return loss / len(problem.order), correct / len(problem.order)

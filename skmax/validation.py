@@ -199,7 +199,8 @@ class Targets:
             ) from error
         if not (np.isfinite(factor).all() and (factor >= 0).all()):
             raise ValueError(
-                f"class_weight must be finite and not negative for every class, got {class_weight!r}."
+                "class_weight must be finite and not negative for every class, got "
+                f"{class_weight!r}."
             )
         return factor
 

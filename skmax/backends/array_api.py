@@ -69,11 +69,10 @@ class Rows:
 
         The mean of a few of them, rounded to what X can hold.
         """
+        backend, xp = self.backend, self.backend.xp
         few = order[:: max(1, len(order) // 64)][:64]
-        sample = self.backend.to_numpy(
-            self.backend.xp.take(self.X, self.backend.asarray(few), axis=0)
-        )
-        center = np.mean(sample, axis=0, dtype=np.float64)
+        sample = xp.take(self.X, backend.asarray(few), axis=0)
+        center = backend.to_numpy(xp.astype(sample, backend.dtype(np.float64))).mean(axis=0)
         if not self._wide_integers:
             return center.astype(float_dtype_for(self.X))
         if dtype_name(self.X).endswith("64") and not self._differences_fit():
@@ -154,12 +153,15 @@ class Backend:
         """What does the work of `skmax.solvers.sgd.sgd_epoch` on this problem faster, or None."""
         return None
 
-    def during_epoch(self, problem: Any) -> AbstractContextManager[Any]:  # noqa: ARG002
-        """What must hold while an epoch is computed."""
+    def small_products(self) -> AbstractContextManager[Any]:
+        """What to enter around many small matrix products."""
         return nullcontext()
 
-    def rows_of(self, X: Any, dtype: type[np.floating]) -> Rows:
-        """The rows of X as floats; X is moved here, in its own dtype, if it lives elsewhere."""
+    def rows_of(self, X: Any, dtype: type[np.floating], *, shuffled: bool = False) -> Rows:  # noqa: ARG002
+        """The rows of X as floats; X is moved here, in its own dtype, if it lives elsewhere.
+
+        `shuffled` says that rows will be asked for many times, in random order.
+        """
         if sparse.issparse(X):
             raise TypeError(
                 "X is a sparse matrix, and only the NumPy backend computes with those: pass "

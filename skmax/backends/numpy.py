@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import mmap
 import threading
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from typing import Any
 
 import array_api_compat
@@ -111,21 +112,29 @@ class NumpyBackend(Backend):
         dense = isinstance(problem.data, DenseRows)
         return dense_sgd_epoch if simple and dense and not problem.l1.any() else None
 
-    def during_epoch(self, problem: Any) -> AbstractContextManager[Any]:
-        """One BLAS thread for one model: its products are too small for more, which would wait.
+    def small_products(self) -> AbstractContextManager[Any]:
+        """One BLAS thread: more gain little, and lose a lot where another process is busy."""
+        return _one_blas_thread
 
-        On a machine that is busy otherwise they wait for each other ten times longer than they
-        compute.
+    def rows_of(self, X: Any, dtype: type[np.floating], *, shuffled: bool = False) -> Rows:
+        """The rows of X as floats; X is moved to the host if it lives elsewhere.
+
+        What is in memory and will be read in random order is laid out row by row, in its own dtype.
         """
-        return _one_blas_thread if problem.n_models == 1 else nullcontext()
-
-    def rows_of(self, X: Any, dtype: type[np.floating]) -> Rows:
-        """The rows of X as floats; X is moved to the host if it lives elsewhere."""
         if sparse.issparse(X):
             return SparseRows(self, sparse.csr_array(X), np.dtype(dtype))
         if not isinstance(X, np.ndarray):
             X = _convert_to_numpy(X, array_api_compat.array_namespace(X))
+        if shuffled and not _is_memory_mapped(X):
+            X = np.ascontiguousarray(X)
         return DenseRows(self, X, np.dtype(dtype))
+
+
+def _is_memory_mapped(X: Any) -> bool:
+    """Whether an array is a view of a file."""
+    while X is not None and not isinstance(X, mmap.mmap):
+        X = getattr(X, "base", None)
+    return X is not None
 
 
 # Rows per matrix product: the small-matrix kernels of OpenBLAS reach the peak up to about here.

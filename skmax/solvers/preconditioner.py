@@ -43,7 +43,8 @@ class Moments:
         origin = problem.data.origin(order) if origin is None else origin
         data = problem.data.with_(dtype=float64, shift=origin if origin.any() else None)
         total: list[Array] = [0.0, 0.0]
-        with np.errstate(over="ignore", invalid="ignore"):  # `precondition` looks for infinities
+        quiet = np.errstate(over="ignore", invalid="ignore")  # `precondition` looks for infinities
+        with quiet, backend.small_products():
             for index, X in data.chunks(order):
                 if problem.sample_weight is None:
                     weight = xp.ones((1, X.shape[0]), dtype=float64, device=backend.device)
