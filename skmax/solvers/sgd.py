@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import count
 
@@ -119,10 +118,7 @@ class SGD:
         bound = np.where(self.retry, _TOO_FAST, _HOPELESS) * ignorance
         for _ in range(_MAX_RETRIES):
             quiet = np.errstate(over="ignore", invalid="ignore")
-            with (
-                quiet,
-                problem.backend.small_products() if problem.n_models == 1 else nullcontext(),
-            ):
+            with quiet, problem.backend.small_products():
                 after, sums = run(problem, state, solver, order, solver.rates(epoch, n_steps))
                 entropy, accuracy = (problem.backend.to_numpy(part) / len(order) for part in sums)
                 loss = entropy + penalty(problem, after.coef)
