@@ -333,7 +333,7 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
         rng = self._new_rng()
         order = np.arange(X.shape[0])
         if self.early_stopping and validation is None:
-            order, held_out = self._split(targets, rng)
+            order, held_out = self._split(targets, weight, rng)
             validation = X, targets, weight, held_out
         problem, seen = self._pose(X, targets, weight, order)
         state = self._restored(problem) if warm else State.start(problem)
@@ -439,7 +439,10 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
 
     def _check_can_continue(self) -> None:
         if self.early_stopping:
-            raise ValueError("partial_fit does not support early_stopping=True")
+            raise ValueError(
+                "partial_fit does not support early_stopping=True: each call is one epoch on rows "
+                "of its own. Use fit, or score the model between calls."
+            )
         if self.class_weight == "balanced":
             raise ValueError(
                 "class_weight='balanced' is not supported for partial_fit, which does not see all "
@@ -481,20 +484,23 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
         weight = check_weights(weight, X_val, name="sample_weight_val")
         return X_val, targets, weight, None
 
-    def _split(self, targets: Targets, rng: np.random.Generator) -> list[np.ndarray]:
-        """Rows to train on and rows to validate on, stratified."""
-        n = len(targets.labels)
+    def _split(
+        self, targets: Targets, weight: np.ndarray | None, rng: np.random.Generator
+    ) -> list[np.ndarray]:
+        """Rows to train on and rows to validate on, stratified; none without weight."""
+        labels = targets.classes[targets.labels]
+        rows = np.arange(len(labels)) if weight is None else np.flatnonzero(weight)
         try:
             return train_test_split(
-                np.arange(n),
+                rows,
                 test_size=self.validation_fraction,
-                stratify=targets.classes[targets.labels],
+                stratify=labels[rows],
                 random_state=int(rng.integers(np.iinfo(np.int32).max)),
             )
         except ValueError as error:
             raise ValueError(
                 f"early_stopping cannot hold out validation_fraction={self.validation_fraction} of "
-                f"{n} rows, stratified by class: {error}. Pass X_val and y_val instead."
+                f"{len(rows)} rows, stratified by class: {error}. Pass X_val and y_val instead."
             ) from error
 
     def _pose(
@@ -511,6 +517,11 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
         if self.class_weight is not None:
             targets, row_weight = targets.weighted(self.class_weight, weight, order)
             score_weight = np.ones(len(row_weight)) if weight is None else weight
+            if not row_weight[order].any():
+                raise ValueError(
+                    f"With class_weight={self.class_weight!r}, all {len(order)} rows have weight "
+                    "zero: there is nothing to learn from."
+                )
         before = Seen() if carried is None else carried.seen
         weight_sum = float(len(order) if row_weight is None else row_weight[order].sum())
         if carried is None:

@@ -28,12 +28,16 @@ _SUM_TOLERANCE = 1e-3
 
 def check_X(estimator: Any, X: Any) -> Any:
     """X for a fitted estimator, checked as scikit-learn does, in its own dtype and layout."""
+    _refuse_dtype(X)
     return validate_data(estimator, X, reset=False, accept_sparse="csr", dtype="numeric")
 
 
 def check_X_y(estimator: Any, X: Any, y: Any, *, reset: bool) -> tuple[Any, Any]:
     """X and y for fitting, checked as scikit-learn does, X in its own dtype and layout."""
-    _refuse_objects(X)
+    _refuse_dtype(X)
+    if hasattr(y, "isna") and np.any(missing := np.asarray(y.isna())):
+        row = np.argwhere(missing)[0, 0]
+        raise ValueError(f"Input y contains NaN or NA: the label of row {row} is missing.")
     return validate_data(
         estimator, X, y, reset=reset, accept_sparse="csr", dtype="numeric", multi_output=True
     )
@@ -41,17 +45,23 @@ def check_X_y(estimator: Any, X: Any, y: Any, *, reset: bool) -> tuple[Any, Any]
 
 def check_validation_X_y(estimator: Any, X: Any, y: Any) -> tuple[Any, Any]:
     """X_val and y_val, checked like X and y, and named in what is said of them."""
+    _refuse_dtype(X)
     _check_feature_names(estimator, X, reset=False)
     X = check_array(X, accept_sparse="csr", dtype="numeric", input_name="X_val")
-    _refuse_objects(X)
     _check_n_features(estimator, X, reset=False)
     y = check_array(y, accept_sparse="csr", ensure_2d=False, dtype=None, input_name="y_val")
     check_consistent_length(X, y)
     return X, y
 
 
-def _refuse_objects(X: Any) -> None:
-    if sparse.issparse(X) and X.dtype.kind == "O":
+def _refuse_dtype(X: Any) -> None:
+    """Refuse what scikit-learn's validation would convert without a word."""
+    dtype = str(getattr(X, "dtype", ""))
+    if "complex" in dtype:
+        raise ValueError(f"Complex data not supported: X has dtype {dtype}. Pass X.real, or both.")
+    if dtype.startswith(("datetime64", "timedelta64")):
+        raise TypeError(f"X has dtype {dtype}: convert it to numbers, e.g. X.astype('int64').")
+    if sparse.issparse(X) and dtype == "object":
         raise ValueError(
             "X is a sparse matrix, which does not support dtype object: convert it with "
             "X.astype('float64')."
@@ -114,6 +124,8 @@ class Targets:
                 return cls(*np.unique(y, return_inverse=True))
         except TypeError as error:
             kinds = sorted({type(label).__name__ for label in y})
+            if len(kinds) == 1:
+                raise
             raise TypeError(
                 f"{name} mixes labels of types that have no order, {_shown(kinds)}: use one type."
             ) from error
@@ -236,6 +248,10 @@ def check_weights(sample_weight: Any, X: Any, name: str = "sample_weight") -> np
             f"{name}: Sample weights must contain at least one non-zero number; all "
             f"{len(weight)} are zero, so there is nothing to learn from."
         )
+    with np.errstate(over="ignore"):
+        total = weight.sum()
+    if not np.finfo(np.float64).tiny <= total < np.inf:
+        raise ValueError(f"{name} sums to {total:g}, which float64 cannot divide by: rescale it.")
     return weight
 
 
@@ -249,10 +265,10 @@ def check_classes(classes: np.ndarray, mass: np.ndarray) -> np.ndarray:
     """
     masked = ~(mass > 0)
     if np.sum(~masked) < 2:
-        present = _shown(classes[~masked])
+        present = f"only one class: {_shown(classes[~masked])}" if np.any(~masked) else "no class"
         raise ValueError(
-            "This classifier needs samples of at least 2 classes, with weight, but the data "
-            f"contains only one class: {present}."
+            "This classifier needs samples of at least 2 classes with weight, but the data "
+            f"contains {present}."
         )
     return masked
 

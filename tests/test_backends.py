@@ -1,0 +1,596 @@
+"""The same results in the caller's own arrays, whichever library and device they are of."""
+
+import pickle
+import subprocess
+import sys
+import textwrap
+import types
+
+import array_api_compat
+import numpy as np
+import pytest
+import sklearn
+from scipy import sparse
+from sklearn.utils._array_api import _convert_to_numpy
+
+from skmax import SoftmaxRegression
+
+rng = np.random.default_rng(0)
+Y = np.arange(120) % 3
+X = rng.normal(size=(120, 5)) + 2 * np.eye(3, 5)[Y]
+WEIGHT = rng.uniform(0.5, 2.0, size=120)
+SOFT = rng.dirichlet(np.ones(3), size=120)
+NAMES = np.array(["ant", "bee", "cat"])
+
+
+def estimator(**params):
+    params = {"max_iter": 3, "learning_rate": 0.05, "batch_size": 32, "random_state": 0} | params
+    return SoftmaxRegression(**params)
+
+
+@pytest.fixture
+def dispatch():
+    """Array API dispatch, switched on."""
+    with sklearn.config_context(array_api_dispatch=True):
+        yield
+
+
+class Place:
+    """A namespace and a device of it, to make arrays there."""
+
+    def __init__(self, namespace, device=None):
+        self.namespace, self.device = namespace, device
+
+    def __call__(self, array):
+        """A NumPy array, moved here."""
+        xp = pytest.importorskip(self.namespace)
+        device = self.device
+        if self.namespace == "array_api_strict":
+            device = xp.Device(device)
+        else:  # PyTorch and CuPy lack parts of the standard themselves
+            xp = pytest.importorskip(f"array_api_compat.{self.namespace}")
+        return xp.asarray(array, device=device)
+
+    def holds(self, array, like):
+        """Whether an array is of the namespace, device and library that another one has."""
+        return (
+            type(array) is type(like)
+            and array_api_compat.device(array) == array_api_compat.device(like)
+            and array_api_compat.array_namespace(array) is array_api_compat.array_namespace(like)
+        )
+
+
+PLACES = [
+    pytest.param(Place("array_api_strict", "CPU_DEVICE"), id="strict"),
+    pytest.param(Place("array_api_strict", "device1"), id="strict on device1"),
+    pytest.param(Place("torch", "cpu"), id="torch"),
+    pytest.param(Place("cupy"), id="cupy", marks=pytest.mark.gpu),
+]
+everywhere = pytest.mark.parametrize("place", PLACES)
+TORCH = Place("torch", "cpu")
+
+
+def host(array):
+    """A NumPy array of any array."""
+    if isinstance(array, np.ndarray):
+        return array
+    return _convert_to_numpy(array, array_api_compat.array_namespace(array))
+
+
+def dtype_name(array):
+    return str(array.dtype).rpartition(".")[2]
+
+
+def assert_same(model, expected, tolerance=1e-8):
+    """Two models have learned the same."""
+    for name in ("coef_", "intercept_"):
+        reference = getattr(expected, name)
+        np.testing.assert_allclose(
+            host(getattr(model, name)),
+            reference,
+            rtol=0,
+            atol=tolerance * np.abs(expected.coef_).max(),
+        )
+    np.testing.assert_allclose(model.loss_curve_, expected.loss_curve_, rtol=tolerance)
+    np.testing.assert_allclose(model.accuracy_curve_, expected.accuracy_curve_, rtol=tolerance)
+
+
+# Where results are, and of which type
+
+
+@everywhere
+@pytest.mark.parametrize(
+    ("dtype", "trained_in"),
+    [
+        ("float32", "float32"),
+        ("float64", "float64"),
+        ("uint8", "float32"),
+        ("int16", "float32"),
+        ("int64", "float64"),
+    ],
+)
+def test_results_are_where_X_is(dispatch, place, dtype, trained_in):
+    values = np.clip(np.rint(20 * X + 100), 0, 255).astype(dtype)
+    there = place(values)
+    model = estimator().fit(there, place(Y))
+    for array in (
+        model.coef_,
+        model.intercept_,
+        model.decision_function(there),
+        model.predict_proba(there),
+        model.predict_log_proba(there),
+    ):
+        assert place.holds(array, there)
+        assert dtype_name(array) == trained_in
+    assert place.holds(model.predict(there), there)
+    assert dtype_name(model.predict(there)) == "int64"
+    assert isinstance(model.score(there, place(Y)), float)
+    expected = estimator().fit(values, Y)
+    assert_same(model, expected, 1e-4 if trained_in == "float32" else 1e-8)
+    np.testing.assert_allclose(
+        host(model.predict_proba(there)),
+        expected.predict_proba(values),
+        atol=1e-4 if trained_in == "float32" else 1e-8,
+    )
+
+
+@everywhere
+def test_two_classes(dispatch, place):
+    there = place(X)
+    model = estimator().fit(there, place(Y % 2))
+    expected = estimator().fit(X, Y % 2)
+    assert_same(model, expected)
+    assert model.coef_.shape == (1, 5)
+    assert place.holds(model.decision_function(there), there)
+    np.testing.assert_allclose(
+        host(model.decision_function(there)), expected.decision_function(X), atol=1e-8
+    )
+
+
+@pytest.mark.parametrize("given", ["torch", "NumPy", "list"])
+def test_labels_may_be_elsewhere_than_X(dispatch, given):
+    there = TORCH(X)
+    y = {"torch": TORCH(Y), "NumPy": Y, "list": Y.tolist()}[given]
+    model = estimator().fit(there, y)
+    assert_same(model, estimator().fit(X, Y))
+    assert TORCH.holds(model.coef_, there)
+    assert isinstance(model.classes_, type(there) if given == "torch" else np.ndarray)
+    assert TORCH.holds(model.predict(there), there)
+
+
+@everywhere
+@pytest.mark.parametrize("given", [np.asarray, list])
+def test_names_as_labels_are_predicted_as_NumPy_strings(dispatch, place, given):
+    there = place(X)
+    model = estimator().fit(there, given(NAMES[Y]))
+    assert place.holds(model.coef_, there)
+    assert list(model.classes_) == list(NAMES)
+    predicted = model.predict(there)
+    assert isinstance(predicted, np.ndarray)
+    np.testing.assert_array_equal(predicted, estimator().fit(X, NAMES[Y]).predict(X))
+    assert model.score(there, NAMES[Y]) > 0.5
+
+
+@everywhere
+@pytest.mark.parametrize("elsewhere", ["NumPy", "list", "torch", "here"])
+def test_weights_may_be_elsewhere_than_X(dispatch, place, elsewhere):
+    move = {"NumPy": np.asarray, "list": list, "torch": TORCH, "here": place}[elsewhere]
+    model = estimator().fit(place(X), place(Y), sample_weight=move(WEIGHT))
+    assert_same(model, estimator().fit(X, Y, sample_weight=WEIGHT))
+
+
+@everywhere
+@pytest.mark.parametrize("method", ["predict", "predict_proba", "decision_function"])
+def test_prediction_needs_the_namespace_of_fit(dispatch, place, method):
+    abroad, at_home = estimator().fit(place(X), place(Y)), estimator().fit(X, Y)
+    with pytest.raises(ValueError, match="must use the same namespace"):
+        getattr(abroad, method)(X)
+    with pytest.raises(ValueError, match="must use the same namespace"):
+        getattr(at_home, method)(place(X))
+
+
+def test_without_dispatch_tensors_become_NumPy():
+    model = estimator().fit(TORCH(X), TORCH(Y))
+    for array in (model.coef_, model.classes_, model.predict_proba(TORCH(X))):
+        assert isinstance(array, np.ndarray)
+    assert_same(model, estimator().fit(X, Y), 0)
+
+
+@everywhere
+def test_models_fitted_elsewhere_can_be_pickled(dispatch, place):
+    there = place(X)
+    model = estimator().fit(there, place(Y))
+    again = pickle.loads(pickle.dumps(model))
+    np.testing.assert_array_equal(
+        host(again.predict_proba(there)), host(model.predict_proba(there))
+    )
+
+
+@everywhere
+def test_to_sklearn_gives_NumPy(dispatch, place):
+    model = estimator().fit(place(X), place(Y))
+    exported = model.to_sklearn()
+    assert isinstance(exported.coef_, np.ndarray)
+    np.testing.assert_allclose(
+        exported.predict_proba(X), host(model.predict_proba(place(X))), atol=1e-12
+    )
+
+
+# Everything that fit can do
+
+
+@everywhere
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"preconditioner": None},
+        {"fit_intercept": False},
+        {"l1_ratio": 1.0, "C": 0.05},
+        {"l1_ratio": 0.5, "C": 0.1},
+        {"C": np.inf},
+        {"class_weight": "balanced"},
+        {"class_weight": {0: 3.0}},
+        {"label_smoothing": 0.1},
+        {"momentum": 0.0, "shuffle": False},
+        {"schedule": "cosine", "batch_size": 120},
+    ],
+    ids=str,
+)
+def test_parameters_mean_the_same_everywhere(dispatch, place, params):
+    model = estimator(**params).fit(place(X), place(Y))
+    assert_same(model, estimator(**params).fit(X, Y))
+
+
+@everywhere
+def test_lasso_gives_the_same_zeros(dispatch, place):
+    params = {"l1_ratio": 1.0, "C": 0.02, "max_iter": 20, "tol": 0}
+    coef = host(estimator(**params).fit(place(X), place(Y)).coef_)
+    expected = estimator(**params).fit(X, Y).coef_
+    assert 0 < np.count_nonzero(expected) < expected.size
+    np.testing.assert_array_equal(coef == 0, expected == 0)
+
+
+@everywhere
+def test_soft_targets(dispatch, place):
+    model = estimator().fit(place(X), place(SOFT))
+    assert_same(model, estimator().fit(X, SOFT))
+    assert model.score(place(X), place(SOFT)) == estimator().fit(X, SOFT).score(X, SOFT)
+
+
+@everywhere
+def test_soft_targets_with_class_weights(dispatch, place):
+    params = {"class_weight": "balanced"}
+    model = estimator(**params).fit(place(X), place(SOFT), sample_weight=place(WEIGHT))
+    assert_same(model, estimator(**params).fit(X, SOFT, sample_weight=WEIGHT))
+
+
+@everywhere
+def test_early_stopping(dispatch, place):
+    params = {"early_stopping": True, "max_iter": 10, "n_iter_no_change": 2}
+    model = estimator(**params).fit(place(X), place(Y))
+    expected = estimator(**params).fit(X, Y)
+    assert_same(model, expected)
+    assert model.validation_scores_ == expected.validation_scores_
+
+
+@everywhere
+def test_validation_data(dispatch, place):
+    there = {
+        "X_val": place(X[:40]),
+        "y_val": place(Y[:40]),
+        "sample_weight_val": place(WEIGHT[:40]),
+    }
+    here = {"X_val": X[:40], "y_val": Y[:40], "sample_weight_val": WEIGHT[:40]}
+    model = estimator().fit(place(X), place(Y), **there)
+    expected = estimator().fit(X, Y, **here)
+    np.testing.assert_allclose(model.validation_scores_, expected.validation_scores_, rtol=1e-8)
+    np.testing.assert_allclose(
+        model.validation_loss_curve_, expected.validation_loss_curve_, rtol=1e-8
+    )
+
+
+@everywhere
+@pytest.mark.parametrize("anew", [False, True], ids=["partial_fit alone", "after fit"])
+def test_partial_fit(dispatch, place, anew):
+    def trained(move):
+        model = estimator()
+        if anew:
+            model.fit(move(X[:60]), move(Y[:60]))
+        for part in (slice(40), slice(40, 80), slice(80, 120)):
+            model.partial_fit(
+                move(X[part]), move(Y[part]), classes=[0, 1, 2], sample_weight=move(WEIGHT[part])
+            )
+        return model
+
+    model, expected = trained(place), trained(np.asarray)
+    assert_same(model, expected)
+    assert place.holds(model.coef_, place(X))
+
+
+@everywhere
+def test_warm_start(dispatch, place):
+    model = estimator(warm_start=True).fit(place(X), place(Y)).fit(place(X), place(Y))
+    expected = estimator(warm_start=True).fit(X, Y).fit(X, Y)
+    assert_same(model, expected)
+
+
+@everywhere
+def test_learning_rate_is_found_everywhere(dispatch, place):
+    model = estimator(learning_rate="auto").fit(place(X), place(Y))
+    expected = estimator(learning_rate="auto").fit(X, Y)
+    assert model.learning_rate_ == pytest.approx(expected.learning_rate_, rel=1e-6)
+
+
+@everywhere
+def test_data_far_from_zero(dispatch, place):
+    far = X + 1e7
+    model = estimator().fit(place(far), place(Y))
+    expected = estimator().fit(far, Y)
+    assert_same(model, expected, 1e-6)
+    np.testing.assert_allclose(
+        host(model.predict_proba(place(far))), expected.predict_proba(far), atol=1e-6
+    )
+
+
+@everywhere
+def test_X_is_left_as_it_was(dispatch, place):
+    there = place(X)
+    estimator().fit(there, place(Y)).predict_proba(there)
+    np.testing.assert_array_equal(host(there), X)
+
+
+def test_transposed_and_sliced_tensors(dispatch):
+    wide = TORCH(np.ascontiguousarray(np.repeat(X, 2, axis=1).T)).T[:, ::2]
+    assert_same(estimator().fit(wide, TORCH(Y)), estimator().fit(X, Y))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_tensors_train_in_float32(dispatch, dtype):
+    torch = pytest.importorskip("torch")
+    there = torch.asarray(X).to(getattr(torch, dtype))
+    model = estimator().fit(there, TORCH(Y))
+    assert model.coef_.dtype == torch.float32
+    assert_same(model, estimator().fit(there.to(torch.float32).numpy(), Y), 1e-4)
+
+
+# A backend asked for by name
+
+
+def test_backend_numpy_gives_results_where_X_is(dispatch):
+    there = TORCH(X)
+    model = estimator(backend="numpy").fit(there, TORCH(Y))
+    assert_same(model, estimator().fit(X, Y), 0)
+    for array in (model.coef_, model.intercept_, model.predict_proba(there)):
+        assert TORCH.holds(array, there)
+    model.partial_fit(there, TORCH(Y))
+    assert TORCH.holds(model.coef_, there)
+    assert_same(model, estimator().fit(X, Y).partial_fit(X, Y), 0)
+
+
+def test_backend_cupy_without_cupy_names_the_extras(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    monkeypatch.delitem(sys.modules, "array_api_compat.cupy", raising=False)
+    with pytest.raises(ImportError) as caught:
+        estimator(backend="cupy").fit(X, Y)
+    for part in ("backend='cupy'", "skmax[cuda12]", "skmax[cuda13]", "backend='numpy'"):
+        assert part in str(caught.value)
+
+
+def test_backend_cupy_without_a_device_says_so(monkeypatch):
+    cupy = types.ModuleType("cupy")
+    cupy.__version__ = "14.0.1"
+    cupy.cuda = types.SimpleNamespace(is_available=lambda: False)
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    # array-api-compat wraps the names of CuPy itself, which the module above lacks.
+    monkeypatch.setitem(sys.modules, "array_api_compat.cupy", types.ModuleType("wrapped"))
+    with pytest.raises(RuntimeError) as caught:
+        estimator(backend="cupy").fit(X, Y)
+    for part in ("CUDA device", "14.0.1", "finds none", "nvidia-smi", "backend='numpy'"):
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("params", [{}, {"backend": "numpy"}], ids=["auto", "numpy"])
+def test_sparse_X_under_dispatch_is_computed_by_NumPy(dispatch, params):
+    X_sparse = sparse.csr_array(np.where(np.abs(X) > 1, X, 0))
+    model = estimator(**params).fit(X_sparse, Y)
+    assert isinstance(model.coef_, np.ndarray)
+    with sklearn.config_context(array_api_dispatch=False):
+        assert_same(model, estimator().fit(X_sparse, Y), 0)
+
+
+EXTRAS = ["cupy", "matplotlib", "rich", "pooch", "torch", "pandas"]
+SMALL_FIT = """
+    import numpy as np
+    X, y = np.random.default_rng(0).normal(size=(60, 3)), np.arange(60) % 3
+    print(skmax.SoftmaxRegression(max_iter=2).fit(X, y).predict_proba(X).shape)
+"""
+
+
+def output_of(*parts):
+    """What a script prints in a Python process of its own."""
+    script = "".join(textwrap.dedent(part) for part in parts)
+    command = [sys.executable, "-W", "error", "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("after", ["", SMALL_FIT], ids=["import", "fit"])
+def test_no_extra_is_imported(after):
+    # scikit-learn imports pandas and rich itself, where they are installed.
+    before = f"""
+    import sys
+    import sklearn.callback, sklearn.linear_model, sklearn.model_selection
+    extras = [name for name in {EXTRAS} if name not in sys.modules]
+    import skmax
+    """
+    printed = output_of(before, after, "print([name for name in extras if name in sys.modules])")
+    assert printed.splitlines()[-1] == "[]"
+
+
+def test_no_extra_is_needed():
+    before = f"""
+    import sys
+
+    class Missing:
+        def find_spec(self, name, path=None, target=None):
+            if name.partition(".")[0] in {EXTRAS}:
+                raise ModuleNotFoundError(name)
+
+    sys.meta_path.insert(0, Missing())
+    import skmax
+    """
+    assert output_of(before, SMALL_FIT) == "(60, 3)\n"
+
+
+# On a GPU. Inputs of CuPy run through most of the tests above, too.
+
+ON_GPU = [
+    pytest.param({}, id="plain"),
+    pytest.param({"preconditioner": None}, id="no preconditioner"),
+    pytest.param({"fit_intercept": False}, id="no intercept"),
+    pytest.param({"l1_ratio": 0.5, "C": 0.1}, id="elastic net"),
+    pytest.param({"class_weight": "balanced"}, id="class weights"),
+    pytest.param({"label_smoothing": 0.1}, id="label smoothing"),
+    pytest.param({"early_stopping": True, "max_iter": 6}, id="early stopping"),
+    pytest.param({"batch_size": 7}, id="a short last batch"),
+]
+TOLERANCE = {"float64": 1e-9, "float32": 1e-5}
+
+
+def assert_as_on_the_cpu(model, expected, dtype):
+    assert isinstance(model.coef_, np.ndarray)
+    assert isinstance(model.intercept_, np.ndarray)
+    assert model.coef_.dtype == expected.coef_.dtype
+    largest = np.abs(expected.coef_).max()
+    np.testing.assert_allclose(model.coef_, expected.coef_, rtol=0, atol=TOLERANCE[dtype] * largest)
+    assert model.n_iter_ == expected.n_iter_
+    np.testing.assert_allclose(model.loss_curve_, expected.loss_curve_, rtol=TOLERANCE[dtype])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("params", ON_GPU)
+def test_gpu_gives_NumPy_input_what_the_cpu_gives(params, dtype):
+    values = X.astype(dtype)
+    model = estimator(backend="cupy", **params).fit(values, Y)
+    assert_as_on_the_cpu(model, estimator(**params).fit(values, Y), dtype)
+    assert isinstance(model.predict_proba(values), np.ndarray)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_gpu_reads_uint8(order):
+    values = np.asarray(np.clip(np.rint(20 * X + 100), 0, 255).astype(np.uint8), order=order)
+    model = estimator(backend="cupy").fit(values, Y)
+    expected = estimator().fit(values, Y)
+    assert model.coef_.dtype == np.float32
+    assert_as_on_the_cpu(model, expected, "float32")
+
+
+@pytest.mark.gpu
+def test_gpu_with_weights():
+    model = estimator(backend="cupy").fit(X, Y, sample_weight=WEIGHT)
+    assert_as_on_the_cpu(model, estimator().fit(X, Y, sample_weight=WEIGHT), "float64")
+
+
+@pytest.mark.gpu
+def test_gpu_with_soft_targets():
+    model = estimator(backend="cupy").fit(X, SOFT)
+    assert_as_on_the_cpu(model, estimator().fit(X, SOFT), "float64")
+
+
+@pytest.mark.gpu
+def test_gpu_with_two_classes():
+    model = estimator(backend="cupy").fit(X, Y % 2)
+    assert_as_on_the_cpu(model, estimator().fit(X, Y % 2), "float64")
+
+
+@pytest.mark.gpu
+def test_gpu_with_names_as_labels():
+    model = estimator(backend="cupy").fit(X, NAMES[Y])
+    assert list(model.classes_) == list(NAMES)
+    np.testing.assert_array_equal(model.predict(X), estimator().fit(X, NAMES[Y]).predict(X))
+
+
+@pytest.mark.gpu
+def test_gpu_with_validation_data():
+    validation = {"X_val": X[:40], "y_val": Y[:40]}
+    model = estimator(backend="cupy").fit(X, Y, **validation)
+    expected = estimator().fit(X, Y, **validation)
+    assert model.validation_scores_ == pytest.approx(expected.validation_scores_)
+    np.testing.assert_allclose(
+        model.validation_loss_curve_, expected.validation_loss_curve_, rtol=1e-9
+    )
+
+
+@pytest.mark.gpu
+def test_gpu_partial_fit():
+    model, expected = estimator(backend="cupy"), estimator()
+    for part in (slice(50), slice(50, 120)):
+        for trained in (model, expected):
+            trained.partial_fit(X[part], Y[part], classes=[0, 1, 2])
+    assert_as_on_the_cpu(model, expected, "float64")
+
+
+@pytest.mark.gpu
+def test_gpu_warm_start():
+    model = estimator(backend="cupy", warm_start=True).fit(X, Y).fit(X, Y)
+    expected = estimator(warm_start=True).fit(X, Y).fit(X, Y)
+    assert_as_on_the_cpu(model, expected, "float64")
+
+
+@pytest.mark.gpu
+def test_gpu_finds_the_learning_rate_of_the_cpu():
+    model = estimator(backend="cupy", learning_rate="auto").fit(X, Y)
+    expected = estimator(learning_rate="auto").fit(X, Y)
+    assert model.learning_rate_ == pytest.approx(expected.learning_rate_, rel=1e-6)
+
+
+@pytest.mark.gpu
+def test_gpu_results_repeat_bit_for_bit():
+    first, second = (estimator(backend="cupy").fit(X, Y) for _ in range(2))
+    np.testing.assert_array_equal(first.coef_, second.coef_)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("partly", [False, True], ids=["fit", "partial_fit"])
+def test_gpu_models_of_NumPy_input_are_pickled_without_cupy(partly):
+    model = estimator(backend="cupy")
+    if partly:
+        model.partial_fit(X, Y, classes=[0, 1, 2])
+    else:
+        model.fit(X, Y)
+    model.set_params(backend="auto")  # the parameter's own value is a word, too
+    assert b"cupy" not in pickle.dumps(model)
+
+
+@pytest.mark.gpu
+def test_gpu_diverging_learning_rate_is_caught():
+    with pytest.raises(ValueError, match=r"diverged in epoch 1.*learning_rate=1e\+06"):
+        estimator(backend="cupy", learning_rate=1e6).fit(X, Y)
+
+
+@pytest.mark.gpu
+def test_gpu_refuses_sparse_X():
+    with pytest.raises(TypeError, match=r"sparse.*backend='numpy'.*toarray"):
+        estimator(backend="cupy").fit(sparse.csr_array(X), Y)
+
+
+@pytest.mark.gpu
+def test_gpu_input_and_backend_numpy(dispatch):
+    import cupy
+
+    model = estimator(backend="numpy").fit(cupy.asarray(X), cupy.asarray(Y))
+    assert isinstance(model.coef_, cupy.ndarray)
+    np.testing.assert_array_equal(model.coef_.get(), estimator().fit(X, Y).coef_)
+
+
+@pytest.mark.gpu
+def test_gpu_tensors_of_torch(dispatch):
+    if not pytest.importorskip("torch").cuda.is_available():
+        pytest.skip("PyTorch finds no usable CUDA device")
+    there = Place("torch", "cuda")
+    model = estimator().fit(there(X), there(Y))
+    assert there.holds(model.coef_, there(X))
+    assert_same(model, estimator().fit(X, Y))

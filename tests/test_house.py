@@ -1,0 +1,274 @@
+"""The house: which module may import which, and that what is public is documented."""
+
+import ast
+import importlib
+import inspect
+import pkgutil
+import re
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.utils._param_validation import InvalidParameterError
+
+import skmax
+from skmax import SoftmaxRegression
+
+ROOT = Path(skmax.__file__).parent
+FILES = sorted(ROOT.rglob("*.py"))
+
+# A module imports only what ranks below it; modules of the same rank may use one another as long
+# as there is no cycle.
+RANKS = {
+    "backends": 0,
+    "problem": 1,
+    "objective": 2,
+    "solvers": 3,
+    "training": 4,
+    "stopping": 4,
+    "callbacks": 4,
+    "validation": 4,
+    "estimator": 5,
+    "search": 5,
+    "": 6,
+    "__main__": 6,
+}
+LEAVES = {"plotting", "datasets"}
+
+
+def name_of(path):
+    """The dotted name of a file's module."""
+    parts = path.relative_to(ROOT.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {name_of(path): path for path in FILES}
+
+
+def room(module):
+    """The room of the house that a module is in: the part after `skmax`."""
+    return module.partition(".")[2].partition(".")[0]
+
+
+def imports(module):
+    """All modules of skmax that a module imports, inside functions and type checks too."""
+    path = MODULES[module]
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            origin = node.module or ""
+            if node.level:
+                base = package.rsplit(".", node.level - 1)[0]
+                origin = f"{base}.{origin}" if origin else base
+            for alias in node.names:
+                submodule = f"{origin}.{alias.name}"
+                found.add(submodule if submodule in MODULES else origin)
+    return {name for name in found if name.partition(".")[0] == "skmax"}
+
+
+def test_the_import_reader_sees_every_kind_of_import(tmp_path, monkeypatch):
+    path = tmp_path / "x.py"
+    path.write_text(
+        "import skmax.problem\n"
+        "from skmax import plotting, SoftmaxRegression\n"
+        "from . import sgd\n"
+        "from ..objective import penalty\n"
+        "def f():\n    from skmax.backends.numpy import NumpyBackend\n"
+    )
+    monkeypatch.setitem(MODULES, "skmax.solvers.x", path)
+    assert imports("skmax.solvers.x") == {
+        "skmax",
+        "skmax.backends.numpy",
+        "skmax.objective",
+        "skmax.plotting",
+        "skmax.problem",
+        "skmax.solvers.sgd",
+    }
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_point_one_way(module):
+    here = room(module)
+    assert here in RANKS or here in LEAVES, f"{module} has no place in the house"
+    for imported in imports(module):
+        there = room(imported)
+        if there == here:
+            continue
+        assert here not in LEAVES, f"{module} is a leaf, but imports {imported}"
+        if there in LEAVES:
+            assert here in ("", "__main__"), f"{module} imports the leaf {imported}"
+        else:
+            assert RANKS[there] <= RANKS[here], f"{module} imports {imported}, which is above it"
+
+
+def test_imports_make_no_cycle():
+    finished = set()
+
+    def visit(module, path):
+        assert module not in path, " imports ".join([*path[path.index(module) :], module])
+        if module in finished or module not in MODULES:
+            return
+        for imported in sorted(imports(module)):
+            # Running a package's __init__ on the way to its module is no use of the package.
+            if imported != module:
+                visit(imported, [*path, module])
+        finished.add(module)
+
+    for module in MODULES:
+        visit(module, [])
+
+
+def _backend_checks(tree):
+    """Names of backends that a syntax tree asks isinstance or issubclass about."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") in (
+            "isinstance",
+            "issubclass",
+        ):
+            for part in ast.walk(node.args[1]):
+                name = getattr(part, "id", getattr(part, "attr", ""))
+                if name.endswith("Backend"):
+                    yield name
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_only_resolve_knows_which_backend_there_is(module):
+    tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
+    if module != "skmax.backends":
+        assert list(_backend_checks(tree)) == []
+
+
+def test_the_backend_check_finds_what_it_looks_for():
+    tree = ast.parse("isinstance(b, (int, backends.CupyBackend)) or issubclass(c, NumpyBackend)")
+    assert sorted(_backend_checks(tree)) == ["CupyBackend", "NumpyBackend"]
+
+
+# What is public
+
+
+def _public_objects():
+    for name in skmax.__all__:
+        yield pytest.param(getattr(skmax, name, None), id=name)
+    for module in ("skmax.datasets", "skmax.plotting"):
+        for name in importlib.import_module(module).__all__:
+            if name not in skmax.__all__:
+                yield pytest.param(
+                    getattr(importlib.import_module(module), name, None), id=f"{module}.{name}"
+                )
+
+
+def _methods(cls):
+    for name, member in vars(cls).items():
+        if not name.startswith("_") and (inspect.isfunction(member) or hasattr(member, "__func__")):
+            yield name, getattr(member, "__func__", member)
+
+
+def _section(docstring, title):
+    """The names that a section of a numpydoc docstring describes."""
+    lines = inspect.cleandoc(docstring).splitlines()
+    start = next(
+        (
+            i
+            for i, line in enumerate(lines[:-1])
+            if line == title and set(lines[i + 1]) == {"-"} and len(lines[i + 1]) == len(title)
+        ),
+        None,
+    )
+    if start is None:
+        return {}
+    entries, current = {}, None
+    for i, line in enumerate(lines[start + 2 :], start + 2):
+        if i + 1 < len(lines) and lines[i + 1] and set(lines[i + 1]) == {"-"}:
+            break
+        if line and not line.startswith(" "):
+            head, _, kind = line.partition(":")
+            current = [name.strip(" *") for name in head.split(",")]
+            entries.update((name, kind.strip()) for name in current)
+    return entries
+
+
+def _arguments(function):
+    return [name for name in inspect.signature(function).parameters if name not in ("self", "cls")]
+
+
+@pytest.mark.parametrize("public", list(_public_objects()))
+def test_what_is_public_exists_and_is_documented(public):
+    assert public is not None
+    assert set(_arguments(public)) <= set(_section(public.__doc__ or "", "Parameters"))
+
+
+def _public_methods():
+    for parameter in _public_objects():
+        (public,) = parameter.values
+        if inspect.isclass(public):
+            for name, method in _methods(public):
+                # The hooks of callbacks are described by scikit-learn's protocol.
+                if not (name.startswith("on_fit_task") or name in ("setup", "teardown")):
+                    yield pytest.param(method, id=method.__qualname__)
+
+
+@pytest.mark.parametrize("method", list(_public_methods()))
+def test_public_methods_are_documented(method):
+    assert method.__doc__
+    assert set(_arguments(method)) <= set(_section(method.__doc__, "Parameters"))
+    tree = ast.parse(textwrap.dedent(inspect.getsource(method)))
+    if any(isinstance(node, ast.Return) and node.value is not None for node in ast.walk(tree)):
+        assert _section(method.__doc__, "Returns")
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_module_says_what_it_is(module):
+    assert ast.get_docstring(ast.parse(MODULES[module].read_text(encoding="utf-8")))
+
+
+def test_all_modules_can_be_imported():
+    for info in pkgutil.walk_packages([str(ROOT)], "skmax."):
+        if not info.name.endswith("__main__"):
+            importlib.import_module(info.name)
+
+
+# SoftmaxRegression
+
+DOCUMENTED = _section(SoftmaxRegression.__doc__, "Parameters")
+DEFAULTS = {
+    name: parameter.default
+    for name, parameter in inspect.signature(SoftmaxRegression).parameters.items()
+}
+
+
+@pytest.mark.parametrize("name", DEFAULTS)
+def test_parameter_is_documented_with_its_default(name):
+    written = DOCUMENTED[name].rpartition("default=")[2]
+    assert ast.literal_eval(written) == DEFAULTS[name]
+
+
+def test_only_parameters_are_documented_as_such_in_their_order():
+    assert list(DOCUMENTED) == list(DEFAULTS)
+
+
+@pytest.mark.parametrize("name", DEFAULTS)
+def test_parameter_is_constrained(name):
+    assert set(SoftmaxRegression._parameter_constraints) == set(DEFAULTS)
+    X, y = np.array([[0.0], [1.0]]), [0, 1]
+    with pytest.raises(InvalidParameterError, match=f"'{name}'"):
+        SoftmaxRegression(**{name: object()}).fit(X, y)
+
+
+@pytest.mark.parametrize("name", DEFAULTS)
+def test_parameter_is_keyword_only(name):
+    kind = inspect.signature(SoftmaxRegression).parameters[name].kind
+    assert kind is inspect.Parameter.KEYWORD_ONLY
+
+
+def test_fitted_attributes_and_their_documentation_agree():
+    pandas = pytest.importorskip("pandas")
+    X = pandas.DataFrame(np.random.default_rng(0).normal(size=(60, 3)), columns=["a", "b", "c"])
+    y = np.arange(60) % 3
+    model = SoftmaxRegression(max_iter=2, early_stopping=True, random_state=0)
+    model.fit(X, y, X_val=X, y_val=y)
+    fitted = {name for name in vars(model) if re.fullmatch(r"[a-z].*[^_]_", name, re.I)}
+    assert fitted == set(_section(SoftmaxRegression.__doc__, "Attributes"))
