@@ -589,7 +589,7 @@ def test_gpu_input_and_backend_numpy(dispatch):
 @pytest.mark.gpu
 def test_gpu_tensors_of_torch(dispatch):
     if not pytest.importorskip("torch").cuda.is_available():
-        pytest.skip("PyTorch finds no usable CUDA device")
+        pytest.skip("no usable GPU: PyTorch finds no CUDA device")
     there = Place("torch", "cuda")
     model = estimator().fit(there(X), there(Y))
     assert there.holds(model.coef_, there(X))
