@@ -25,7 +25,7 @@ from skmax.backends import float_dtype_for, resolve
 from skmax.callbacks import Callbacks
 from skmax.objective import log_softmax, logit_chunks
 from skmax.problem import Epoch, Problem, State
-from skmax.solvers.learning_rate import automatic
+from skmax.solvers.learning_rate import raced, slow
 from skmax.solvers.preconditioner import Moments, precondition
 from skmax.solvers.schedules import ENDING, SCHEDULES
 from skmax.solvers.sgd import SGD
@@ -121,7 +121,8 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
         plain steps, as in a textbook.
     learning_rate : float or "auto", default="auto"
         The step for the mean gradient of a minibatch, in the coordinates of the preconditioner.
-        "auto": found by a short race on a sample of the data, and reduced where training diverges.
+        "auto": found by a short race on a sample of the data (in `partial_fit`: from the curvature
+        of the rows given), and reduced where training diverges.
     schedule : {"linear", "cosine", "constant", "invscaling"}, default="linear"
         How the learning rate changes with every step: to zero at `max_iter`, along a line or half
         a cosine; not at all; or like ``1 / sqrt(1 + epochs)``.
@@ -136,8 +137,9 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
         Whether to visit the rows in a new order in every epoch.
     tol : float, default=1e-4
         Training stops when the objective has not fallen by this share of itself for
-        `n_iter_no_change` epochs; with `early_stopping`, when the validation accuracy has not
-        risen by `tol`. 0 runs all epochs, unless `early_stopping`.
+        `n_iter_no_change` epochs (with a schedule that ends: nor risen by that); with
+        `early_stopping`, when the validation accuracy has not risen by `tol`. 0 runs all epochs,
+        unless `early_stopping`.
     n_iter_no_change : int, default=None
         Number of epochs to wait. None: a tenth of the epochs planned, and at least 10.
     early_stopping : bool, default=False
@@ -318,7 +320,9 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
         -----
         ConvergenceWarning
             The objective still fell by more than `tol` in the last epoch, though the schedule does
-            not end there; or it ended above that of a model which knows nothing.
+            not end there.
+        UserWarning
+            The objective ended above that of a model which knows nothing.
         """
         metadata = {} if sample_weight is None else {"sample_weight": sample_weight}
         arguments = {"X": X, "y": y, "metadata": metadata}
@@ -337,7 +341,7 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
             validation = X, targets, weight, held_out
         problem, seen = self._pose(X, targets, weight, order)
         state = self._restored(problem) if warm else State.start(problem)
-        solver = self._solver(problem, rng)
+        solver = self._solver(problem, rng, streaming=False)
         if validation is not None:
             validation = self._pose_validation(problem, *validation)
         watch = self._watch(problem, validation, solver, tol=self.tol)
@@ -406,7 +410,7 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
         order = np.arange(X.shape[0])
         problem, seen = self._pose(X, targets, weight, order, carried)
         state = State.start(problem) if first else self._restored(problem)
-        solver = replace(self._solver(problem, carried.rng), schedule=("constant",), max_iter=(1,))
+        solver = self._solver(problem, carried.rng, streaming=True)
         watch = self._watch(problem, None, solver, tol=0)
         train(
             solver.epochs(problem, carried.moving(problem, state), carried.rng), watch.consumers, 1
@@ -577,7 +581,7 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
             fit_intercept=self.fit_intercept,
         )
 
-    def _solver(self, problem: Problem, rng: np.random.Generator) -> SGD:
+    def _solver(self, problem: Problem, rng: np.random.Generator, *, streaming: bool) -> SGD:
         """The solver that the parameters ask for."""
         n = len(problem.order)
         batch_size = min(200, n) if self.batch_size == "auto" else self.batch_size
@@ -593,12 +597,18 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
             learning_rate=np.array([np.nan if auto else float(self.learning_rate)]),
             momentum=np.array([float(self.momentum)]),
             retry=np.array([auto]),
-            schedule=(self.schedule,),
+            schedule=("constant" if streaming else self.schedule,),
             max_iter=(self.max_iter or SGD.default_epochs(-(-n // batch_size)),),
             batch_size=batch_size,
             shuffle=self.shuffle,
         )
-        return replace(solver, learning_rate=automatic(problem, solver, rng)) if auto else solver
+        if not auto:
+            return solver
+        if (
+            streaming
+        ):  # the rate does not decay, and its noise is that of the rate over 1 - momentum
+            return replace(solver, learning_rate=(1 - self.momentum) * slow(problem, solver))
+        return replace(solver, learning_rate=raced(problem, solver, rng))
 
     def _watch(
         self, problem: Problem, validation: Problem | None, solver: SGD, *, tol: float
@@ -609,6 +619,7 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
             early_stopping=self.early_stopping,
             tol=tol,
             n_iter_no_change=self.n_iter_no_change or max(10, solver.max_iter[0] // 10),
+            ending=self.schedule in ENDING,
             verbose=self.verbose,
         )
 
@@ -634,12 +645,11 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
         return there + coef @ (shift - anchor).astype(np.float64)
 
     def _warn_unless_good(self, loss: list[float], max_iter: int, n_classes: int) -> None:
-        if loss[-1] > 2 * np.log(n_classes):
+        if loss[-1] > 2 * np.log(n_classes) and not self.early_stopping:
             warnings.warn(
                 f"The objective ended at {loss[-1]:g}, worse than that of a model which knows "
                 f"nothing ({np.log(n_classes):g}): learning_rate={self.learning_rate} is too large "
                 "for these data. Use a smaller one, or learning_rate='auto'.",
-                ConvergenceWarning,
                 stacklevel=3,
             )
         elif (
@@ -743,6 +753,8 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
             data = data.with_(shift=self._anchor[0])
         intercept = backend.asarray(self._intercept_at(data.shift), data.dtype)
         with backend.small_products():
+            if not sparse.issparse(coef):
+                coef = backend.xp.astype(coef, data.dtype, copy=False)
             parts = [function(backend.xp, logits) for logits in logit_chunks(data, coef, intercept)]
         return parts[0] if len(parts) == 1 else backend.xp.concat(parts, axis=0)
 

@@ -106,17 +106,42 @@ class Patience:
 
 
 class Tolerance(Consumer):
-    """Stops a model whose objective has not fallen by a share `tol` for so many epochs."""
+    """Stops a model whose objective has not fallen by a share `tol` for so many epochs.
 
-    def __init__(self, n_models: int, tol: float, n_iter_no_change: int):
+    With a schedule that ends, its values must also lie within that share of each other: what goes
+    up and down at a high rate has not converged, the rest of the schedule brings it to rest.
+
+    Parameters
+    ----------
+    n_models : int
+        Models in the stack.
+    tol : float
+        The share.
+    n_iter_no_change : int
+        The number of epochs.
+    ending : bool
+        Whether the schedule ends.
+    """
+
+    def __init__(self, n_models: int, tol: float, n_iter_no_change: int, ending: bool):
         self.tol = tol
+        self.ending = ending
         self.patience = Patience(n_models, n_iter_no_change)
+        self._worst = np.full(n_models, -np.inf)
 
     def __call__(self, epoch: Epoch) -> np.ndarray:
         """Stop the models that have stalled."""
-        best = self.patience.best[epoch.models]
+        models, patience = epoch.models, self.patience
+        best = patience.best[models]
         margin = np.where(np.isfinite(best), self.tol * np.abs(best), 0.0)
-        return self.patience.exhausted(epoch.models, epoch.loss, margin)
+        exhausted = patience.exhausted(models, epoch.loss, margin)
+        improved = patience.waited[models] == 0
+        self._worst[models] = np.where(
+            improved, epoch.loss, np.maximum(self._worst[models], epoch.loss)
+        )
+        if self.ending:
+            exhausted &= self._worst[models] <= patience.best[models] + margin
+        return exhausted
 
 
 class EarlyStopping(Consumer):
@@ -207,6 +232,7 @@ class Watch:
         early_stopping: bool,
         tol: float,
         n_iter_no_change: int,
+        ending: bool,
         verbose: int,
     ):
         self.record = Record(problem)
@@ -220,7 +246,7 @@ class Watch:
             self.weights = stopping.weights
             self.consumers.append(stopping)
         elif tol > 0:
-            self.consumers.append(Tolerance(problem.n_models, tol, n_iter_no_change))
+            self.consumers.append(Tolerance(problem.n_models, tol, n_iter_no_change, ending))
         self.consumers.append(self.record)  # an epoch that it knows of is complete
         if verbose:
             self.consumers.append(Report(self.record, self.validation))

@@ -513,8 +513,8 @@ def test_partial_fit_that_diverges_leaves_the_model_as_it_was():
 
 
 def test_a_learning_rate_that_ends_worse_than_ignorance_warns():
-    with pytest.warns(ConvergenceWarning, match=r"worse than.*learning_rate=50.*'auto'"):
-        SoftmaxRegression(learning_rate=50, random_state=0).fit(X, Y)
+    with pytest.warns(UserWarning, match=r"worse than.*learning_rate=50.*'auto'"):
+        SoftmaxRegression(learning_rate=50, schedule="constant", random_state=0).fit(X, Y)
 
 
 def test_a_fit_that_was_cut_short_warns():

@@ -70,8 +70,8 @@ class Rows:
         The mean of a few of them, rounded to what X can hold.
         """
         backend, xp = self.backend, self.backend.xp
-        few = order[:: max(1, len(order) // 64)][:64]
-        sample = xp.take(self.X, backend.asarray(few), axis=0)
+        few = backend.asarray(order[:: max(1, len(order) // 64)][:64])
+        sample = self._gather(few)
         center = backend.to_numpy(xp.astype(sample, backend.dtype(np.float64))).mean(axis=0)
         if not self._wide_integers:
             return center.astype(float_dtype_for(self.X))
@@ -92,13 +92,18 @@ class Rows:
         """
         if isinstance(order, slice):
             return self._as_floats(self.X[order, :])
-        return self._as_floats(self.backend.xp.take(self.X, order, axis=0))
+        return self._as_floats(self._gather(order))
+
+    def _gather(self, order: Array) -> Array:
+        """Rows of X as they are."""
+        return self.backend.xp.take(self.X, order, axis=0)
 
     def _as_floats(self, chosen: Array) -> Array:
         xp = self.backend.xp
         if self.shift is None:
             return xp.astype(chosen, self.dtype, copy=False)
-        exact = xp.int64 if self._wide_integers else self.backend.dtype(float_dtype_for(self.X))
+        whole = self._wide_integers and self.shift.dtype.kind == "i"
+        exact = xp.int64 if whole else self.backend.dtype(float_dtype_for(self.X))
         shift = self.backend.asarray(self.shift, exact)
         return xp.astype(xp.astype(chosen, exact, copy=False) - shift, self.dtype, copy=False)
 

@@ -28,17 +28,14 @@ class DenseRows(Rows):
         self._gathered = np.empty((0, self.n_features), X.dtype)
         self._floats = np.empty((0, self.n_features), dtype)
 
-    def rows(self, order: Any) -> np.ndarray:
-        """Rows of X, less the shift."""
-        if isinstance(order, slice):
-            return self._as_floats(self.X[order])
+    def _gather(self, order: np.ndarray) -> np.ndarray:
         if not self._takeable:
-            return self._as_floats(self.X[order])
+            return self.X[order]
         if len(self._gathered) < len(order):
             self._gathered = np.empty((len(order), self.n_features), self.X.dtype)
         # mode="clip" writes straight into the buffer; "raise" would go through another one.
         out = self._gathered[: len(order)]
-        return self._as_floats(np.take(self.X, order, axis=0, out=out, mode="clip"))
+        return np.take(self.X, order, axis=0, out=out, mode="clip")
 
     def _as_floats(self, chosen: np.ndarray) -> np.ndarray:
         if self.shift is None and chosen.dtype == self.dtype:
@@ -49,9 +46,8 @@ class DenseRows(Rows):
         if self.shift is None:
             np.copyto(out, chosen, casting="same_kind")
         else:
-            if (
-                chosen.dtype == np.uint64
-            ):  # with int64 it would turn to float64; modulo 2^64 is exact
+            # With int64, NumPy takes uint64 as floats; modulo 2^64 the difference is exact.
+            if chosen.dtype == np.uint64 and self.shift.dtype == np.int64:
                 chosen = chosen.view(np.int64)
             np.subtract(chosen, self.shift, out=out, casting="same_kind")
         return out

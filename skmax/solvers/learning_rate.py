@@ -12,10 +12,12 @@ from skmax.problem import Array, Problem, State
 from skmax.solvers.sgd import SGD
 
 # Steps of a race, rows that the curvature and the winner are measured on, and the rates that run,
-# in units of the inverse curvature.
+# in units of the slow one.
 _RACE_STEPS, _SAMPLE = 128, 2048
 _MULTIPLES = 0.5 * 8.0 ** (np.arange(5) / 2)
 _LEAST_CURVATURE = 1e-3
+# Objectives that differ by less than this share count as the same, and the slowest rate wins.
+_TIE = 1e-4
 
 
 def curvature(problem: Problem, rows: np.ndarray, n_iter: int = 20) -> np.ndarray:
@@ -53,12 +55,11 @@ def curvature(problem: Problem, rows: np.ndarray, n_iter: int = 20) -> np.ndarra
     return value
 
 
-def automatic(problem: Problem, solver: SGD, rng: np.random.Generator) -> np.ndarray:
+def raced(problem: Problem, solver: SGD, rng: np.random.Generator) -> np.ndarray:
     """The learning rate that does best in a short race, per model, of shape (m,).
 
-    Rates are tried side by side as one stack, each decaying to zero within the race, on a sample
-    of the rows. They are multiples of the inverse of the largest curvature that a minibatch may
-    show, for which there is an estimate: that of all rows, and the noise of the batch's own.
+    Rates run side by side as one stack, through the whole of their schedule, on a sample of the
+    rows. They are multiples of `slow`.
 
     Parameters
     ----------
@@ -70,42 +71,44 @@ def automatic(problem: Problem, solver: SGD, rng: np.random.Generator) -> np.nda
         Where the sample comes from.
     """
     m, batch_size = problem.n_models, solver.batch_size
+    rng = rng.spawn(1)[0]  # training finds its own as it was, however long the race
     order = rng.permutation(problem.order) if solver.shuffle else problem.order
     order = order[: _RACE_STEPS * batch_size]
-    sample = order[:_SAMPLE]
-    slowest = 1 / np.maximum(batch_curvature(problem, sample, batch_size), _LEAST_CURVATURE)
+    n_epochs = max(1, _RACE_STEPS * batch_size // len(order))
 
     racing = np.repeat(np.arange(m), len(_MULTIPLES))
-    rates = slowest[racing] * np.tile(_MULTIPLES, m)
+    lengths = np.minimum(n_epochs, solver.max_iter)[racing]
+    rates = slow(problem, solver)[racing] * np.tile(_MULTIPLES, m)
     race = replace(problem.select(racing), order=order)
-    n_epochs = max(1, _RACE_STEPS * batch_size // len(order))
     runners = replace(
         solver.select(racing),
         learning_rate=rates,
-        schedule=("linear",) * len(racing),
-        max_iter=(n_epochs,) * len(racing),
+        max_iter=tuple(lengths.tolist()),
         retry=np.zeros(len(racing), dtype=bool),
     )
-    epochs = runners.epochs(race, State.start(race), rng)
+    state = State.start(race)
+    epochs = runners.epochs(race, state, rng)
     with closing(epochs), np.errstate(over="ignore", invalid="ignore"):
-        for _ in range(n_epochs):
-            state = next(epochs).state
-        entropy, _ = evaluate(replace(race, order=sample), state)
-        objective = entropy + penalty(race, state.coef)
-    objective = np.where(np.isfinite(objective), objective, np.inf).reshape(m, -1)
-    return rates.reshape(m, -1)[np.arange(m), objective.argmin(axis=1)]
+        for epoch in range(max(lengths)):  # each model counts as it is at its own end
+            state = next(epochs).state.where(race.backend, epoch < lengths, state)
+        entropy, _ = evaluate(replace(race, order=order[:_SAMPLE]), state)
+        objective = (entropy + penalty(race, state.coef)).reshape(m, -1)
+    objective = np.where(np.isfinite(objective), objective, np.inf)
+    good_enough = objective <= objective.min(axis=1, keepdims=True) * (1 + _TIE)
+    return rates.reshape(m, -1)[np.arange(m), good_enough.argmax(axis=1)]
 
 
-def batch_curvature(problem: Problem, rows: np.ndarray, batch_size: int) -> np.ndarray:
-    """About the largest curvature that a minibatch may show, of shape (m,).
+def slow(problem: Problem, solver: SGD) -> np.ndarray:
+    """A learning rate that is safe for any minibatch, per model, of shape (m,).
 
-    The upper edge ``(sqrt(c) + sqrt(d / b))^2`` of the spectrum of a sample covariance of b rows of
-    d features, c being the largest eigenvalue of all rows; a batch that holds all n rows adds none
-    of its own.
+    The inverse of about the largest curvature that a batch of b rows may show. That is the upper
+    edge ``(sqrt(c) + sqrt(d / b))^2`` of the spectrum of a sample covariance of d features, c being
+    the largest eigenvalue of all rows; a batch that holds all n rows adds none of its own.
 
     Reference: V. A. Marchenko and L. A. Pastur, Distribution of eigenvalues for some sets of random
     matrices, 1967.
     """
-    d, n = problem.data.n_features, len(problem.order)
-    noise = d / batch_size * (1 - batch_size / n)
-    return (np.sqrt(curvature(problem, rows)) + np.sqrt(noise)) ** 2
+    n, b, d = len(problem.order), solver.batch_size, problem.data.n_features
+    sample = problem.order[:: -(-n // _SAMPLE)]
+    largest = (np.sqrt(curvature(problem, sample)) + np.sqrt(d / b * (1 - b / n))) ** 2
+    return 1 / np.maximum(largest, _LEAST_CURVATURE)

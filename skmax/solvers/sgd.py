@@ -9,12 +9,12 @@ from itertools import count
 import numpy as np
 from sklearn.utils import gen_batches
 
-from skmax.objective import batch_gradient, penalty, soft_threshold
+from skmax.objective import batch_gradient, evaluate, penalty, soft_threshold
 from skmax.problem import Array, BatchSums, Epoch, Problem, State
 from skmax.solvers.schedules import step_rates
 
-# The cross-entropy of a model that knows nothing is log(k). A multiple of it that training cannot
-# come back from, and one that a rate found from the data should not reach.
+# Multiples of the objective at the start: one that training cannot come back from, and one that a
+# rate found from the data should not reach.
 _HOPELESS, _TOO_FAST = 100.0, 2.0
 _MAX_RETRIES = 30
 # Epochs that large data need, and steps that small data need.
@@ -92,19 +92,35 @@ class SGD:
             per model, says which models leave the stack; None: all stay.
         """
         solver, models, before = self, np.arange(problem.n_models), state
+        bound = self._bound(problem, state)
         for epoch in count():
             order = rng.permutation(problem.order) if self.shuffle else problem.order
-            solver, before, state, report = solver._guarded(problem, before, state, order, epoch)
+            solver, before, state, report = solver._guarded(
+                problem, before, state, order, epoch, bound
+            )
             leaving = yield Epoch(models, state, *report, solver.learning_rate)
             if leaving is not None and leaving.any():
                 staying = np.flatnonzero(~leaving)
                 before = before.select(problem.backend, staying)
                 state = state.select(problem.backend, staying)
                 problem, solver = problem.select(staying), solver.select(staying)
-                models = models[staying]
+                models, bound = models[staying], bound[staying]
+
+    def _bound(self, problem: Problem, state: State) -> np.ndarray:
+        """The objective above which a model has diverged, of shape (m,)."""
+        start = np.log(np.sum(~problem.masked, axis=1))  # of a model that knows nothing
+        if bool(problem.backend.xp.any(state.coef != 0)):
+            start = np.fmax(start, evaluate(problem, state)[0] + penalty(problem, state.coef))
+        return np.where(self.retry, _TOO_FAST, _HOPELESS) * start
 
     def _guarded(
-        self, problem: Problem, before: State, state: State, order: np.ndarray, epoch: int
+        self,
+        problem: Problem,
+        before: State,
+        state: State,
+        order: np.ndarray,
+        epoch: int,
+        bound: np.ndarray,
     ) -> tuple[SGD, State, State, tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """One epoch; models that diverge and may retry do so at a quarter of the rate.
 
@@ -114,8 +130,6 @@ class SGD:
         """
         solver, n_steps = self, -(-len(order) // self.batch_size)
         run = problem.backend.fast_sgd_epoch(problem) or sgd_epoch
-        ignorance = np.log(np.sum(~problem.masked, axis=1))
-        bound = np.where(self.retry, _TOO_FAST, _HOPELESS) * ignorance
         for _ in range(_MAX_RETRIES):
             quiet = np.errstate(over="ignore", invalid="ignore")
             with quiet, problem.backend.small_products():
@@ -221,6 +235,7 @@ class _Step:
         self.inverse_scale = 1.0 if problem.inverse_scale is None else problem.inverse_scale
         self.momentum, self.l2 = moved(solver.momentum), moved(problem.l2)
         self.has_lasso = bool(problem.l1.any())
+        self.lasso = problem.backend.asarray(problem.l1[:, None, None] > 0)
         self.threshold = self._scaled(moved(problem.l1))
 
     def _scaled(self, gradient: Array) -> Array:
@@ -241,6 +256,7 @@ class _Step:
         return replace(state, intercept=state.intercept + velocity, intercept_velocity=velocity)
 
     def settle(self, state: State, rate: Array, by_coef: Array) -> State:
-        """One step of the coefficients alone, without momentum, which stays as it was."""
+        """One step of the coefficients under L1, without momentum, which stays as it was."""
         still = replace(state, coef_velocity=0 * state.coef_velocity)
-        return replace(state, coef=self(still, rate, by_coef, 0 * state.intercept).coef)
+        settled = self(still, rate, by_coef, 0 * state.intercept).coef
+        return replace(state, coef=self.xp.where(self.lasso, settled, state.coef))
