@@ -123,9 +123,9 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
         The step for the mean gradient of a minibatch, in the coordinates of the preconditioner.
         "auto": found by a short race on a sample of the data (in `partial_fit`: from the curvature
         of the rows given), and reduced where training diverges.
-    schedule : {"linear", "cosine", "constant", "invscaling"}, default="linear"
-        How the learning rate changes with every step: to zero at `max_iter`, along a line or half
-        a cosine; not at all; or like ``1 / sqrt(1 + epochs)``.
+    schedule : {"cosine", "linear", "constant", "invscaling"}, default="cosine"
+        How the learning rate changes with every step: to zero at `max_iter`, along half a cosine
+        or a line; not at all; or like ``1 / sqrt(1 + epochs)``.
     max_iter : int, default=None
         Number of epochs. None: 6, or as many as make 1000 steps.
     batch_size : int or "auto", default="auto"
@@ -248,7 +248,7 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
         solver="sgd",
         preconditioner="diagonal",
         learning_rate="auto",
-        schedule="linear",
+        schedule="cosine",
         max_iter=None,
         batch_size="auto",
         momentum=0.9,
@@ -662,7 +662,7 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
             warnings.warn(
                 f"The objective still fell by {1 - loss[-1] / loss[-2]:.2g} of itself, more than "
                 f"tol={self.tol:g}, in the last of max_iter={max_iter} epochs. Increase max_iter, "
-                "or use a schedule that ends, such as schedule='linear'.",
+                "or use a schedule that ends, such as schedule='cosine'.",
                 ConvergenceWarning,
                 stacklevel=3,
             )
