@@ -16,12 +16,12 @@ class Consumer:
     def begin(self) -> None:
         """Before each epoch: nothing, unless overridden."""
 
-    def __call__(self, epoch: Epoch) -> np.ndarray | bool:
-        """After each epoch: which of its models are done, in their order there; or False.
+    def __call__(self, epoch: Epoch) -> np.ndarray | bool:  # noqa: ARG002
+        """After each epoch: which of its models are done, in their order there; False: none.
 
         What is kept of the epoch's state must be copied.
         """
-        raise NotImplementedError
+        return False
 
 
 def train(

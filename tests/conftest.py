@@ -5,7 +5,7 @@ import os
 os.environ.setdefault("SCIPY_ARRAY_API", "1")  # before SciPy is imported
 
 import collections
-import importlib
+import importlib.util
 
 import numpy as np
 import pytest
@@ -58,3 +58,12 @@ def pytest_terminal_summary(terminalreporter):
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)
+
+
+def make_data(n=120, d=4, k=3, seed=0):
+    """Overlapping classes of n rows, with features of two scales and centres."""
+    rng = np.random.default_rng(seed)
+    X = rng.normal(size=(n, d)) * np.resize([1, 3], d) + np.resize([0, 2], d)
+    coef = rng.normal(size=(k, d)) / X.std(axis=0)
+    y = np.argmax((X - X.mean(axis=0)) @ coef.T + rng.gumbel(size=(n, k)), axis=1)
+    return X, y

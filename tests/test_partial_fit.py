@@ -5,20 +5,13 @@ import warnings
 
 import numpy as np
 import pytest
+from conftest import make_data
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
 
 from skmax import SoftmaxRegression
-
-
-def make_data(n=120, d=4, k=3, seed=0):
-    rng = np.random.default_rng(seed)
-    X = rng.normal(size=(n, d)) * np.resize([1, 3], d) + np.resize([0, 2], d)
-    coef = rng.normal(size=(k, d)) / X.std(axis=0)
-    y = np.argmax((X - X.mean(axis=0)) @ coef.T + rng.gumbel(size=(n, k)), axis=1)
-    return X, y
 
 
 def plain(**parameters):

@@ -7,6 +7,7 @@ import array_api_strict
 import numpy as np
 import pytest
 import sklearn
+from conftest import make_data
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.exceptions import ConvergenceWarning
@@ -21,14 +22,6 @@ from skmax.solvers.preconditioner import Moments, precondition
 from skmax.solvers.sgd import SGD
 from skmax.stopping import Record
 from skmax.training import Consumer, train
-
-
-def make_data(n=120, d=4, k=3, seed=0):
-    rng = np.random.default_rng(seed)
-    X = rng.normal(size=(n, d)) * np.resize([1, 3], d) + np.resize([0, 2], d)
-    coef = rng.normal(size=(k, d)) / X.std(axis=0)
-    y = np.argmax((X - X.mean(axis=0)) @ coef.T + rng.gumbel(size=(n, k)), axis=1)
-    return X, y
 
 
 def plain(**parameters):
