@@ -48,6 +48,11 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     def rate(text: str) -> float | str:
         return text if text == "auto" else float(text)
 
+    def positive(text: str) -> int:
+        if int(text) < 1:
+            raise argparse.ArgumentTypeError(f"{text} is less than 1")
+        return int(text)
+
     parser = argparse.ArgumentParser(
         prog="python -m skmax",
         description="Train a softmax regression on Fashion-MNIST, compare it with scikit-learn's "
@@ -55,8 +60,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--data-home", type=Path, help="folder with the four files of Fashion-MNIST")
-    add("--epochs", type=int, help="passes over the data (default: the estimator's own)")
-    add("--batch-size", type=int, help="rows per step (default: the estimator's own)")
+    add("--epochs", type=positive, help="passes over the data (default: the estimator's own)")
+    add("--batch-size", type=positive, help="rows per step (default: the estimator's own)")
     add("--learning-rate", type=rate, default="auto", help="a number, or auto (default)")
     add("--backend", choices=["auto", "numpy", "cupy"], default="auto", help="where to compute")
     add("--output", type=Path, default=Path("skmax-results"), help="folder for the pictures")
@@ -94,6 +99,8 @@ def _load(data_home: Path | None) -> Data:
             fetch_fashion_mnist(subset=subset, data_home=data_home) for subset in ("train", "test")
         )
     except (OSError, ValueError, ImportError) as error:
+        if data_home is not None:
+            raise SystemExit(f"Fashion-MNIST cannot be had from {data_home}: {error}") from error
         print(f"Fashion-MNIST cannot be had here: {error}\n")
         print("Going on with the small digits that scikit-learn brings along.\n")
         X, y = load_digits(return_X_y=True)

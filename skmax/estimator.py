@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from typing import Any
@@ -138,8 +139,7 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
     tol : float, default=1e-4
         Training stops when the objective has not fallen by this share of itself for
         `n_iter_no_change` epochs (with a schedule that ends: nor risen by that); with
-        `early_stopping`, when the validation accuracy has not risen by `tol`. 0 runs all epochs,
-        unless `early_stopping`.
+        `early_stopping`, when the validation accuracy has not risen by `tol`. 0 runs all epochs.
     n_iter_no_change : int, default=None
         Number of epochs to wait. None: a tenth of the epochs planned, and at least 10.
     early_stopping : bool, default=False
@@ -188,6 +188,12 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
         Number of features.
     feature_names_in_ : ndarray of shape (n_features_in_,)
         Names of the features, where X has names that are all strings.
+
+    Notes
+    -----
+    Rows of weight zero are as good as absent, and so is a class without any other: its probability
+    is zero, it takes no part in label smoothing, and where two classes are left, the objective is
+    that of two.
 
     See Also
     --------
@@ -352,7 +358,7 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
                 "n_features_in_": self.n_features_in_,
                 **_curves(watch),
                 **_coefficients(X, problem, watch.weights),
-                "_carried": Carried(rng, seen),
+                "_carried": Carried(deepcopy(rng), seen),
             }
 
         max_iter = solver.max_iter[0]
@@ -365,8 +371,8 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
                 self.__dict__.update(fitted())
             raise
         self.__dict__.update(fitted())
-        self._warn_unless_good(watch.record.loss[0], max_iter, np.sum(~problem.masked))
         callbacks.end()
+        self._warn_unless_good(watch.record.loss[0], max_iter, np.sum(~problem.masked))
         return self
 
     @_fit_context(prefer_skip_nested_validation=True)
@@ -406,7 +412,8 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
         targets = Targets.read(y, known)
         weight = check_weights(sample_weight, X)
 
-        carried = Carried(self._new_rng()) if first else self._carried
+        # A call that fails leaves the estimator as it was.
+        carried = Carried(self._new_rng()) if first else deepcopy(self._carried)
         order = np.arange(X.shape[0])
         problem, seen = self._pose(X, targets, weight, order, carried)
         state = State.start(problem) if first else self._restored(problem)
@@ -528,6 +535,7 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
                 )
         before = Seen() if carried is None else carried.seen
         weight_sum = float(len(order) if row_weight is None else row_weight[order].sum())
+        total = weight_sum + before.weight_sum
         if carried is None:
             masked = check_classes(targets.classes, targets.mass(row_weight, order))
         else:  # classes that have not come yet may still come
@@ -543,9 +551,8 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
             l1_ratio=np.array([float(self.l1_ratio)]),
             label_smoothing=np.array([float(self.label_smoothing)]),
             fit_intercept=self.fit_intercept,
-            weight_sum=np.array([weight_sum + before.weight_sum]),
+            weight_sum=np.array([total]),
         )
-        total = weight_sum + before.weight_sum
         if self.preconditioner is None:
             return problem, Seen(total)
         moments = Moments.of(problem, None if before.moments is None else before.moments.origin)
@@ -565,9 +572,8 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
         data = problem.data
         if order is None:
             order = np.arange(X.shape[0])
-            data = problem.backend.rows_of(X, float_dtype_for(X)).with_(
-                dtype=data.dtype, shift=data.shift
-            )
+            rows = problem.backend.rows_of(X, float_dtype_for(X))
+            data = rows.with_(dtype=data.dtype, shift=data.shift)
         return Problem.pose(
             data,
             order,
@@ -589,7 +595,7 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
             warnings.warn(
                 f"batch_size={batch_size} is larger than the {n} rows to train on, and is clipped "
                 "to that.",
-                stacklevel=3,
+                stacklevel=4,
             )
             batch_size = n
         auto = self.learning_rate == "auto"
@@ -604,9 +610,7 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
         )
         if not auto:
             return solver
-        if (
-            streaming
-        ):  # the rate does not decay, and its noise is that of the rate over 1 - momentum
+        if streaming:  # nothing decays, and momentum multiplies the noise
             return replace(solver, learning_rate=(1 - self.momentum) * slow(problem, solver))
         return replace(solver, learning_rate=raced(problem, solver, rng))
 
@@ -637,10 +641,13 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
     def _intercept_at(self, shift: np.ndarray | None) -> np.ndarray:
         """The logits of a row that equals `shift`, of the shape of `intercept_`, float64."""
         intercept = to_host(self.intercept_).astype(np.float64)
-        if shift is None:
-            return intercept
         coef = self.coef_ if sparse.issparse(self.coef_) else to_host(self.coef_)
-        anchor, correction = self._anchor or (np.zeros_like(shift), 0.0)
+        if self._anchor is None:
+            return intercept if shift is None else intercept + coef @ shift.astype(np.float64)
+        anchor, rounded, correction = self._anchor
+        if not np.array_equal(intercept, rounded):  # it was set since, and means what it says
+            correction = 0.0
+        shift = np.zeros_like(anchor) if shift is None else shift
         there = intercept + coef @ anchor.astype(np.float64) + correction
         return there + coef @ (shift - anchor).astype(np.float64)
 
@@ -650,7 +657,7 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
                 f"The objective ended at {loss[-1]:g}, worse than that of a model which knows "
                 f"nothing ({np.log(n_classes):g}): learning_rate={self.learning_rate} is too large "
                 "for these data. Use a smaller one, or learning_rate='auto'.",
-                stacklevel=3,
+                stacklevel=4,
             )
         elif (
             self.tol > 0
@@ -664,7 +671,7 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
                 f"tol={self.tol:g}, in the last of max_iter={max_iter} epochs. Increase max_iter, "
                 "or use a schedule that ends, such as schedule='cosine'.",
                 ConvergenceWarning,
-                stacklevel=3,
+                stacklevel=4,
             )
 
     # Prediction
@@ -683,8 +690,11 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
             Columns are in the order of `classes_`. With two classes, one logit: positive where
             ``classes_[1]`` is the likelier one.
         """
-        logits = self._map_logits(X, "decision_function", lambda _, logits: logits)
-        return logits[:, 1] if self.coef_.shape[0] == 1 else logits
+        check_is_fitted(self, "coef_")
+        two = self.coef_.shape[0] == 1
+        return self._map_logits(
+            X, "decision_function", lambda _, logits: logits[:, 1] if two else logits
+        )
 
     def predict(self, X):
         """The likeliest class of each row.
@@ -749,7 +759,7 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
             float_dtype_for(X), float_dtype_for(coef), key=lambda dtype: np.dtype(dtype).itemsize
         )
         data = backend.rows_of(X, wide)
-        if self._anchor is not None and not sparse.issparse(X):
+        if self._anchor is not None:
             data = data.with_(shift=self._anchor[0])
         intercept = backend.asarray(self._intercept_at(data.shift), data.dtype)
         with backend.small_products():
@@ -802,14 +812,13 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
             class_weight=self.class_weight,
             solver="saga" if self.l1_ratio > 0 else "lbfgs",
         )
-        model.coef_ = self.coef_ if sparse.issparse(self.coef_) else to_host(self.coef_)
-        model.intercept_ = to_host(self.intercept_)
+        coef = self.coef_ if sparse.issparse(self.coef_) else to_host(self.coef_)
+        model.coef_ = coef.copy()
+        model.intercept_ = to_host(self.intercept_).copy()
         if self._anchor is not None:  # float32 could not hold what cancels
             model.coef_ = model.coef_.astype(np.float64)
-            shift = self._anchor[0]
-            there = self._intercept_at(shift)
-            model.intercept_ = there - model.coef_ @ shift.astype(np.float64)
-        model.classes_ = to_host(self.classes_)
+            model.intercept_ = self._intercept_at(None)
+        model.classes_ = to_host(self.classes_).copy()
         model.n_iter_ = np.array([self.n_iter_], dtype=np.int32)
         model.n_features_in_ = self.n_features_in_
         if hasattr(self, "feature_names_in_"):
@@ -849,8 +858,8 @@ def _curves(watch: Watch, previous: SoftmaxRegression | None = None) -> dict[str
 
 def _coefficients(X: Any, problem: Problem, weights: Weights) -> dict[str, Any]:
     """The fitted attributes that make predictions, where X is."""
-    coef = problem.backend.to_numpy(weights.coef[0])
-    intercept = problem.backend.to_numpy(weights.intercept[0]).astype(np.float64)
+    coef, intercept = map(problem.backend.to_numpy, weights.kept[0] or ())
+    intercept = intercept.astype(np.float64)
     intercept[problem.masked[0]] = -np.inf
     if len(coef) == 2:
         coef, intercept = coef[1:] - coef[:1], intercept[1:] - intercept[:1]
@@ -860,7 +869,7 @@ def _coefficients(X: Any, problem: Problem, weights: Weights) -> dict[str, Any]:
         change = coef.astype(np.float64) @ shift.astype(np.float64)
         at_shift, intercept = intercept, intercept - change
         rounded = intercept.astype(coef.dtype).astype(np.float64)
-        anchor = shift, np.nan_to_num(at_shift - (rounded + change), neginf=0.0)
+        anchor = shift, rounded, np.nan_to_num(at_shift - (rounded + change), neginf=0.0)
     return {
         "coef_": like(X, coef),
         "intercept_": like(X, intercept.astype(coef.dtype)),

@@ -23,7 +23,8 @@ from skmax.problem import Array, BatchSums, Problem, State
 
 def log_softmax(xp: Any, logits: Array) -> Array:
     """Logarithms of the softmax over the last axis, finite wherever the logits are."""
-    logits = logits - xp.max(logits, axis=-1, keepdims=True)
+    top = xp.max(logits, axis=-1, keepdims=True)
+    logits = xp.where(logits == top, xp.zeros_like(logits), logits - top)  # inf - inf is no number
     return logits - xp.log(xp.sum(xp.exp(logits), axis=-1, keepdims=True))
 
 
@@ -40,9 +41,9 @@ def logit_chunks(data: Rows, coef: Any, intercept: Array) -> Iterator[Array]:
     single row of weights come two columns, of which the first is zero.
     """
     xp = data.backend.xp
-    for _, X in data.chunks():
+    for _, X in data.chunks(width=coef.shape[0]):
         logits = safe_sparse_dot(X, coef.T, dense_output=True) + intercept
-        yield xp.concat([0 * logits, logits], axis=1) if coef.shape[0] == 1 else logits
+        yield xp.concat([xp.zeros_like(logits), logits], axis=1) if coef.shape[0] == 1 else logits
 
 
 def score(problem: Problem, logits: Array, index: Any) -> tuple[BatchSums, Array]:
@@ -86,7 +87,7 @@ def _targets_of(problem: Problem, index: Any, dtype: Any) -> tuple[Array, Array]
     backend, xp = problem.backend, problem.backend.xp
     targets = _take(xp, problem.targets, index)
     if targets.ndim == 1:
-        classes = backend.asarray(np.arange(problem.n_classes))
+        classes = xp.arange(problem.n_classes, device=backend.device)
         label, target = targets, xp.astype(targets[:, None] == classes, dtype)
     else:
         label, target = xp.argmax(targets, axis=-1), targets
@@ -150,17 +151,18 @@ def soft_threshold(xp: Any, coef: Array, threshold: Array) -> Array:
 
     Reference: N. Parikh and S. Boyd, Proximal Algorithms, 2014, section 6.5.2.
     """
-    return coef - xp.clip(coef, -threshold, threshold)
+    return coef - xp.minimum(xp.maximum(coef, -threshold), threshold)
 
 
 def evaluate(problem: Problem, state: State) -> tuple[np.ndarray, np.ndarray]:
     """Mean cross-entropy and accuracy of each model, both of shape (m,), over all rows."""
     backend = problem.backend
-    loss = correct = np.zeros(problem.n_models)
+    loss = correct = backend.zeros((problem.n_models,), backend.dtype(np.float64))
+    width = problem.n_models * problem.n_classes
     with backend.small_products():
-        for index, X in problem.data.chunks(problem.order):
+        for index, X in problem.data.chunks(problem.order, width=width):
             logits = logits_of(backend.xp, X, state.coef, state.intercept)
             sums, _ = score(problem, logits, index)
-            loss = loss + backend.to_numpy(sums.loss)
-            correct = correct + backend.to_numpy(sums.correct)
-    return loss / len(problem.order), correct / len(problem.order)
+            loss, correct = loss + sums.loss, correct + sums.correct
+    n = len(problem.order)
+    return backend.to_numpy(loss) / n, backend.to_numpy(correct) / n

@@ -198,12 +198,13 @@ class State:
         dtype = problem.data.dtype
         return replace(start, coef=moved(coef, dtype), intercept=moved(intercept, dtype))
 
-    def at_rest(self) -> State:
+    def at_rest(self, backend: Backend) -> State:
         """The same weights without momentum."""
+        zeros = backend.xp.zeros_like
         return replace(
             self,
-            coef_velocity=0 * self.coef_velocity,
-            intercept_velocity=0 * self.intercept_velocity,
+            coef_velocity=zeros(self.coef_velocity),
+            intercept_velocity=zeros(self.intercept_velocity),
         )
 
     def where(self, backend: Backend, chosen: np.ndarray, other: State) -> State:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from skmax.objective import evaluate
-from skmax.problem import Array, Epoch, Problem
+from skmax.problem import MASKED_LOGIT, Array, Epoch, Problem
 from skmax.training import Consumer
 
 
@@ -14,20 +14,19 @@ class Weights:
 
     Attributes
     ----------
-    coef, intercept : list of arrays of shapes (k, d) and (k,)
+    kept : list of tuples (coef, intercept), arrays of shapes (k, d) and (k,)
         Per model; None before the first copy.
     """
 
     def __init__(self, problem: Problem):
-        self.coef: list[Array] = [None] * problem.n_models
-        self.intercept: list[Array] = [None] * problem.n_models
+        self.kept: list[tuple[Array, Array] | None] = [None] * problem.n_models
         self._xp = problem.backend.xp
 
     def keep(self, epoch: Epoch, position: int) -> None:
         """Copy the weights of the model at a position in the epoch's stack."""
-        model = epoch.models[position]
-        self.coef[model] = self._xp.asarray(epoch.state.coef[position, ...], copy=True)
-        self.intercept[model] = self._xp.asarray(epoch.state.intercept[position, ...], copy=True)
+        coef = self._xp.asarray(epoch.state.coef[position, ...], copy=True)
+        intercept = self._xp.asarray(epoch.state.intercept[position, ...], copy=True)
+        self.kept[epoch.models[position]] = coef, intercept  # at once: Ctrl-C may come any time
 
 
 class Record(Consumer):
@@ -84,7 +83,8 @@ class Validation(Consumer):
             problem = problem.select(epoch.models)
         losses, scores = evaluate(problem, epoch.state)
         for model, loss, score in zip(epoch.models, losses, scores, strict=True):
-            self.loss[model].append(float(loss))
+            masked = loss > -MASKED_LOGIT / len(problem.order) / 2
+            self.loss[model].append(np.inf if masked else float(loss))
             self.score[model].append(float(score))
         return False
 
@@ -168,7 +168,7 @@ class EarlyStopping(Consumer):
                 self._best_score[model] = score[position]
                 self.weights.keep(epoch, position)
         margin = np.where(np.isfinite(self.patience.best[epoch.models]), self.tol, 0.0)
-        return self.patience.exhausted(epoch.models, -score, margin)
+        return self.patience.exhausted(epoch.models, -score, margin) & (self.tol > 0)
 
 
 class Divergence(Consumer):

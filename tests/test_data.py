@@ -398,3 +398,61 @@ def test_two_rows(dtype):
     np.testing.assert_array_equal(model.predict(X), ["low", "high"])
     reference = LogisticRegression().fit(X, ["low", "high"])
     np.testing.assert_allclose(model.predict_proba(X), reference.predict_proba(X), atol=1e-3)
+
+
+FAR = 1e4  # from zero, so that rows are shifted before they are used
+
+
+def far_data():
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(300, 3))
+    y = np.argmax(X @ rng.normal(size=(3, 3)) * 2 + rng.gumbel(size=(300, 3)), axis=1)
+    return (X + FAR).astype(np.float32), y
+
+
+def test_sparse_validation_data_of_a_dense_fit_far_from_zero():
+    X, y = far_data()
+    dense, mixed = (
+        model_of(max_iter=5).fit(X, y, X_val=X_val, y_val=y) for X_val in (X, sparse.csr_array(X))
+    )
+    assert dense.validation_scores_ == mixed.validation_scores_
+    assert dense.score(X, y) == dense.score(sparse.csr_array(X), y) > 0.7
+
+
+def test_sparse_rows_after_dense_ones_in_partial_fit_far_from_zero():
+    X, y = far_data()
+    models = model_of(), model_of()
+    for model, second in zip(models, (X, sparse.csr_array(X)), strict=True):
+        for rows in (X, second, second):
+            model.partial_fit(rows, y, classes=[0, 1, 2])
+    np.testing.assert_allclose(*(model.predict_proba(X) for model in models), atol=1e-6)
+
+
+def test_coefficients_that_were_set_are_obeyed():
+    """Also by a model that keeps beside its intercepts what their dtype cannot hold."""
+    X, y = far_data()
+    model = model_of(max_iter=5).fit(X, y)
+    model.coef_, model.intercept_ = 0 * model.coef_, 0 * model.intercept_
+    np.testing.assert_array_equal(model.decision_function(X), 0)
+
+
+@pytest.mark.parametrize("dtype", [">f4", ">i2", ">i8"])
+def test_byte_order_does_not_change_the_precision(dtype):
+    X, y = make_data()
+    there, here = (
+        model_of(max_iter=3).fit(X.astype(d), y) for d in (dtype, dtype.replace(">", "<"))
+    )
+    assert there.coef_.dtype == here.coef_.dtype
+    np.testing.assert_array_equal(there.coef_, here.coef_)
+
+
+def test_labels_of_many_classes_need_little_memory():
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(20_000, 2))
+    y = np.arange(20_000) % 300
+    model = model_of(max_iter=1).fit(X[:600], y[:600])
+    tracemalloc.start()
+    model.predict(X)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20_000 * 300 * 8 / 4

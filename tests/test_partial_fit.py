@@ -335,3 +335,14 @@ def test_chunks_smaller_than_the_batch_are_one_step():
     assert "batch_size=500" in str(caught[0].message)
     whole = plain(batch_size=120).partial_fit(X, y, classes=range(3))
     np.testing.assert_array_equal(clipped.coef_, whole.coef_)
+
+
+def test_a_call_that_fails_leaves_no_trace():
+    X, y = make_data()
+    model = SoftmaxRegression(learning_rate=0.05, batch_size=20, random_state=0)
+    model.partial_fit(X, y, classes=[0, 1, 2])
+    untouched = pickle.loads(pickle.dumps(model))
+    with pytest.raises(ValueError, match="diverged"):
+        model.set_params(learning_rate=1e300).partial_fit(X, y)
+    model.set_params(learning_rate=0.05).partial_fit(X, y)
+    np.testing.assert_array_equal(model.coef_, untouched.partial_fit(X, y).coef_)

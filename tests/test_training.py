@@ -19,6 +19,7 @@ from skmax.datasets import fetch_fashion_mnist
 from skmax.problem import MASKED_LOGIT, Problem, State
 from skmax.solvers.learning_rate import raced
 from skmax.solvers.preconditioner import Moments, precondition
+from skmax.solvers.schedules import step_rates
 from skmax.solvers.sgd import SGD
 from skmax.stopping import Record
 from skmax.training import Consumer, train
@@ -287,7 +288,12 @@ def test_early_stopping_keeps_the_weights_of_the_best_epoch():
     """A rate far too high makes the score go up and down."""
     X, y = make_data(n=300)
     model = plain(
-        learning_rate=0.3, batch_size=8, max_iter=100, early_stopping=True, n_iter_no_change=6
+        learning_rate=0.3,
+        batch_size=8,
+        max_iter=100,
+        early_stopping=True,
+        n_iter_no_change=6,
+        tol=1e-9,
     ).fit(X[:200], y[:200], X_val=X[200:], y_val=y[200:])
     scores = model.validation_scores_
     best = int(np.argmax(scores))
@@ -510,11 +516,11 @@ def test_a_stack_trains_each_model_as_if_alone(rng, preconditioned, l1_ratio, au
         assert together.learning_rate[model] == pytest.approx(alone.learning_rate[0], rel=1e-9)
         np.testing.assert_allclose(together.loss[model], alone.loss[0], rtol=1e-9)
         np.testing.assert_allclose(together.accuracy[model], alone.accuracy[0], rtol=1e-9)
-        for name in ("coef", "intercept"):
-            ours, theirs = (getattr(r.weights, name) for r in (together, alone))
-            np.testing.assert_allclose(ours[model], theirs[0], rtol=1e-8, atol=1e-10)
-    assert together.weights.intercept[1][2] == MASKED_LOGIT
-    assert not together.weights.coef[1][2].any()
+        for ours, theirs in zip(together.weights.kept[model], alone.weights.kept[0], strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-8, atol=1e-10)
+    coef, intercept = together.weights.kept[1]
+    assert intercept[2] == MASKED_LOGIT
+    assert not coef[2].any()
 
 
 @pytest.mark.parametrize("parameters", [{}, {"l1_ratio": 1, "C": 0.1}, {"label_smoothing": 0.2}])
@@ -556,3 +562,54 @@ def test_the_default_fit_comes_close_to_logistic_regression():
         return -log_p.mean() + np.sum(fit.coef_**2) / (2 * len(X))
 
     assert objective(model) < 1.01 * objective(reference)
+
+
+def test_a_stack_of_equally_weighted_rows_is_as_good_as_one_with_weights_of_one():
+    """A model that leaves early does not disturb the others."""
+    X, y = make_data(n=90)
+
+    def run(sample_weight):
+        problem = Problem.pose(
+            NumpyBackend().rows_of(X, np.float64),
+            np.arange(len(X)),
+            y,
+            sample_weight=sample_weight,
+            score_weight=None,
+            masked=np.zeros((3, 3), dtype=bool),
+            C=np.array([0.01, 1.0, 100.0]),
+            l1_ratio=np.zeros(3),
+            label_smoothing=np.zeros(3),
+            fit_intercept=True,
+        )
+        problem = precondition(problem, Moments.of(problem))
+        solver = SGD(
+            learning_rate=np.full(3, 0.05),
+            momentum=np.full(3, 0.9),
+            retry=np.zeros(3, dtype=bool),
+            schedule=("linear",) * 3,
+            max_iter=(6,) * 3,
+            batch_size=20,
+            shuffle=True,
+        )
+        record = Record(problem)
+        epochs = solver.epochs(problem, State.start(problem), np.random.default_rng(0))
+        train(epochs, [record, Leaves([6, 2, 6])], 6)
+        return record
+
+    with_ones, without = run(np.ones((len(X), 3))), run(None)
+    for model, length in enumerate([6, 2, 6]):
+        assert len(without.loss[model]) == length
+        np.testing.assert_allclose(without.loss[model], with_ones.loss[model], rtol=1e-9)
+
+
+def test_schedules_never_turn_negative():
+    for name in ("constant", "linear", "cosine", "invscaling"):
+        assert (step_rates(name, 7, 3, 6) >= 0).all()
+
+
+def test_early_stopping_with_tol_0_runs_all_epochs_and_keeps_the_best():
+    X, y = make_data(n=300)
+    model = plain(learning_rate=0.3, batch_size=8, max_iter=30, early_stopping=True)
+    model.fit(X[:200], y[:200], X_val=X[200:], y_val=y[200:])
+    assert model.n_iter_ == 30
+    assert model.score(X[200:], y[200:]) == pytest.approx(max(model.validation_scores_))

@@ -25,10 +25,10 @@ def resolve(X: Any, requested: str) -> Backend:
     requested : {"auto", "numpy", "cupy"}
         "auto": where X is. Otherwise the library to compute with.
     """
-    if requested == "cupy":
-        return CupyBackend()
-    if requested == "numpy" or isinstance(X, np.ndarray) or sparse.issparse(X):
+    on_host = isinstance(X, np.ndarray) or sparse.issparse(X)
+    on_gpu = not on_host and array_api_compat.is_cupy_array(X)
+    if requested == "numpy" or (requested == "auto" and on_host):
         return NumpyBackend()
-    if array_api_compat.is_cupy_array(X):
-        return CupyBackend(X.device)
+    if requested == "cupy" or on_gpu:
+        return CupyBackend(X.device if on_gpu else None)
     return Backend(array_api_compat.array_namespace(X), array_api_compat.device(X))

@@ -13,15 +13,13 @@ from sklearn.utils._array_api import _convert_to_numpy, _max_precision_float_dty
 
 Array = Any  # an array of the backend's namespace
 
-# Bytes of rows converted at once where all rows are read in order: small enough for a
-# second-level cache, large enough for a matrix product at full speed.
-_CHUNK_BYTES = 1 << 20
 _NARROW = {"float16", "bfloat16", "float32", "bool", "int8", "uint8", "int16", "uint16"}
 
 
 def dtype_name(X: Any) -> str:
     """The name of an array's dtype, without the library's name before it."""
-    return str(X.dtype).rpartition(".")[2]
+    # NumPy's own name knows nothing of byte order.
+    return getattr(X.dtype, "name", None) or str(X.dtype).rpartition(".")[2]
 
 
 def float_dtype_for(X: Any) -> type[np.floating]:
@@ -59,9 +57,12 @@ class Rows:
         self.n_samples, self.n_features = (int(size) for size in X.shape)
         # As floats, neighbouring wide integers (time stamps) become one number.
         self._wide_integers = dtype_name(X).lstrip("u") in ("int32", "int64")
+        whole = self._wide_integers and shift is not None and shift.dtype.kind == "i"
+        self._exact = backend.xp.int64 if whole else backend.dtype(float_dtype_for(X))
+        self._subtrahend: Any = None if shift is None else backend.asarray(shift, self._exact)
 
-    def with_(self, *, dtype: Any = None, shift: np.ndarray | None = None) -> Rows:
-        """The same rows, of another dtype or with another shift."""
+    def with_(self, *, shift: np.ndarray | None, dtype: Any = None) -> Rows:
+        """The same rows with another shift, and of another dtype if that is given."""
         return type(self)(self.backend, self.X, self.dtype if dtype is None else dtype, shift)
 
     def origin(self, order: np.ndarray) -> np.ndarray:
@@ -100,24 +101,24 @@ class Rows:
 
     def _as_floats(self, chosen: Array) -> Array:
         xp = self.backend.xp
-        if self.shift is None:
+        if self._subtrahend is None:
             return xp.astype(chosen, self.dtype, copy=False)
-        whole = self._wide_integers and self.shift.dtype.kind == "i"
-        exact = xp.int64 if whole else self.backend.dtype(float_dtype_for(self.X))
-        shift = self.backend.asarray(self.shift, exact)
-        return xp.astype(xp.astype(chosen, exact, copy=False) - shift, self.dtype, copy=False)
+        chosen = xp.astype(chosen, self._exact, copy=False) - self._subtrahend
+        return xp.astype(chosen, self.dtype, copy=False)
 
-    def _rows_per_chunk(self) -> int:
-        return max(16, _CHUNK_BYTES // (8 * max(1, self.n_features)))
+    def _rows_per_chunk(self, width: int) -> int:
+        return max(16, self.backend.chunk_bytes // (8 * max(1, self.n_features, width)))
 
-    def chunks(self, order: np.ndarray | None = None) -> Iterator[tuple[Any, Array]]:
+    def chunks(self, order: np.ndarray | None = None, *, width: int) -> Iterator[tuple[Any, Array]]:
         """The rows at the host indices `order` (None: all) as (indices, rows), a piece at a time.
 
         The indices are a slice where `order` is None, else an array where the backend computes.
+        `width` is the number of values per row that the caller will make of them.
         """
         length = self.n_samples if order is None else len(order)
-        for piece in gen_batches(length, self._rows_per_chunk()):
-            index = piece if order is None else self.backend.asarray(order[piece])
+        rows = None if order is None else self.backend.asarray(order)
+        for piece in gen_batches(length, self._rows_per_chunk(width)):
+            index = piece if rows is None else rows[piece]
             yield index, self.rows(index)
 
 
@@ -131,6 +132,10 @@ class Backend:
     device : object or None
         A device of `xp`; None is its default.
     """
+
+    # Bytes of rows, or of what is made of them, held at once where all rows are read in order:
+    # small enough for a second-level cache, large enough for a matrix product at full speed.
+    chunk_bytes = 1 << 20
 
     def __init__(self, xp: Any, device: Any = None):
         self.xp = xp

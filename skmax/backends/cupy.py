@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from skmax.backends.array_api import Backend
+import array_api_compat
+import numpy as np
+from scipy import sparse
+from sklearn.utils._array_api import _convert_to_numpy
+
+from skmax.backends.array_api import Backend, Rows
 
 
 class CupyBackend(Backend):
@@ -17,6 +22,8 @@ class CupyBackend(Backend):
     RuntimeError
         CuPy finds no CUDA device that it can use.
     """
+
+    chunk_bytes = 1 << 26  # a launch costs as much as megabytes of traffic
 
     def __init__(self, device: Any = None):
         try:
@@ -35,3 +42,9 @@ class CupyBackend(Backend):
                 "CuPy's CUDA (extras cuda12 and cuda13); or pass backend='numpy'."
             )
         super().__init__(xp, cupy.cuda.Device() if device is None else device)
+
+    def rows_of(self, X: Any, dtype: type[np.floating], *, shuffled: bool = False) -> Rows:
+        """The rows of X as floats; X is moved to the device in its own dtype."""
+        if not (sparse.issparse(X) or array_api_compat.is_cupy_array(X)):
+            X = _convert_to_numpy(X, array_api_compat.array_namespace(X))
+        return super().rows_of(X, dtype, shuffled=shuffled)

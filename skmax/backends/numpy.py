@@ -6,6 +6,7 @@ import mmap
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 
 import array_api_compat
@@ -49,23 +50,29 @@ class DenseRows(Rows):
             # With int64, NumPy takes uint64 as floats; modulo 2^64 the difference is exact.
             if chosen.dtype == np.uint64 and self.shift.dtype == np.int64:
                 chosen = chosen.view(np.int64)
-            np.subtract(chosen, self.shift, out=out, casting="same_kind")
+            np.subtract(chosen, self._subtrahend, out=out, casting="same_kind")
         return out
 
 
 class SparseRows(Rows):
-    """Rows of a CSR matrix, which stay sparse; they cannot be shifted."""
+    """Rows of a CSR matrix: sparse, unless what was learned from dense rows shifts them."""
 
-    def rows(self, order: Any) -> sparse.csr_array:
-        """Rows of X."""
-        return self.X[order].astype(self.dtype, copy=False)
+    def rows(self, order: Any) -> sparse.csr_array | np.ndarray:
+        """Rows of X, less the shift."""
+        chosen = self.X[order]
+        if self.shift is not None:
+            return self._as_floats(chosen.toarray())
+        return chosen.astype(self.dtype, copy=False)
 
     def origin(self, order: np.ndarray) -> np.ndarray:  # noqa: ARG002
         """Zero: subtracting anything else would fill the matrix."""
         return np.zeros(self.n_features)
 
-    def _rows_per_chunk(self) -> int:
-        return max(16, (1 << 16) * self.n_samples // max(1, self.X.nnz))
+    def _rows_per_chunk(self, width: int) -> int:
+        if self.shift is not None:
+            return super()._rows_per_chunk(width)
+        values = max(width, self.X.nnz // self.n_samples, 1)
+        return max(16, self.backend.chunk_bytes // (8 * values))
 
 
 class _OneBlasThread:
@@ -176,8 +183,14 @@ def dense_sgd_epoch(
             at_mean_velocity *= momentum
             at_mean_velocity -= rate * by_intercept / len(index)
             at_mean += at_mean_velocity
-    after = coef, at_mean - coef @ mean[0], velocity, at_mean_velocity
-    return type(state)(*(array[None] for array in after)), softmax.sums()
+    after = replace(
+        state,
+        coef=coef[None],
+        intercept=(at_mean - coef @ mean[0])[None],
+        coef_velocity=velocity[None],
+        intercept_velocity=at_mean_velocity[None],
+    )
+    return after, (softmax.loss, softmax.correct)
 
 
 class _Softmax:
@@ -220,7 +233,3 @@ class _Softmax:
         self.loss = self.loss + loss.sum(dtype=np.float64)
         self.correct = self.correct + correct.sum(dtype=np.float64)
         return residual
-
-    def sums(self) -> Any:
-        """Loss and accuracy so far, as BatchSums has them."""
-        return self.loss, self.correct

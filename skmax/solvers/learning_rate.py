@@ -40,7 +40,7 @@ def curvature(problem: Problem, rows: np.ndarray, n_iter: int = 20) -> np.ndarra
         offset = constant - xp.sum(weights * mean, axis=1, keepdims=True)
         image: Array = 0.0
         total: Array = 0.0
-        for index, X in data.chunks(rows):
+        for index, X in data.chunks(rows, width=m):
             response = X @ weights.T + offset.T
             if problem.sample_weight is not None:
                 response = response * xp.take(problem.sample_weight, index, axis=0)
@@ -72,8 +72,8 @@ def raced(problem: Problem, solver: SGD, rng: np.random.Generator) -> np.ndarray
     """
     m, batch_size = problem.n_models, solver.batch_size
     rng = rng.spawn(1)[0]  # training finds its own as it was, however long the race
-    order = rng.permutation(problem.order) if solver.shuffle else problem.order
-    order = order[: _RACE_STEPS * batch_size]
+    order, most = problem.order, _RACE_STEPS * batch_size
+    order = rng.permutation(order)[:most] if solver.shuffle else order[:: -(-len(order) // most)]
     n_epochs = max(1, _RACE_STEPS * batch_size // len(order))
 
     racing = np.repeat(np.arange(m), len(_MULTIPLES))
@@ -110,5 +110,11 @@ def slow(problem: Problem, solver: SGD) -> np.ndarray:
     """
     n, b, d = len(problem.order), solver.batch_size, problem.data.n_features
     sample = problem.order[:: -(-n // _SAMPLE)]
-    largest = (np.sqrt(curvature(problem, sample)) + np.sqrt(d / b * (1 - b / n))) ** 2
+    with np.errstate(over="ignore", invalid="ignore"), problem.backend.small_products():
+        largest = (np.sqrt(curvature(problem, sample)) + np.sqrt(d / b * (1 - b / n))) ** 2
+    if not np.isfinite(largest).all():
+        raise ValueError(
+            f"learning_rate='auto' finds no rate: the squares of X overflow {problem.data.dtype}. "
+            "Rescale X, or pass preconditioner='diagonal'."
+        )
     return 1 / np.maximum(largest, _LEAST_CURVATURE)

@@ -45,7 +45,7 @@ class Moments:
         total: list[Array] = [0.0, 0.0]
         quiet = np.errstate(over="ignore", invalid="ignore")  # `precondition` looks for infinities
         with quiet, backend.small_products():
-            for index, X in data.chunks(order):
+            for index, X in data.chunks(order, width=problem.n_models):
                 if problem.sample_weight is None:
                     weight = xp.ones((1, X.shape[0]), dtype=float64, device=backend.device)
                 else:
@@ -54,6 +54,8 @@ class Moments:
             mean, square = (backend.to_numpy(part) / len(order) for part in total)
             variance = square - mean**2
             variance[variance <= _NOISE * mean**2] = 0.0
+        shape = (problem.n_models, mean.shape[1])  # equal weights make one row for all models
+        mean, variance = (np.broadcast_to(moment, shape).copy() for moment in (mean, variance))
         return cls(origin, mean, variance)
 
     def merged(self, other: Moments, share: float) -> Moments:

@@ -33,4 +33,5 @@ def step_rates(schedule: str, epoch: int, n_steps: int, max_iter: int) -> np.nda
     max_iter : int
         Epochs planned.
     """
-    return SCHEDULES[schedule](epoch + np.arange(n_steps) / n_steps, max_iter)
+    done = np.minimum(epoch + np.arange(n_steps) / n_steps, max_iter)
+    return SCHEDULES[schedule](done, max_iter)

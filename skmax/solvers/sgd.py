@@ -109,7 +109,7 @@ class SGD:
     def _bound(self, problem: Problem, state: State) -> np.ndarray:
         """The objective above which a model has diverged, of shape (m,)."""
         start = np.log(np.sum(~problem.masked, axis=1))  # of a model that knows nothing
-        if bool(problem.backend.xp.any(state.coef != 0)):
+        if self.retry.any() and bool(problem.backend.xp.any(state.coef != 0)):
             start = np.fmax(start, evaluate(problem, state)[0] + penalty(problem, state.coef))
         return np.where(self.retry, _TOO_FAST, _HOPELESS) * start
 
@@ -140,7 +140,7 @@ class SGD:
             retrying = diverged & self.retry
             if not retrying.any():
                 break
-            state = before.at_rest().where(problem.backend, retrying, state)
+            state = before.at_rest(problem.backend).where(problem.backend, retrying, state)
             slower = np.where(retrying, solver.learning_rate / 4, solver.learning_rate)
             solver = replace(solver, learning_rate=slower)
         return solver, state, after, (loss, accuracy, diverged)
