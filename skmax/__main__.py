@@ -37,21 +37,38 @@ def main(argv: list[str] | None = None) -> int:
     """Run the main job; the exit status."""
     options = _parse(argv)
     try:
+        options.output.mkdir(parents=True, exist_ok=True)
         _run(options)
     except KeyboardInterrupt:
         print("\nInterrupted.")
         return 130
+    except (OSError, ValueError, ImportError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     return 0
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    def rate(text: str) -> float | str:
-        return text if text == "auto" else float(text)
-
-    def positive(text: str) -> int:
-        if int(text) < 1:
-            raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    def number(text: str, least: int) -> int:
+        if not text.lstrip("-").isdigit() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {least}")
         return int(text)
+
+    def count(text: str) -> int:
+        return number(text, 1)
+
+    def seed(text: str) -> int:
+        return number(text, 0)
+
+    def rate(text: str) -> float | str:
+        if text == "auto":
+            return text
+        try:
+            if float(text) > 0:
+                return float(text)
+        except ValueError:
+            pass
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number above 0 nor auto")
 
     parser = argparse.ArgumentParser(
         prog="python -m skmax",
@@ -59,13 +76,15 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         "LogisticRegression in the same run, and draw pictures.",
     )
     add = parser.add_argument
-    add("--data-home", type=Path, help="folder with the four files of Fashion-MNIST")
-    add("--epochs", type=positive, help="passes over the data (default: the estimator's own)")
-    add("--batch-size", type=positive, help="rows per step (default: the estimator's own)")
-    add("--learning-rate", type=rate, default="auto", help="a number, or auto (default)")
+    folder: dict[str, Any] = {"type": Path, "metavar": "FOLDER"}
+    own = "default: the estimator's own"
+    add("--data-home", **folder, help="where to look for the images first, and to download them to")
+    add("--epochs", type=count, metavar="N", help=f"passes over the data ({own})")
+    add("--batch-size", type=count, metavar="N", help=f"images per step ({own})")
+    add("--learning-rate", type=rate, default="auto", metavar="RATE", help="a number, or auto")
     add("--backend", choices=["auto", "numpy", "cupy"], default="auto", help="where to compute")
-    add("--output", type=Path, default=Path("skmax-results"), help="folder for the pictures")
-    add("--seed", type=int, default=0, help="of the order of the images")
+    add("--output", **folder, default=Path("skmax-results"), help="for the pictures (%(default)s)")
+    add("--seed", type=seed, default=0, metavar="N", help="decides the order of the images (0)")
     add("--no-baseline", action="store_true", help="do not train LogisticRegression as well")
     return parser.parse_args(argv)
 
@@ -73,11 +92,12 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
 def _run(options: argparse.Namespace) -> None:
     data = _load(options.data_home)
     print(
-        f"{data.name}: {len(data.X)} training and {len(data.X_test)} test images, scaled to 0..1."
+        f"{data.name}: {len(data.X)} training and {len(data.X_test)} test images, scaled to 0..1 "
+        "for both models."
     )
     model = SoftmaxRegression(
         max_iter=options.epochs,
-        batch_size=options.batch_size or "auto",
+        batch_size="auto" if options.batch_size is None else options.batch_size,
         learning_rate=options.learning_rate,
         backend=options.backend,
         random_state=options.seed,
@@ -86,10 +106,10 @@ def _run(options: argparse.Namespace) -> None:
         model.set_callbacks(progress)
         seconds = _timed(lambda: model.fit(data.X, data.y, X_val=data.X_test, y_val=data.y_test))
     model.set_callbacks()
-    results = [_result("skmax SoftmaxRegression", model, data, seconds)]
+    results = {"SoftmaxRegression": _result(model, data, seconds)}
     if not options.no_baseline:
-        results.append(_baseline(data))
-    print("\n" + _table(results) + "\n")
+        results["LogisticRegression"] = _baseline(data)
+    print("\n" + _table(data.name, results) + "\n")
     _draw(model, data, options.output)
 
 
@@ -100,7 +120,7 @@ def _load(data_home: Path | None) -> Data:
         )
     except (OSError, ValueError, ImportError) as error:
         if data_home is not None:
-            raise SystemExit(f"Fashion-MNIST cannot be had from {data_home}: {error}") from error
+            raise
         print(f"Fashion-MNIST cannot be had here: {error}\n")
         print("Going on with the small digits that scikit-learn brings along.\n")
         X, y = load_digits(return_X_y=True)
@@ -121,8 +141,8 @@ class _Progress:
         else:
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-            columns = BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), "{task.description}"
-            self._bar = Progress(*columns, transient=True)
+            counts = MofNCompleteColumn(), TimeRemainingColumn()
+            self._bar = Progress(BarColumn(16), *counts, "{task.description}", transient=True)
 
     def __enter__(self) -> _Progress:
         if self._bar is not None:
@@ -151,28 +171,29 @@ class _Progress:
         """Tell how the epoch went."""
         if context.task_name != "epoch":
             return
-        line = (
-            f"epoch {fitted_estimator.n_iter_}: loss {fitted_estimator.loss_curve_[-1]:.4f}, "
-            f"training accuracy {fitted_estimator.accuracy_curve_[-1]:.4f}, "
-            f"test accuracy {fitted_estimator.validation_scores_[-1]:.4f}"
+        loss, accuracy = fitted_estimator.loss_curve_[-1], fitted_estimator.accuracy_curve_[-1]
+        test = fitted_estimator.validation_scores_[-1]
+        print(
+            f"epoch {fitted_estimator.n_iter_}: loss {loss:.4f}, "
+            f"training accuracy {accuracy:.4f}, test accuracy {test:.4f}"
         )
-        print(line)
         if self._bar is not None:
+            line = f"loss {loss:.3f} training {accuracy:.3f} test {test:.3f}"
             self._bar.update(self._task, advance=1, description=line)
 
     def teardown(self, estimator: Any, context: Any) -> None:
         """Do nothing."""
 
 
-def _baseline(data: Data) -> dict[str, Any]:
+def _baseline(data: Data) -> dict[str, float]:
     model = LogisticRegression()
-    print("LogisticRegression with its defaults, on the same data: please wait.")
+    print("\nLogisticRegression with its defaults, on the same data: 10 seconds or more.")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         seconds = _timed(lambda: model.fit(data.X, data.y))
-    unfinished = " (not converged)" if model.n_iter_[0] >= model.max_iter else ""
-    name = f"LogisticRegression, {model.n_iter_[0]} iterations{unfinished}"
-    return _result(name, model, data, seconds)
+    stopped = "not converged" if model.n_iter_[0] >= model.max_iter else "converged"
+    print(f"{model.n_iter_[0]} iterations of at most {model.max_iter}, {stopped}.")
+    return _result(model, data, seconds)
 
 
 def _timed(function: Callable[[], object]) -> float:
@@ -181,10 +202,9 @@ def _timed(function: Callable[[], object]) -> float:
     return perf_counter() - start
 
 
-def _result(name: str, model: Any, data: Data, seconds: float) -> dict[str, Any]:
+def _result(model: Any, data: Data, seconds: float) -> dict[str, float]:
     squares = float(np.sum(model.coef_.astype(np.float64) ** 2))
     return {
-        "model": name,
         "seconds": seconds,
         "train objective": log_loss(data.y, model.predict_proba(data.X))
         + squares / (2 * model.C * len(data.y)),
@@ -193,23 +213,21 @@ def _result(name: str, model: Any, data: Data, seconds: float) -> dict[str, Any]
     }
 
 
-def _table(results: list[dict[str, Any]]) -> str:
-    """A Markdown table, with the time of each model as a multiple of the first one's."""
-    header = [*results[0], "time ratio"]
-    rows = [
-        [
-            result["model"],
-            f"{result['seconds']:.2f}",
-            *(f"{value:.4f}" for value in list(result.values())[2:]),
-            f"{result['seconds'] / results[0]['seconds']:.1f}",
-        ]
-        for result in results
-    ]
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    lines = [header, ["-" * width for width in widths], *rows]
+def _table(corner: str, results: dict[str, dict[str, float]]) -> str:
+    """A Markdown table with a column per model; times also as multiples of the first one's."""
+    first, *_ = results.values()
+    rows = [[corner, *results]]
+    for name in first:
+        digits = 2 if name == "seconds" else 4
+        rows.append([name, *(f"{result[name]:.{digits}f}" for result in results.values())])
+    if len(results) > 1:
+        times = [result["seconds"] / first["seconds"] for result in results.values()]
+        rows.append(["time ratio", *(f"{time:.1f}" for time in times)])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    rows.insert(1, ["-" * width for width in widths])
     return "\n".join(
-        "| " + " | ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) + " |"
-        for line in lines
+        "| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |"
+        for row in rows
     )
 
 
@@ -227,7 +245,13 @@ def _draw(model: SoftmaxRegression, data: Data, folder: Path) -> None:
     names = {"class_names": data.class_names}
     X, y = data.X_test, data.y_test
     confusion = ConfusionMatrixDisplay.from_estimator(
-        model, X, y, display_labels=data.class_names, xticks_rotation=45, colorbar=False
+        model,
+        X,
+        y,
+        display_labels=data.class_names,
+        xticks_rotation=45,
+        colorbar=False,
+        cmap="Blues",
     )
     confusion.figure_.set_size_inches(8, 8)
     figures = {
@@ -238,10 +262,9 @@ def _draw(model: SoftmaxRegression, data: Data, folder: Path) -> None:
         "weights": ClassWeightsDisplay.from_estimator(model, **names).figure_,
         "confusion-matrix": confusion.figure_,
     }
-    folder.mkdir(parents=True, exist_ok=True)
     for name, figure in figures.items():
         figure.savefig(folder / f"{name}.png", dpi=120, bbox_inches="tight")
-    print(f"Pictures in {folder.resolve()}: " + ", ".join(f"{name}.png" for name in figures))
+    print(f"Pictures in {folder.resolve()}:", *(f"  {name}.png" for name in figures), sep="\n")
 
 
 if __name__ == "__main__":

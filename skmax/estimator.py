@@ -101,7 +101,8 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
     Parameters
     ----------
     C : float, default=1.0
-        Inverse of the strength of the penalty, greater than 0; `np.inf` means no penalty.
+        Inverse of the strength of the penalty, greater than 0: the larger, the weaker. `np.inf`
+        means no penalty.
     l1_ratio : float, default=0.0
         Share of the L1 penalty, from 0 (ridge) to 1 (lasso). With L1, coefficients become exactly
         zero. The intercept is not penalised.
@@ -111,8 +112,8 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
         Weights of the classes, by label; missing ones weigh 1. "balanced": inversely proportional
         to the weight that each class has in y.
     label_smoothing : float, default=0.0
-        From 0 to below 1. Targets become ``(1 - label_smoothing) * y + label_smoothing / k``, k
-        being the number of classes that have weight, once class weights were applied to y.
+        From 0 to below 1. Targets, class weights included, become
+        ``(1 - label_smoothing) * y + label_smoothing / n_classes``.
     solver : {"sgd"}, default="sgd"
         Minibatch stochastic gradient descent with momentum (heavy ball).
     preconditioner : {"diagonal"} or None, default="diagonal"
@@ -128,7 +129,7 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
         How the learning rate changes with every step: to zero at `max_iter`, along half a cosine
         or a line; not at all; or like ``1 / sqrt(1 + epochs)``.
     max_iter : int, default=None
-        Number of epochs. None: 6, or as many as make 1000 steps.
+        Number of epochs. None: as many as make 1000 steps, and at least 6.
     batch_size : int or "auto", default="auto"
         Rows per minibatch; the last one of an epoch may be smaller. "auto":
         ``min(200, n_samples)``.
@@ -138,7 +139,7 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
         Whether to visit the rows in a new order in every epoch.
     tol : float, default=1e-4
         Training stops when the objective has not fallen by this share of itself for
-        `n_iter_no_change` epochs (with a schedule that ends: nor risen by that); with
+        `n_iter_no_change` epochs (nor risen by it, while a schedule is to end); with
         `early_stopping`, when the validation accuracy has not risen by `tol`. 0 runs all epochs.
     n_iter_no_change : int, default=None
         Number of epochs to wait. None: a tenth of the epochs planned, and at least 10.

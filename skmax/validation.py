@@ -15,7 +15,6 @@ from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import (
     _check_feature_names,
-    _check_n_features,
     check_array,
     check_consistent_length,
     column_or_1d,
@@ -48,7 +47,11 @@ def check_validation_X_y(estimator: Any, X: Any, y: Any) -> tuple[Any, Any]:
     _refuse_dtype(X)
     _check_feature_names(estimator, X, reset=False)
     X = check_array(X, accept_sparse="csr", dtype="numeric", input_name="X_val")
-    _check_n_features(estimator, X, reset=False)
+    if X.shape[1] != estimator.n_features_in_:
+        raise ValueError(
+            f"X_val has {X.shape[1]} features, but {type(estimator).__name__} is expecting "
+            f"{estimator.n_features_in_} features as input, as X has."
+        )
     y = check_array(y, accept_sparse="csr", ensure_2d=False, dtype=None, input_name="y_val")
     check_consistent_length(X, y)
     return X, y
@@ -205,9 +208,10 @@ class Targets:
         try:
             factor = compute_class_weight(class_weight, classes=self.classes, y=self.classes)
         except ValueError as error:
+            unknown = [label for label in class_weight if label not in self.classes]
             raise ValueError(
-                f"class_weight={class_weight!r} does not fit the classes {_shown(self.classes)}: "
-                f"{error}."
+                f"class_weight={class_weight!r} has labels that are not among the classes: "
+                f"{_shown(unknown)}. The classes are {_shown(self.classes)}."
             ) from error
         if not (np.isfinite(factor).all() and (factor >= 0).all()):
             raise ValueError(

@@ -148,7 +148,7 @@ def test_no_samples():
 @pytest.mark.parametrize("call", ["predict", "predict_log_proba", "partial_fit", "X_val", "warm"])
 def test_number_of_features_must_be_that_of_fit(call):
     wrong = X[:, :2]
-    with raises("X has 2 features", "expecting 3 features"):
+    with raises(f"{'X_val' if call == 'X_val' else 'X'} has 2 features", "expecting 3 features"):
         if call == "X_val":
             fit(X_val=wrong, y_val=Y)
         elif call == "partial_fit":
