@@ -119,8 +119,8 @@ def _load(data_home: Path | None) -> Data:
             fetch_fashion_mnist(subset=subset, data_home=data_home) for subset in ("train", "test")
         )
     except (OSError, ValueError, ImportError) as error:
-        if data_home is not None:
-            raise
+        if isinstance(error, ValueError) and data_home is not None:
+            raise  # files that were named, and are damaged, are not passed over
         print(f"Fashion-MNIST cannot be had here: {error}\n")
         print("Going on with the small digits that scikit-learn brings along.\n")
         X, y = load_digits(return_X_y=True)

@@ -144,8 +144,24 @@ def test_what_goes_wrong_is_said_in_a_line(capsys, tmp_path):
     arguments = ["--no-baseline", "--output", str(tmp_path)]
     assert job.main([*arguments, "--learning-rate", "1e300"]) == 1
     assert re.fullmatch(r"error: Training diverged in epoch.*\n", capsys.readouterr().err)
-    assert job.main([*arguments, "--data-home", str(tmp_path)]) == 1
-    assert "three ways" in capsys.readouterr().err
     (tmp_path / "file").touch()
     assert job.main(["--output", str(tmp_path / "file")]) == 1
     assert "file" in capsys.readouterr().err
+
+
+def test_damaged_files_in_the_folder_given_are_an_error(monkeypatch, capsys, tmp_path):
+    def fetch(**_):
+        raise ValueError("train-labels-idx1-ubyte.gz is truncated")
+
+    monkeypatch.setattr(job, "fetch_fashion_mnist", fetch)
+    assert job.main(["--data-home", str(tmp_path), "--output", str(tmp_path / "out")]) == 1
+    assert capsys.readouterr().err == "error: train-labels-idx1-ubyte.gz is truncated\n"
+
+
+@pytest.mark.usefixtures("no_fashion_mnist")
+def test_an_empty_folder_given_ends_in_the_digits(capsys, tmp_path):
+    options = ["--data-home", str(tmp_path), "--output", str(tmp_path / "out"), "--no-baseline"]
+    assert job.main([*options, "--epochs", "2"]) == 0
+    output = capsys.readouterr().out
+    assert "three ways" in output
+    assert "| Digits" in output
