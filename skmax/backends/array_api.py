@@ -106,6 +106,12 @@ class Rows:
         chosen = xp.astype(chosen, self._exact, copy=False) - self._subtrahend
         return xp.astype(chosen, self.dtype, copy=False)
 
+    def batches(self, order: np.ndarray, size: int) -> Iterator[tuple[Any, Array]]:
+        """The rows at the host indices `order` as (indices, rows), `size` of them at a time."""
+        rows = self.backend.asarray(order)
+        for batch in gen_batches(len(order), size):
+            yield rows[batch], self.rows(rows[batch])
+
     def _rows_per_chunk(self, width: int) -> int:
         return max(16, self.backend.chunk_bytes // (8 * max(1, self.n_features, width)))
 

@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import mmap
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from dataclasses import replace
 from typing import Any
 
 import array_api_compat
 import array_api_compat.numpy as xp
 import numpy as np
 from scipy import sparse
+from sklearn.utils import gen_batches
 from sklearn.utils._array_api import _convert_to_numpy
+from sklearn.utils._openmp_helpers import _openmp_effective_n_threads
 from sklearn.utils.parallel import _get_threadpool_controller
 
 from skmax.backends.array_api import Backend, Rows
+from skmax.backends.numpy_dense import dense_sgd_epoch
+
+# Bytes that a thread reads ahead at once, and how many such pieces make it worth its while.
+_READ_BYTES, _WORTH_READING_AHEAD = 3 << 20, 4
+
+
+def n_threads() -> int:
+    """How many threads there are for this process: fewer in the workers of joblib."""
+    return _openmp_effective_n_threads()
 
 
 class DenseRows(Rows):
@@ -37,6 +48,29 @@ class DenseRows(Rows):
         # mode="clip" writes straight into the buffer; "raise" would go through another one.
         out = self._gathered[: len(order)]
         return np.take(self.X, order, axis=0, out=out, mode="clip")
+
+    def batches(self, order: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """The rows at the indices `order`, `size` of them at a time; a thread reads ahead."""
+        count = max(1, _READ_BYTES // (size * self.X[:1].nbytes)) * size
+        pieces = [order[piece] for piece in gen_batches(len(order), count)]
+        if len(pieces) < _WORTH_READING_AHEAD or not self._takeable or n_threads() == 1:
+            yield from super().batches(order, size)
+            return
+        shape = (min(count, len(order)), self.n_features)
+        buffers = [np.empty(shape, self.X.dtype) for _ in range(2)]
+
+        def read(turn: int) -> np.ndarray:
+            out = buffers[turn % 2][: len(pieces[turn])]
+            return np.take(self.X, pieces[turn], axis=0, out=out, mode="clip")
+
+        with ThreadPoolExecutor(1) as reader:
+            ahead = reader.submit(read, 0)
+            for turn, piece in enumerate(pieces):
+                rows = ahead.result()
+                if turn + 1 < len(pieces):
+                    ahead = reader.submit(read, turn + 1)
+                for batch in gen_batches(len(piece), size):
+                    yield piece[batch], self._as_floats(rows[batch])
 
     def _as_floats(self, chosen: np.ndarray) -> np.ndarray:
         if self.shift is None and chosen.dtype == self.dtype:
@@ -110,10 +144,8 @@ class NumpyBackend(Backend):
         return np.asarray(array, dtype=dtype)
 
     def fast_sgd_epoch(self, problem: Any) -> Callable[..., Any] | None:
-        """The epoch of this module, for one model with labels and without L1 on dense rows."""
-        simple = problem.n_models == 1 and problem.targets.ndim == 1 and problem.smoothing is None
-        dense = isinstance(problem.data, DenseRows)
-        return dense_sgd_epoch if simple and dense and not problem.l1.any() else None
+        """The epoch that works in place, for dense rows."""
+        return dense_sgd_epoch if isinstance(problem.data, DenseRows) else None
 
     def small_products(self) -> AbstractContextManager[Any]:
         """One BLAS thread: more gain little, and lose a lot where another process is busy."""
@@ -138,98 +170,3 @@ def _is_memory_mapped(X: Any) -> bool:
     while X is not None and not isinstance(X, mmap.mmap):
         X = getattr(X, "base", None)
     return X is not None
-
-
-# Rows per matrix product: the small-matrix kernels of OpenBLAS reach the peak up to about here.
-_TILE = 100
-
-
-def dense_sgd_epoch(
-    problem: Any, state: Any, solver: Any, order: np.ndarray, rates: np.ndarray
-) -> tuple[Any, Any]:
-    """The steps of `skmax.solvers.sgd.sgd_epoch`, taken in buffers, in tiles that stay in cache.
-
-    Logits are stored with a row per class, so that the softmax runs along memory.
-    """
-    data, dtype = problem.data, problem.data.dtype
-    coef, velocity = state.coef[0].copy(), state.coef_velocity[0].copy()
-    mean = np.zeros((1, data.n_features), dtype) if problem.mean is None else problem.mean[0]
-    inverse_scale = 1 if problem.inverse_scale is None else problem.inverse_scale[0]
-    at_mean = state.intercept[0] + coef @ mean[0]
-    at_mean_velocity = state.intercept_velocity[0].copy()
-    momentum, l2 = dtype.type(solver.momentum[0]), dtype.type(problem.l2[0])
-    gradient, scratch = np.empty_like(coef), np.empty_like(coef)
-    softmax = _Softmax(problem, solver.batch_size)
-    for step, rate in enumerate(rates[:, 0].astype(dtype)):
-        index = order[step * solver.batch_size : (step + 1) * solver.batch_size]
-        X = data.rows(index)
-        tiles = [slice(first, first + _TILE) for first in range(0, len(index), _TILE)]
-        residual = softmax(X, tiles, index, coef, at_mean - coef @ mean[0])
-        for tile in tiles:
-            out = gradient if tile.start == 0 else scratch
-            np.matmul(residual[:, tile], X[tile], out=out)
-            if tile.start:
-                gradient += scratch
-        by_intercept = residual.sum(axis=1)
-        gradient -= np.multiply(by_intercept[:, None], mean, out=scratch)
-        gradient /= len(index)
-        gradient += np.multiply(coef, l2, out=scratch)
-        gradient *= inverse_scale
-        gradient *= rate * inverse_scale
-        velocity *= momentum
-        velocity -= gradient
-        coef += velocity
-        if problem.fit_intercept:
-            at_mean_velocity *= momentum
-            at_mean_velocity -= rate * by_intercept / len(index)
-            at_mean += at_mean_velocity
-    after = replace(
-        state,
-        coef=coef[None],
-        intercept=(at_mean - coef @ mean[0])[None],
-        coef_velocity=velocity[None],
-        intercept_velocity=at_mean_velocity[None],
-    )
-    return after, (softmax.loss, softmax.correct)
-
-
-class _Softmax:
-    """Forward pass of a batch: its residuals, in a buffer, while loss and accuracy add up."""
-
-    def __init__(self, problem: Any, batch_size: int):
-        self.targets = problem.targets
-        self.weight = problem.sample_weight
-        self.score_weight = self.weight if problem.score_weight is None else problem.score_weight
-        self.loss = self.correct = np.zeros(1)
-        self._logits = np.empty((problem.n_classes, batch_size), problem.data.dtype)
-        self._residual = np.empty_like(self._logits)
-        self._columns = np.arange(batch_size)
-
-    def __call__(
-        self,
-        X: np.ndarray,
-        tiles: list[slice],
-        index: np.ndarray,
-        coef: np.ndarray,
-        intercept: np.ndarray,
-    ) -> np.ndarray:
-        """Residuals of shape (k, b)."""
-        logits, residual = self._logits[:, : len(X)], self._residual[:, : len(X)]
-        label, column = self.targets[index], self._columns[: len(X)]
-        for tile in tiles:
-            np.matmul(coef, X[tile].T, out=logits[:, tile])
-        logits += intercept[:, None]
-        correct = logits.argmax(axis=0) == label
-        logits -= logits.max(axis=0)
-        total = np.exp(logits, out=residual).sum(axis=0)
-        loss = np.log(total) - logits[label, column]
-        residual /= total
-        residual[label, column] -= 1
-        if self.weight is not None:
-            weight = self.weight[index, 0]
-            residual *= weight
-            loss *= weight
-            correct = correct * self.score_weight[index, 0]
-        self.loss = self.loss + loss.sum(dtype=np.float64)
-        self.correct = self.correct + correct.sum(dtype=np.float64)
-        return residual
