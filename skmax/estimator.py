@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Generator
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from numbers import Integral, Real
@@ -26,6 +27,7 @@ from skmax.backends import float_dtype_for, resolve
 from skmax.callbacks import Callbacks
 from skmax.objective import log_softmax, logit_chunks
 from skmax.problem import Epoch, Problem, State
+from skmax.solvers.lbfgs import LBFGS, affordable, polished
 from skmax.solvers.learning_rate import raced, slow
 from skmax.solvers.preconditioner import Moments, precondition
 from skmax.solvers.schedules import ENDING, SCHEDULES
@@ -43,6 +45,10 @@ from skmax.validation import (
     like,
     to_host,
 )
+
+# Iterations of L-BFGS where nobody says; and epochs that come first, and iterations, where it
+# finishes what SGD has begun.
+_LBFGS_ITERATIONS, _FIRST_EPOCHS, _POLISHING_ITERATIONS = 1000, 3, 200
 
 
 @dataclass(frozen=True)
@@ -114,8 +120,12 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
     label_smoothing : float, default=0.0
         From 0 to below 1. Targets, class weights included, become
         ``(1 - label_smoothing) * y + label_smoothing / n_classes``.
-    solver : {"sgd"}, default="sgd"
-        Minibatch stochastic gradient descent with momentum (heavy ball).
+    solver : {"sgd", "lbfgs"}, default="sgd"
+        "sgd": minibatch stochastic gradient descent with momentum (heavy ball). With
+        `learning_rate="auto"` and `max_iter=None`, and where it costs no more than a fraction of a
+        second, L-BFGS then goes on to the optimum. "lbfgs": L-BFGS on all rows, led by the
+        curvature of the data, to the optimum; with L1, orthant-wise. It takes no notice of
+        `learning_rate`, `schedule`, `batch_size`, `momentum`, `shuffle` and `random_state`.
     preconditioner : {"diagonal"} or None, default="diagonal"
         "diagonal": steps are taken as if every feature had been centred, and divided by
         ``sqrt(variance + penalty curvature)``; without an intercept, not centred, and divided by
@@ -129,7 +139,9 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
         How the learning rate changes with every step: to zero at `max_iter`, along half a cosine
         or a line; not at all; or like ``1 / sqrt(1 + epochs)``.
     max_iter : int, default=None
-        Number of epochs. None: as many as make 1000 steps, and at least 6.
+        The most epochs for "sgd", iterations for "lbfgs": both are passes over the data. None:
+        1000 iterations; as many epochs as make 1000 steps, and at least 6; or, where L-BFGS goes
+        on, 3 epochs and at most 200 iterations.
     batch_size : int or "auto", default="auto"
         Rows per minibatch; the last one of an epoch may be smaller. "auto":
         ``min(200, n_samples)``.
@@ -140,7 +152,8 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
     tol : float, default=1e-4
         Training stops when the objective has not fallen by this share of itself for
         `n_iter_no_change` epochs (nor risen by it, while a schedule is to end); with
-        `early_stopping`, when the validation accuracy has not risen by `tol`. 0 runs all epochs.
+        `early_stopping`, when the validation accuracy has not risen by `tol`. L-BFGS stops when
+        it estimates that the objective is within this share of its least value. 0 runs all epochs.
     n_iter_no_change : int, default=None
         Number of epochs to wait. None: a tenth of the epochs planned, and at least 10.
     early_stopping : bool, default=False
@@ -171,10 +184,11 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
     n_iter_ : int
         Epochs run.
     learning_rate_ : float
-        The learning rate used, before the schedule.
+        The learning rate used, before the schedule; not a number where there is none.
     loss_curve_ : list of float
         Per epoch, the objective divided by C and the sum of the weights: the mean cross-entropy,
-        averaged over the epoch while it trains, and the penalty at its end.
+        averaged over the epoch while it trains, and the penalty at its end. With L-BFGS, both are
+        exact.
     accuracy_curve_ : list of float
         Training accuracy per epoch, likewise averaged.
     best_loss_ : float
@@ -223,7 +237,7 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
         "fit_intercept": ["boolean"],
         "class_weight": [dict, StrOptions({"balanced"}), None],
         "label_smoothing": [Interval(Real, 0, 1, closed="left")],
-        "solver": [StrOptions({"sgd"})],
+        "solver": [StrOptions({"sgd", "lbfgs"})],
         "preconditioner": [StrOptions({"diagonal"}), None],
         "learning_rate": [Interval(Real, 0, None, closed="neither"), StrOptions({"auto"})],
         "schedule": [StrOptions(set(SCHEDULES))],
@@ -327,7 +341,7 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
         -----
         ConvergenceWarning
             The objective still fell by more than `tol` in the last epoch, though the schedule does
-            not end there.
+            not end there; or L-BFGS had not converged after all its iterations.
         UserWarning
             The objective ended above that of a model which knows nothing.
         """
@@ -348,10 +362,10 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
             validation = X, targets, weight, held_out
         problem, seen = self._pose(X, targets, weight, order)
         state = self._restored(problem) if warm else State.start(problem)
-        solver = self._solver(problem, rng, streaming=False)
+        epochs, max_iter = self._epochs(problem, state, rng)
         if validation is not None:
             validation = self._pose_validation(problem, *validation)
-        watch = self._watch(problem, validation, solver, tol=self.tol)
+        watch = self._watch(problem, validation, max_iter, tol=self.tol)
 
         def fitted() -> dict[str, Any]:
             return {
@@ -362,10 +376,8 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
                 "_carried": Carried(deepcopy(rng), seen),
             }
 
-        max_iter = solver.max_iter[0]
         callbacks = Callbacks(self, arguments, fitted, max_iter)
         try:
-            epochs = solver.epochs(problem, state, rng)
             train(epochs, [*watch.consumers, callbacks], max_iter)
         except KeyboardInterrupt:  # what the completed epochs have reached is kept
             if watch.record.loss[0]:
@@ -373,7 +385,7 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
             raise
         self.__dict__.update(fitted())
         callbacks.end()
-        self._warn_unless_good(watch.record.loss[0], max_iter, np.sum(~problem.masked))
+        self._warn_unless_good(watch, max_iter, np.sum(~problem.masked))
         return self
 
     @_fit_context(prefer_skip_nested_validation=True)
@@ -403,8 +415,8 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
         Raises
         ------
         ValueError
-            y has a label that is not among the classes; or `class_weight="balanced"` or
-            `early_stopping`, which need all rows at once.
+            y has a label that is not among the classes; or `class_weight="balanced"`,
+            `early_stopping` or `solver="lbfgs"`, which need all rows at once.
         """
         self._check_can_continue()
         first = not hasattr(self, "coef_")
@@ -418,8 +430,8 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
         order = np.arange(X.shape[0])
         problem, seen = self._pose(X, targets, weight, order, carried)
         state = State.start(problem) if first else self._restored(problem)
-        solver = self._solver(problem, carried.rng, streaming=True)
-        watch = self._watch(problem, None, solver, tol=0)
+        solver = self._streaming(problem)
+        watch = self._watch(problem, None, 1, tol=0)
         train(
             solver.epochs(problem, carried.moving(problem, state), carried.rng), watch.consumers, 1
         )
@@ -454,6 +466,11 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
             raise ValueError(
                 "partial_fit does not support early_stopping=True: each call is one epoch on rows "
                 "of its own. Use fit, or score the model between calls."
+            )
+        if self.solver == "lbfgs":
+            raise ValueError(
+                "partial_fit does not support solver='lbfgs', which needs all rows at once. Use "
+                "fit, or solver='sgd'."
             )
         if self.class_weight == "balanced":
             raise ValueError(
@@ -588,43 +605,63 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
             fit_intercept=self.fit_intercept,
         )
 
-    def _solver(self, problem: Problem, rng: np.random.Generator, *, streaming: bool) -> SGD:
-        """The solver that the parameters ask for."""
+    def _epochs(
+        self, problem: Problem, state: State, rng: np.random.Generator
+    ) -> tuple[Generator[Epoch, np.ndarray | None, None], int]:
+        """The solver at work, and the most passes over the data that it may take."""
+        if self.solver == "lbfgs":
+            return LBFGS().epochs(problem, state), self.max_iter or _LBFGS_ITERATIONS
+        nothing_chosen = self.max_iter is None and self.learning_rate == "auto"
+        if nothing_chosen and self.preconditioner is not None and affordable(problem):
+            solver = replace(self._sgd(problem, max_iter=_FIRST_EPOCHS), retry=np.array([True]))
+            solver = replace(solver, learning_rate=slow(problem, solver))
+            epochs = polished(solver.epochs(problem, state, rng), _FIRST_EPOCHS, problem)
+            return epochs, _FIRST_EPOCHS + _POLISHING_ITERATIONS
+        solver = self._sgd(problem)
+        if self.learning_rate == "auto":
+            solver = replace(solver, learning_rate=raced(problem, solver, rng))
+        return solver.epochs(problem, state, rng), solver.max_iter[0]
+
+    def _sgd(self, problem: Problem, max_iter: int | None = None) -> SGD:
+        """The solver that the parameters ask for; it still lacks a rate that is to be found."""
         n = len(problem.order)
         batch_size = min(200, n) if self.batch_size == "auto" else self.batch_size
         if batch_size > n:
             warnings.warn(
                 f"batch_size={batch_size} is larger than the {n} rows to train on, and is clipped "
                 "to that.",
-                stacklevel=4,
+                stacklevel=5,
             )
             batch_size = n
         auto = self.learning_rate == "auto"
-        solver = SGD(
+        max_iter = max_iter or self.max_iter or SGD.default_epochs(-(-n // batch_size))
+        return SGD(
             learning_rate=np.array([np.nan if auto else float(self.learning_rate)]),
             momentum=np.array([float(self.momentum)]),
             retry=np.array([auto]),
-            schedule=("constant" if streaming else self.schedule,),
-            max_iter=(self.max_iter or SGD.default_epochs(-(-n // batch_size)),),
+            schedule=(self.schedule,),
+            max_iter=(max_iter,),
             batch_size=batch_size,
             shuffle=self.shuffle,
         )
-        if not auto:
+
+    def _streaming(self, problem: Problem) -> SGD:
+        """The solver of `partial_fit`: nothing decays, and momentum multiplies the noise."""
+        solver = replace(self._sgd(problem, max_iter=1), schedule=("constant",))
+        if self.learning_rate != "auto":
             return solver
-        if streaming:  # nothing decays, and momentum multiplies the noise
-            return replace(solver, learning_rate=(1 - self.momentum) * slow(problem, solver))
-        return replace(solver, learning_rate=raced(problem, solver, rng))
+        return replace(solver, learning_rate=(1 - self.momentum) * slow(problem, solver))
 
     def _watch(
-        self, problem: Problem, validation: Problem | None, solver: SGD, *, tol: float
+        self, problem: Problem, validation: Problem | None, max_iter: int, *, tol: float
     ) -> Watch:
         return Watch(
             problem,
             validation,
             early_stopping=self.early_stopping,
             tol=tol,
-            n_iter_no_change=self.n_iter_no_change or max(10, solver.max_iter[0] // 10),
-            ending=self.schedule in ENDING,
+            n_iter_no_change=self.n_iter_no_change or max(10, max_iter // 10),
+            ending=self.solver == "sgd" and self.schedule in ENDING,
             verbose=self.verbose,
         )
 
@@ -652,25 +689,35 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
         there = intercept + coef @ anchor.astype(np.float64) + correction
         return there + coef @ (shift - anchor).astype(np.float64)
 
-    def _warn_unless_good(self, loss: list[float], max_iter: int, n_classes: int) -> None:
-        if loss[-1] > 2 * np.log(n_classes) and not self.early_stopping:
+    def _warn_unless_good(self, watch: Watch, max_iter: int, n_classes: int) -> None:
+        loss = watch.record.loss[0]
+        if self.early_stopping:
+            return
+        if loss[-1] > 2 * np.log(n_classes):
             warnings.warn(
                 f"The objective ended at {loss[-1]:g}, worse than that of a model which knows "
                 f"nothing ({np.log(n_classes):g}): learning_rate={self.learning_rate} is too large "
                 "for these data. Use a smaller one, or learning_rate='auto'.",
                 stacklevel=4,
             )
-        elif (
-            self.tol > 0
-            and not self.early_stopping
-            and self.schedule not in ENDING
-            and len(loss) == max_iter > 1
-            and loss[-2] - loss[-1] > self.tol * abs(loss[-2])
-        ):
+            return
+        if self.tol == 0 or len(loss) < max_iter or len(loss) < 2:
+            return
+        gap, fall = watch.converged.gap[0], 1 - loss[-1] / loss[-2]
+        if np.isfinite(gap):
+            if not watch.converged.done[0]:
+                warnings.warn(
+                    f"L-BFGS had not converged after {max_iter} passes: it estimates the objective "
+                    f"to be {gap / loss[-1]:.2g} of itself above its least value, more than "
+                    f"tol={self.tol:g}. Increase max_iter with solver='lbfgs', or tol.",
+                    ConvergenceWarning,
+                    stacklevel=4,
+                )
+        elif self.schedule not in ENDING and fall > self.tol:
             warnings.warn(
-                f"The objective still fell by {1 - loss[-1] / loss[-2]:.2g} of itself, more than "
-                f"tol={self.tol:g}, in the last of max_iter={max_iter} epochs. Increase max_iter, "
-                "or use a schedule that ends, such as schedule='cosine'.",
+                f"The objective still fell by {fall:.2g} of itself, more than tol={self.tol:g}, in "
+                f"the last of max_iter={max_iter} epochs. Increase max_iter, or use a schedule "
+                "that ends, such as schedule='cosine'.",
                 ConvergenceWarning,
                 stacklevel=4,
             )

@@ -256,7 +256,9 @@ class Epoch:
     diverged : ndarray of shape (m,), host
         Whether the weights are useless and will not recover.
     learning_rate : ndarray of shape (m,), host
-        The learning rate before the schedule.
+        The learning rate before the schedule; not a number for a solver that has none.
+    gap : ndarray of shape (m,), host, or None
+        An estimate of how far the objective is above its least value, where the solver has one.
     """
 
     models: np.ndarray
@@ -265,6 +267,7 @@ class Epoch:
     accuracy: np.ndarray
     diverged: np.ndarray
     learning_rate: np.ndarray
+    gap: np.ndarray | None = None
 
 
 def _taker(backend: Backend, models: np.ndarray) -> Any:

@@ -8,6 +8,10 @@ from skmax.objective import evaluate
 from skmax.problem import MASKED_LOGIT, Array, Epoch, Problem
 from skmax.training import Consumer
 
+# A loss per row below which shares of it count for nothing: without a penalty, the loss of classes
+# that can be separated goes to zero, and no share of it is ever small enough.
+_LEAST_LOSS = 1e-3
+
 
 class Weights:
     """Copies of the weights of every model.
@@ -144,6 +148,32 @@ class Tolerance(Consumer):
         return exhausted
 
 
+class Converged(Consumer):
+    """Stops a model that its solver finds within a share `tol` of the optimum.
+
+    Attributes
+    ----------
+    gap : ndarray of shape (m,)
+        The solver's last estimates; not a number where it makes none.
+    done : ndarray of shape (m,), bool
+        Which models have got there.
+    """
+
+    def __init__(self, n_models: int, tol: float):
+        self.tol = tol
+        self.gap = np.full(n_models, np.nan)
+        self.done = np.zeros(n_models, dtype=bool)
+
+    def __call__(self, epoch: Epoch) -> np.ndarray | bool:
+        """Stop the models that have converged."""
+        if epoch.gap is None:
+            return False
+        self.gap[epoch.models] = epoch.gap
+        enough = self.tol * np.maximum(epoch.loss, _LEAST_LOSS)
+        self.done[epoch.models] = (epoch.gap <= enough) & (self.tol > 0)
+        return self.done[epoch.models]
+
+
 class EarlyStopping(Consumer):
     """Stops a model whose validation score has stalled.
 
@@ -220,6 +250,8 @@ class Watch:
         The curves on validation rows, where there are any.
     weights : Weights
         The ones that the fit ends with.
+    converged : Converged
+        Whether the solver has found the optimum.
     consumers : list of Consumer
         All of them, in the order in which they want to be asked.
     """
@@ -241,6 +273,8 @@ class Watch:
         self.consumers: list[Consumer] = [Divergence()]
         if self.validation is not None:
             self.consumers.append(self.validation)
+        self.converged = Converged(problem.n_models, tol)
+        self.consumers.append(self.converged)
         if early_stopping and self.validation is not None:
             stopping = EarlyStopping(problem, self.validation, tol, n_iter_no_change)
             self.weights = stopping.weights

@@ -8,11 +8,11 @@ import array_api_compat
 import numpy as np
 from scipy import sparse
 
-from skmax.backends.array_api import Backend, Rows, float_dtype_for
+from skmax.backends.array_api import Backend, Rows, float_dtype_for, rounding_unit
 from skmax.backends.cupy import CupyBackend
 from skmax.backends.numpy import NumpyBackend
 
-__all__ = ["Backend", "Rows", "float_dtype_for", "resolve"]
+__all__ = ["Backend", "Rows", "float_dtype_for", "resolve", "rounding_unit"]
 
 
 def resolve(X: Any, requested: str) -> Backend:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -29,6 +29,11 @@ def float_dtype_for(X: Any) -> type[np.floating]:
     fit float32 exactly; anything wider trains in float64.
     """
     return np.float32 if dtype_name(X) in _NARROW else np.float64
+
+
+def rounding_unit(dtype: Any) -> float:
+    """The distance from 1 to the next number of a floating dtype of any namespace."""
+    return float(np.finfo(np.float32 if "32" in str(dtype) else np.float64).eps)
 
 
 class Rows:
@@ -64,6 +69,11 @@ class Rows:
     def with_(self, *, shift: np.ndarray | None, dtype: Any = None) -> Rows:
         """The same rows with another shift, and of another dtype if that is given."""
         return type(self)(self.backend, self.X, self.dtype if dtype is None else dtype, shift)
+
+    @property
+    def values_per_row(self) -> float:
+        """How many values a row has in memory."""
+        return self.n_features
 
     def origin(self, order: np.ndarray) -> np.ndarray:
         """A vector amid the rows `order`, which can be subtracted from them without error.
@@ -168,6 +178,23 @@ class Backend:
     def fast_sgd_epoch(self, problem: Any) -> Callable[..., Any] | None:  # noqa: ARG002
         """What does the work of `skmax.solvers.sgd.sgd_epoch` on this problem faster, or None."""
         return None
+
+    def fast_pass(self, problem: Any) -> Callable[..., Any] | None:  # noqa: ARG002
+        """What does the work of `skmax.objective.full_pass` on this problem faster, or None."""
+        return None
+
+    def each(
+        self,
+        function: Callable[[Any], Any],
+        items: Sequence[Any],
+        cost: float,  # noqa: ARG002
+    ) -> list[Any]:
+        """The results of a function that spends `cost` multiply-adds on all items together."""
+        return [function(item) for item in items]
+
+    def inverses(self, matrices: Array) -> Array:
+        """The inverses of symmetric positive definite matrices, of shape (..., d, d)."""
+        return self.xp.linalg.inv(matrices)
 
     def small_products(self) -> AbstractContextManager[Any]:
         """What to enter around many small matrix products."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mmap
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from typing import Any
@@ -13,21 +13,18 @@ import array_api_compat
 import array_api_compat.numpy as xp
 import numpy as np
 from scipy import sparse
+from scipy.linalg import lapack
 from sklearn.utils import gen_batches
 from sklearn.utils._array_api import _convert_to_numpy
-from sklearn.utils._openmp_helpers import _openmp_effective_n_threads
 from sklearn.utils.parallel import _get_threadpool_controller
 
 from skmax.backends.array_api import Backend, Rows
-from skmax.backends.numpy_dense import dense_sgd_epoch
+from skmax.backends.numpy_dense import WORTH_A_THREAD, dense_pass, dense_sgd_epoch, n_threads
 
 # Bytes that a thread reads ahead at once, and how many such pieces make it worth its while.
 _READ_BYTES, _WORTH_READING_AHEAD = 3 << 20, 4
-
-
-def n_threads() -> int:
-    """How many threads there are for this process: fewer in the workers of joblib."""
-    return _openmp_effective_n_threads()
+# Rows of a matrix from which factoring it pays for being called by itself.
+_WORTH_CHOLESKY = 64
 
 
 class DenseRows(Rows):
@@ -98,6 +95,11 @@ class SparseRows(Rows):
             return self._as_floats(chosen.toarray())
         return chosen.astype(self.dtype, copy=False)
 
+    @property
+    def values_per_row(self) -> float:
+        """How many values a row has in memory, on average."""
+        return self.X.nnz / self.n_samples
+
     def origin(self, order: np.ndarray) -> np.ndarray:  # noqa: ARG002
         """Zero: subtracting anything else would fill the matrix."""
         return np.zeros(self.n_features)
@@ -105,8 +107,8 @@ class SparseRows(Rows):
     def _rows_per_chunk(self, width: int) -> int:
         if self.shift is not None:
             return super()._rows_per_chunk(width)
-        values = max(width, self.X.nnz // self.n_samples, 1)
-        return max(16, self.backend.chunk_bytes // (8 * values))
+        values = max(width, self.values_per_row, 1)
+        return max(16, int(self.backend.chunk_bytes / (8 * values)))
 
 
 class _OneBlasThread:
@@ -147,6 +149,26 @@ class NumpyBackend(Backend):
         """The epoch that works in place, for dense rows."""
         return dense_sgd_epoch if isinstance(problem.data, DenseRows) else None
 
+    def fast_pass(self, problem: Any) -> Callable[..., Any] | None:
+        """The pass that works in place, for dense rows."""
+        return dense_pass if isinstance(problem.data, DenseRows) else None
+
+    def each(self, function: Callable[[Any], Any], items: Sequence[Any], cost: float) -> list[Any]:
+        """The results of a function that spends `cost` multiply-adds on all items together."""
+        if cost < WORTH_A_THREAD:
+            return super().each(function, items, cost)
+        with _one_blas_thread, ThreadPoolExecutor(n_threads()) as pool:
+            return list(pool.map(function, items))
+
+    def inverses(self, matrices: np.ndarray) -> np.ndarray:
+        """The inverses of symmetric positive definite matrices, of shape (..., d, d)."""
+        if matrices.shape[-1] < _WORTH_CHOLESKY:
+            return np.linalg.inv(matrices)
+        flat = matrices.reshape(-1, *matrices.shape[-2:])
+        return np.stack(
+            self.each(_inverse, list(flat), matrices.size * matrices.shape[-1])
+        ).reshape(matrices.shape)
+
     def small_products(self) -> AbstractContextManager[Any]:
         """One BLAS thread: more gain little, and lose a lot where another process is busy."""
         return _one_blas_thread
@@ -163,6 +185,14 @@ class NumpyBackend(Backend):
         if shuffled and not _is_memory_mapped(X):
             X = np.ascontiguousarray(X)
         return DenseRows(self, X, np.dtype(dtype))
+
+
+def _inverse(matrix: np.ndarray) -> np.ndarray:
+    factor, _ = lapack.dpotrf(matrix.T)
+    inverse, _ = lapack.dpotri(factor, overwrite_c=1)
+    upper = np.triu(inverse)
+    upper += np.triu(upper, 1).T
+    return upper
 
 
 def _is_memory_mapped(X: Any) -> bool:

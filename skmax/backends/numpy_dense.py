@@ -6,17 +6,26 @@ vectorised. Shapes are those of `skmax.problem`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from scipy.linalg import get_blas_funcs
+from sklearn.utils._openmp_helpers import _openmp_effective_n_threads
 
 # Rows per product while the stack has few rows of weights: OpenBLAS has kernels for small matrices
 # that need no packing, and gives them up, for a third of the speed, somewhat above.
 _TILE, _FEW = 112, 64
+# Rows whose softmax is taken at once in a full pass: few stay in the cache until their gradient is
+# taken; but threads, of which one runs Python at a time, want much to do in between. And the
+# multiply-adds that make up for starting a thread.
+_BLOCK, _BLOCK_OF_THREADS, WORTH_A_THREAD = 256, 2048, 20_000_000
+
+
+def n_threads() -> int:
+    """How many threads there are for this process: fewer in the workers of joblib."""
+    return _openmp_effective_n_threads()
 
 
 class _Products:
@@ -39,7 +48,8 @@ class _Products:
         m, k = problem.masked.shape
         self.problem = problem
         self.loss, self.correct = np.zeros(m), np.zeros(m)
-        self._logits, self._residual = np.empty((2, m * k, size), problem.data.dtype)
+        # Rows a power of two apart would compete for the same lines of the cache.
+        self._logits, self._residual = np.empty((2, m * k, size + 16), problem.data.dtype)
         self._row = np.empty((m, 1, size), problem.data.dtype)
         self._tile = size if m * k >= _FEW else -(-size // -(-size // _TILE))
 
@@ -206,8 +216,7 @@ def dense_sgd_epoch(
     """The steps of `skmax.solvers.sgd.sgd_epoch`, in place."""
     weights, products = _Weights(problem, state, solver), _Products(problem, solver.batch_size)
     gradient, scratch = weights.gradient, weights.scratch
-    has_lasso = problem.l1.any()
-    gradient_sum = np.zeros_like(gradient) if has_lasso else None
+    gradient_sum: Any = np.zeros_like(gradient) if problem.l1.any() else None
     batches = problem.data.batches(order, solver.batch_size)
     for (index, X), rate in zip(batches, rates.astype(problem.data.dtype), strict=True):
         logits = products.forward(X, weights.coef, weights.shifted_intercept())
@@ -228,3 +237,51 @@ def dense_sgd_epoch(
         intercept_velocity=weights.intercept_velocity,
     )
     return after, (products.loss, products.correct)
+
+
+def dense_pass(problem: Any, coef: np.ndarray, intercept: np.ndarray, *, gradient: bool) -> Any:
+    """What `skmax.objective.full_pass` does, in place, in threads that share the rows."""
+    order = problem.order
+    n_parts = max(1, min(n_threads(), len(order) * coef.size // WORTH_A_THREAD))
+    parts = np.array_split(order, n_parts)
+    size = _BLOCK if n_parts == 1 else _BLOCK_OF_THREADS
+
+    def run(part: np.ndarray) -> tuple[Any, ...]:
+        return _part_of_pass(problem, coef, intercept, part, size, gradient)
+
+    if n_parts == 1:
+        return run(order)
+    with ThreadPoolExecutor(n_parts) as pool:
+        results = list(pool.map(run, parts))
+    return tuple(None if sums[0] is None else sum(sums) for sums in zip(*results, strict=True))
+
+
+def _part_of_pass(
+    problem: Any,
+    coef: np.ndarray,
+    intercept: np.ndarray,
+    order: np.ndarray,
+    size: int,
+    gradient: bool,
+) -> tuple[Any, ...]:
+    data = problem.data.with_(shift=problem.data.shift)  # buffers of its own
+    products = _Products(problem, min(size, len(order)))
+    out, scratch = np.empty((2, *coef.shape), coef.dtype)
+    by_coef: Any = np.zeros(coef.shape) if gradient else None
+    by_intercept: Any = np.zeros(intercept.shape) if gradient else None
+    for first in range(0, len(order), size):
+        index = _as_slice(order[first : first + size])
+        X = data.rows(index)
+        residual = products.residual(products.forward(X, coef, intercept), index)
+        if gradient:
+            products.backward(X, out, scratch)
+            by_coef += out
+            by_intercept += residual.sum(axis=2)
+    return products.loss, products.correct, by_coef, by_intercept
+
+
+def _as_slice(index: np.ndarray) -> Any:
+    """Indices that follow one another as a slice: rows in memory are then used where they are."""
+    first, last = int(index[0]), int(index[-1])
+    consecutive = last - first == len(index) - 1 and bool((np.diff(index) == 1).all())
+    return slice(first, last + 1) if consecutive else index

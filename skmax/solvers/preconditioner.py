@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from skmax.backends import rounding_unit
 from skmax.problem import Array, Problem
 
 # A unit is sqrt(variance + _CURVATURE * l2): with the variance alone, a nearly constant feature
@@ -41,16 +42,19 @@ class Moments:
         backend, order = problem.backend, problem.order
         xp, float64 = backend.xp, backend.dtype(np.float64)
         origin = problem.data.origin(order) if origin is None else origin
-        data = problem.data.with_(dtype=float64, shift=origin if origin.any() else None)
-        total: list[Array] = [0.0, 0.0]
+        data = problem.data.with_(shift=origin if origin.any() else None)
+        total: list[Array] = [0.0, 0.0]  # of few rows in their own precision, of all in float64
         quiet = np.errstate(over="ignore", invalid="ignore")  # `precondition` looks for infinities
         with quiet, backend.small_products():
             for index, X in data.chunks(order, width=problem.n_models):
                 if problem.sample_weight is None:
-                    weight = xp.ones((1, X.shape[0]), dtype=float64, device=backend.device)
+                    weight = xp.ones((1, X.shape[0]), dtype=data.dtype, device=backend.device)
                 else:
-                    weight = xp.astype(xp.take(problem.sample_weight, index, axis=0), float64).T
-                total = [total[0] + weight @ X, total[1] + weight @ (X * X)]
+                    weight = xp.take(problem.sample_weight, index, axis=0).T
+                sums = weight @ X, weight @ (X * X)
+                total = [
+                    all_ + xp.astype(few, float64) for all_, few in zip(total, sums, strict=True)
+                ]
             mean, square = (backend.to_numpy(part) / len(order) for part in total)
             variance = square - mean**2
             variance[variance <= _NOISE * mean**2] = 0.0
@@ -111,7 +115,7 @@ def precondition(problem: Problem, moments: Moments) -> Problem:
 
 def _far(dtype: object) -> float:
     """How many scales from zero a mean may be before a floating dtype loses digits that matter."""
-    return float(np.finfo(np.float32 if "32" in str(dtype) else np.float64).eps ** -0.25)
+    return rounding_unit(dtype) ** -0.25
 
 
 def _check_finite(spread: np.ndarray) -> None:

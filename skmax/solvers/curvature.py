@@ -1,0 +1,180 @@
+"""The curvature of the objective on a sample of the rows: what L-BFGS starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+from scipy import sparse
+
+from skmax.objective import log_softmax, logits_of
+from skmax.problem import Array, Problem, State
+
+# The most entries of all matrices of a stack: with more, classes share one. With more features, or
+# more entries even so, features stand alone.
+_MOST_ENTRIES, _MOST_FEATURES = 1 << 24, 2000
+# Rows whose curvature is below this share of their class's mean are left out: most rows are.
+_NEGLIGIBLE = 0.2
+# Added to every matrix, as a share of its mean diagonal.
+_RIDGE = 1e-8
+_LEAST = 1e-12
+_ROWS_AT_ONCE = 2048
+
+
+def inverse_curvature(
+    problem: Problem, state: State, rows: np.ndarray, *, diagonal: bool
+) -> Callable[[Array], Array]:
+    """What maps gradients to about the steps that Newton's method would take.
+
+    The Hessian of the mean cross-entropy has blocks ``mean_i p_ia (1[a=b] - p_ib) x_i x_i'``.
+    Those with a = b are inverted, each times k / (k - 1): what the others add along directions that
+    sum to zero over the classes, exactly so where there are two, or all are equally likely. Too
+    many of them give way to their mean over the classes, and that to its diagonal.
+
+    Parameters
+    ----------
+    problem : Problem
+        What is minimised.
+    state : State
+        Where.
+    rows : ndarray, host
+        The rows that the curvature is measured on.
+    diagonal : bool
+        Whether features stand alone in any case.
+
+    Returns
+    -------
+    apply : callable
+        Maps arrays of shape (m, k, d + 1), in the coordinates of the preconditioner, the intercept
+        last.
+    """
+    d, n_blocks = problem.data.n_features + 1, _n_blocks(problem)
+    if diagonal or n_blocks == 0:
+        return _diagonal(problem, state, rows)
+    xp, backend = problem.backend.xp, problem.backend
+    at_start = not bool(xp.any(state.coef != 0))  # there, all classes have the same
+    shared = at_start or n_blocks == 1
+    blocks = _blocks(problem, state, rows, shared=shared)
+    penalty = backend.asarray(problem.l2[:, None], backend.dtype(np.float64)) * _units(problem) ** 2
+    diagonals = xp.mean(xp.linalg.diagonal(blocks), axis=-1, keepdims=True)
+    added = penalty[:, None, :] + _RIDGE * diagonals + _LEAST
+    inverses = backend.inverses(blocks + added[..., None] * xp.eye(d, dtype=blocks.dtype))
+    if shared:
+        return lambda gradient: gradient @ inverses[:, 0, :, :]
+    return lambda gradient: (inverses @ gradient[..., None])[..., 0]
+
+
+def _n_blocks(problem: Problem) -> int:
+    """How many matrices a model has: one per class, one for all of them, or none."""
+    m, k, d = problem.n_models, problem.n_classes, problem.data.n_features + 1
+    if d > _MOST_FEATURES or m * d * d > _MOST_ENTRIES:
+        return 0
+    return k if m * k * d * d <= _MOST_ENTRIES else 1
+
+
+def measures_blocks(problem: Problem) -> bool:
+    """Whether features are seen together."""
+    return _n_blocks(problem) > 0
+
+
+def passes_worth(problem: Problem, n_rows: int) -> float:
+    """About how many evaluations of the gradient cost as much as the curvature on so many rows."""
+    n_blocks, n = _n_blocks(problem), len(problem.order)
+    if n_blocks == 0:
+        return 2 * n_rows / n
+    d = problem.data.n_features + 1
+    return n_blocks * d * (n_rows / 4 + d) / (2 * n * problem.n_classes)
+
+
+def _units(problem: Problem) -> Array:
+    """One over the preconditioner's units, of shape (m, d + 1), float64; 0 for the intercept."""
+    backend, xp = problem.backend, problem.backend.xp
+    float64, m, d = backend.dtype(np.float64), problem.n_models, problem.data.n_features
+    if problem.inverse_scale is None:
+        units = xp.ones((m, d), dtype=float64, device=backend.device)
+    else:
+        units = xp.astype(problem.inverse_scale[:, 0, :], float64)
+    return xp.concat([units, backend.zeros((m, 1), float64)], axis=1)
+
+
+def _weights(problem: Problem, state: State, X: Array, index: Array) -> Array:
+    """Curvatures of the loss of each row by its logits, of shape (b, m, k)."""
+    xp = problem.backend.xp
+    p = xp.exp(log_softmax(xp, logits_of(xp, X, state.coef, state.intercept)))
+    known = np.sum(~problem.masked, axis=1)
+    factor = problem.backend.asarray((known / (known - 1))[:, None], problem.data.dtype)
+    weight = p * (1 - p) * factor
+    if problem.sample_weight is None:
+        return weight
+    return weight * xp.take(problem.sample_weight, index, axis=0)[..., None]
+
+
+def _blocks(problem: Problem, state: State, rows: np.ndarray, *, shared: bool) -> Array:
+    """Weighted second moments of features and intercept, of shape (m, k or 1, d + 1, d + 1)."""
+    backend, xp, data = problem.backend, problem.backend.xp, problem.data
+    m = problem.n_models
+    known = np.sum(~problem.masked, axis=1)
+    n_blocks = 1 if shared else problem.n_classes
+    total: Array = 0.0
+    for index, X in data.batches(rows, _ROWS_AT_ONCE):
+        weight = _weights(problem, state, X, index)
+        X = X.toarray() if sparse.issparse(X) else X
+        of_models = []
+        for model in range(m):
+            Z, of_model = _standardised(problem, X, model), weight[:, model, :]
+            if shared:
+                of_model = xp.sum(of_model, axis=1, keepdims=True) / int(known[model])
+            columns = [of_model[:, block] for block in range(n_blocks)]
+            moments = backend.each(
+                partial(_second_moments, xp, Z),
+                columns,
+                cost=n_blocks * Z.shape[0] * Z.shape[1] ** 2,
+            )
+            of_models.append(xp.stack(moments))
+        total = total + xp.astype(xp.stack(of_models), backend.dtype(np.float64))
+    return total / len(rows)
+
+
+def _second_moments(xp: Any, Z: Array, weight: Array) -> Array:
+    """Those of the rows whose weight matters."""
+    kept = xp.nonzero(weight > _NEGLIGIBLE * xp.mean(weight))[0]
+    Q = xp.take(Z, kept, axis=0) * xp.sqrt(xp.take(weight, kept, axis=0))[:, None]
+    return Q.T @ Q
+
+
+def _standardised(problem: Problem, X: Array, model: int) -> Array:
+    """Rows in a model's coordinates, with a column of ones for the intercept."""
+    backend, xp = problem.backend, problem.backend.xp
+    if problem.mean is not None:
+        X = X - problem.mean[model, ...]
+    if problem.inverse_scale is not None:
+        X = X * problem.inverse_scale[model, ...]
+    ones = xp.ones((X.shape[0], 1), dtype=X.dtype, device=backend.device)
+    return xp.concat([X, ones * float(problem.fit_intercept)], axis=1)
+
+
+def _diagonal(problem: Problem, state: State, rows: np.ndarray) -> Callable[[Array], Array]:
+    """The same of every feature by itself."""
+    backend, xp, data = problem.backend, problem.backend.xp, problem.data
+    m, k, d = problem.n_models, problem.n_classes, data.n_features
+    float64 = backend.dtype(np.float64)
+    first = second = backend.zeros((m, k, d), float64)
+    total = backend.zeros((m, k), float64)
+    for index, X in data.chunks(rows, width=m * k):
+        weight = _weights(problem, state, X, index)
+        flat = xp.reshape(weight, (-1, m * k)).T
+        squares = X.multiply(X) if sparse.issparse(X) else X * X
+        first = first + xp.astype(xp.reshape(flat @ X, (m, k, d)), float64)
+        second = second + xp.astype(xp.reshape(flat @ squares, (m, k, d)), float64)
+        total = total + xp.sum(weight, axis=0, dtype=float64)
+    if problem.mean is not None:
+        mean = xp.astype(problem.mean, float64)
+        second = second - mean * (2 * first - mean * total[..., None])
+    l2 = backend.asarray(problem.l2[:, None, None], float64)
+    units = _units(problem)[:, None, :]
+    values = units[..., :-1] ** 2 * (xp.maximum(second, 0 * second) / len(rows) + l2)
+    values = xp.concat([values, total[..., None] / len(rows)], axis=-1)
+    values = values + _RIDGE * xp.mean(values, axis=-1, keepdims=True) + _LEAST
+    return lambda gradient: gradient / values
