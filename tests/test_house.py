@@ -25,6 +25,7 @@ RANKS = {
     "problem": 1,
     "objective": 2,
     "solvers": 3,
+    "duality": 4,
     "training": 4,
     "stopping": 4,
     "callbacks": 4,

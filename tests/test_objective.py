@@ -243,7 +243,7 @@ def epochs(draw):
 @settings(max_examples=150, deadline=None)
 @given(epochs())
 def test_numpys_fast_epoch_equals_the_reference(case):
-    """To rounding: 1e-10 of the largest entry in float64, 1e-3 in float32."""
+    """To rounding: 1e-10 of the largest entry in float64, 1e-3 (1e-2 far from zero) in float32."""
     problem, state, solver, order = case
     assert problem.backend.fast_sgd_epoch(problem) is dense_sgd_epoch
     parts = ("coef", "intercept", "coef_velocity", "intercept_velocity")
@@ -255,8 +255,8 @@ def test_numpys_fast_epoch_equals_the_reference(case):
     for part, array in zip(parts, before, strict=True):
         np.testing.assert_array_equal(getattr(state, part), array)
     # The intercept is what is left of a sum with the means of the features.
-    precision = 1e-10 if problem.data.dtype == np.float64 else 1e-3
     far = 1 if problem.mean is None else 1 + np.abs(problem.mean).max()
+    precision = 1e-10 if problem.data.dtype == np.float64 else 1e-5 * max(100, far)
     for part in parts:
         ours, theirs = getattr(fast, part), getattr(slow, part)
         assert ours.shape == theirs.shape

@@ -202,7 +202,7 @@ class _Weights:
         self.step(rate, np.zeros_like(intercept), size)
         self.velocity, self.intercept = velocity, intercept
         self.intercept_velocity = intercept_velocity
-        self.coef = np.where(self._l1 > 0, self.coef, before)
+        self.coef = np.where(self.problem.l1[:, None, None] > 0, self.coef, before)
 
 
 def _per_model(values: np.ndarray) -> Any:

@@ -60,7 +60,8 @@ def inverse_curvature(
     penalty = backend.asarray(problem.l2[:, None], backend.dtype(np.float64)) * _units(problem) ** 2
     diagonals = xp.mean(xp.linalg.diagonal(blocks), axis=-1, keepdims=True)
     added = penalty[:, None, :] + _RIDGE * diagonals + _LEAST
-    inverses = backend.inverses(blocks + added[..., None] * xp.eye(d, dtype=blocks.dtype))
+    identity = xp.eye(d, dtype=blocks.dtype, device=backend.device)
+    inverses = backend.inverses(blocks + added[..., None] * identity)
     if shared:
         return lambda gradient: gradient @ inverses[:, 0, :, :]
     return lambda gradient: (inverses @ gradient[..., None])[..., 0]

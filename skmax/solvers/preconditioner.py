@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from skmax.backends import rounding_unit
+from skmax.backends import Rows, rounding_unit
 from skmax.problem import Array, Problem
 
 # A unit is sqrt(variance + _CURVATURE * l2): with the variance alone, a nearly constant feature
@@ -39,23 +39,13 @@ class Moments:
     @classmethod
     def of(cls, problem: Problem, origin: np.ndarray | None = None) -> Moments:
         """Moments of a problem's rows, counted from `origin` if that is given."""
-        backend, order = problem.backend, problem.order
-        xp, float64 = backend.xp, backend.dtype(np.float64)
-        origin = problem.data.origin(order) if origin is None else origin
+        origin = problem.data.origin(problem.order) if origin is None else origin
         data = problem.data.with_(shift=origin if origin.any() else None)
-        total: list[Array] = [0.0, 0.0]  # of few rows in their own precision, of all in float64
-        quiet = np.errstate(over="ignore", invalid="ignore")  # `precondition` looks for infinities
-        with quiet, backend.small_products():
-            for index, X in data.chunks(order, width=problem.n_models):
-                if problem.sample_weight is None:
-                    weight = xp.ones((1, X.shape[0]), dtype=data.dtype, device=backend.device)
-                else:
-                    weight = xp.take(problem.sample_weight, index, axis=0).T
-                sums = weight @ X, weight @ (X * X)
-                total = [
-                    all_ + xp.astype(few, float64) for all_, few in zip(total, sums, strict=True)
-                ]
-            mean, square = (backend.to_numpy(part) / len(order) for part in total)
+        mean, square = _means(problem, data)
+        if not np.isfinite(square).all():  # squares may overflow float32
+            wider = data.with_(dtype=data.backend.dtype(np.float64), shift=data.shift)
+            mean, square = _means(problem, wider)
+        with np.errstate(over="ignore", invalid="ignore"):  # `precondition` looks for infinities
             variance = square - mean**2
             variance[variance <= _NOISE * mean**2] = 0.0
         shape = (problem.n_models, mean.shape[1])  # equal weights make one row for all models
@@ -74,6 +64,25 @@ class Moments:
         between = share * (1 - share) * step**2
         variance = (1 - share) * self.variance + share * other.variance + between
         return Moments(self.origin, self.mean + share * step, variance)
+
+
+def _means(problem: Problem, data: Rows) -> tuple[np.ndarray, np.ndarray]:
+    """Weighted means of the features and of their squares, of shape (1 or m, d), float64.
+
+    Few rows are summed in the precision of `data`, these sums in float64.
+    """
+    backend, xp = problem.backend, problem.backend.xp
+    total: list[Array] = [0.0, 0.0]
+    with np.errstate(over="ignore", invalid="ignore"), backend.small_products():
+        for index, X in data.chunks(problem.order, width=problem.n_models):
+            if problem.sample_weight is None:
+                weight = xp.ones((1, X.shape[0]), dtype=data.dtype, device=backend.device)
+            else:
+                weight = xp.astype(xp.take(problem.sample_weight, index, axis=0), data.dtype).T
+            for part, values in enumerate((X, X * X)):
+                total[part] = total[part] + xp.astype(weight @ values, backend.dtype(np.float64))
+        mean, square = (backend.to_numpy(part) / len(problem.order) for part in total)
+    return mean, square
 
 
 def precondition(problem: Problem, moments: Moments) -> Problem:
