@@ -704,7 +704,7 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
             return
         if self.tol == 0 or len(loss) < max_iter or len(loss) < 2:
             return
-        gap, fall = watch.converged.gap[0], 1 - loss[-1] / loss[-2]
+        gap, fall = watch.converged.gap[0], loss[-2] - loss[-1]
         if np.isfinite(gap):
             if not watch.converged.done[0]:
                 warnings.warn(
@@ -714,9 +714,9 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
                     ConvergenceWarning,
                     stacklevel=4,
                 )
-        elif self.schedule not in ENDING and fall > self.tol:
+        elif self.schedule not in ENDING and fall > self.tol * abs(loss[-2]):
             warnings.warn(
-                f"The objective still fell by {fall:.2g} of itself, more than tol={self.tol:g}, in "
+                f"The objective still fell by {fall / loss[-2]:.2g} of itself, more than tol={self.tol:g}, in "
                 f"the last of max_iter={max_iter} epochs. Increase max_iter, or use a schedule "
                 "that ends, such as schedule='cosine'.",
                 ConvergenceWarning,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mmap
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from typing import Any
@@ -14,15 +14,12 @@ import array_api_compat.numpy as xp
 import numpy as np
 from scipy import sparse
 from scipy.linalg import lapack
-from sklearn.utils import gen_batches
 from sklearn.utils._array_api import _convert_to_numpy
 from sklearn.utils.parallel import _get_threadpool_controller
 
 from skmax.backends.array_api import Backend, Rows
 from skmax.backends.numpy_dense import WORTH_A_THREAD, dense_pass, dense_sgd_epoch, n_threads
 
-# Bytes that a thread reads ahead at once, and how many such pieces make it worth its while.
-_READ_BYTES, _WORTH_READING_AHEAD = 3 << 20, 4
 # Rows of a matrix from which factoring it pays for being called by itself.
 _WORTH_CHOLESKY = 64
 
@@ -45,29 +42,6 @@ class DenseRows(Rows):
         # mode="clip" writes straight into the buffer; "raise" would go through another one.
         out = self._gathered[: len(order)]
         return np.take(self.X, order, axis=0, out=out, mode="clip")
-
-    def batches(self, order: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """The rows at the indices `order`, `size` of them at a time; a thread reads ahead."""
-        count = max(1, _READ_BYTES // (size * self.X[:1].nbytes)) * size
-        pieces = [order[piece] for piece in gen_batches(len(order), count)]
-        if len(pieces) < _WORTH_READING_AHEAD or not self._takeable or n_threads() == 1:
-            yield from super().batches(order, size)
-            return
-        shape = (min(count, len(order)), self.n_features)
-        buffers = [np.empty(shape, self.X.dtype) for _ in range(2)]
-
-        def read(turn: int) -> np.ndarray:
-            out = buffers[turn % 2][: len(pieces[turn])]
-            return np.take(self.X, pieces[turn], axis=0, out=out, mode="clip")
-
-        with ThreadPoolExecutor(1) as reader:
-            ahead = reader.submit(read, 0)
-            for turn, piece in enumerate(pieces):
-                rows = ahead.result()
-                if turn + 1 < len(pieces):
-                    ahead = reader.submit(read, turn + 1)
-                for batch in gen_batches(len(piece), size):
-                    yield piece[batch], self._as_floats(rows[batch])
 
     def _as_floats(self, chosen: np.ndarray) -> np.ndarray:
         if self.shift is None and chosen.dtype == self.dtype:

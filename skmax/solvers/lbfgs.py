@@ -88,6 +88,9 @@ class _Coordinates:
         l1 = self.xp.broadcast_to(l1 * self._units, shape)
         self.l1 = self.xp.concat([l1, 0 * l1[..., :1]], axis=-1)
         self.has_lasso = bool(problem.l1.any())
+        known = (~problem.masked)[:, :, None].astype(np.float64)
+        self._known = backend.asarray(known, self.float64)
+        self._n_known = backend.asarray(known.sum(axis=1, keepdims=True), self.float64)
 
     def weights(self, state: State) -> Array:
         """The weights of a state."""
@@ -95,6 +98,16 @@ class _Coordinates:
         known = xp.where(self._units > 0, self._units, xp.ones_like(self._units))
         coef = xp.astype(state.coef, self.float64) / known
         return xp.concat([coef, xp.astype(state.intercept, self.float64)[..., None]], axis=-1)
+
+    def centered(self, weights: Array) -> Array:
+        """The weights less their mean over the classes, which the loss does not see.
+
+        At the optimum under L2 it is zero. L1 has no such rule, and masked classes take no part.
+        """
+        if self.has_lasso:
+            return weights
+        mean = self.xp.sum(weights * self._known, axis=1, keepdims=True) / self._n_known
+        return weights - mean * self._known
 
     def _coef(self, weights: Array) -> tuple[Array, Array]:
         """Coefficients of the features as given, and intercepts at the data's shift."""
@@ -132,7 +145,7 @@ class _Search:
         self._passes = 0
         self._n_rows = _ROWS_PER_FEATURE * (problem.data.n_features + 1)
         self._enter(problem)
-        self._weights = self._space.weights(state)
+        self._weights = self._space.centered(self._space.weights(state))
         self._value, self._accuracy, self._gradient = self._space.evaluate(self._weights)
         self._gap = np.full(problem.n_models, np.inf)
         self._length = np.ones(problem.n_models)
@@ -186,7 +199,7 @@ class _Search:
     def _turn(self, moved: np.ndarray) -> None:
         """Choose the direction of the models that have moved."""
         xp, self._steepest = self._xp, self._downhill()
-        direction = -self._newton_like(self._steepest)
+        direction = -self._space.centered(self._newton_like(self._steepest))
         if self._space.has_lasso:
             agrees = (direction * self._steepest < 0) | (self._space.l1 == 0)
             direction = xp.where(agrees, direction, 0 * direction)
@@ -203,7 +216,7 @@ class _Search:
             share = inverse * self._dot(step, gradient)
             shares.append(share)
             gradient = gradient - share * change
-        result = self._scale * self._first_guess(gradient)
+        result = self._scale * self._space.centered(self._first_guess(gradient))
         for (step, change, inverse), share in zip(self._history, reversed(shares), strict=True):
             result = result + (share - inverse * self._dot(change, result)) * step
         return result
