@@ -716,9 +716,9 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
                 )
         elif self.schedule not in ENDING and fall > self.tol * abs(loss[-2]):
             warnings.warn(
-                f"The objective still fell by {fall / loss[-2]:.2g} of itself, more than tol={self.tol:g}, in "
-                f"the last of max_iter={max_iter} epochs. Increase max_iter, or use a schedule "
-                "that ends, such as schedule='cosine'.",
+                f"The objective still fell by {fall / loss[-2]:.2g} of itself, more than "
+                f"tol={self.tol:g}, in the last of max_iter={max_iter} epochs. Increase max_iter, "
+                "or use a schedule that ends, such as schedule='cosine'.",
                 ConvergenceWarning,
                 stacklevel=4,
             )
