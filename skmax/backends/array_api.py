@@ -13,6 +13,8 @@ from sklearn.utils._array_api import _convert_to_numpy, _max_precision_float_dty
 
 Array = Any  # an array of the backend's namespace
 
+# Means of up to so many mean deviations cost no digits that matter.
+_NEAR = 4.0
 _NARROW = {"float16", "bfloat16", "float32", "bool", "int8", "uint8", "int16", "uint16"}
 
 
@@ -78,12 +80,16 @@ class Rows:
     def origin(self, order: np.ndarray) -> np.ndarray:
         """A vector amid the rows `order`, which can be subtracted from them without error.
 
-        The mean of a few of them, rounded to what X can hold.
+        The mean of a few of them, rounded to what X can hold; zero, which costs nothing to subtract,
+        where that is within a few times their deviation.
         """
         backend, xp = self.backend, self.backend.xp
         few = backend.asarray(order[:: max(1, len(order) // 64)][:64])
         sample = self._gather(few)
-        center = backend.to_numpy(xp.astype(sample, backend.dtype(np.float64))).mean(axis=0)
+        values = backend.to_numpy(xp.astype(sample, backend.dtype(np.float64)))
+        center = values.mean(axis=0)
+        if (np.abs(center) <= _NEAR * np.abs(values - center).mean(axis=0)).all():
+            return np.zeros(self.n_features)
         if not self._wide_integers:
             return center.astype(float_dtype_for(self.X))
         if dtype_name(self.X).endswith("64") and not self._differences_fit():
@@ -119,8 +125,9 @@ class Rows:
     def batches(self, order: np.ndarray, size: int) -> Iterator[tuple[Any, Array]]:
         """The rows at the host indices `order` as (indices, rows), `size` of them at a time."""
         rows = self.backend.asarray(order)
-        for batch in gen_batches(len(order), size):
-            yield rows[batch], self.rows(rows[batch])
+        for first in range(0, len(order), size):
+            index = rows[first : min(first + size, len(order))]
+            yield index, self.rows(index)
 
     def _rows_per_chunk(self, width: int) -> int:
         return max(16, self.backend.chunk_bytes // (8 * max(1, self.n_features, width)))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import mmap
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from itertools import cycle
 from typing import Any
 
 import array_api_compat
@@ -22,6 +23,9 @@ from skmax.backends.numpy_dense import WORTH_A_THREAD, dense_pass, dense_sgd_epo
 
 # Rows of a matrix from which factoring it pays for being called by itself.
 _WORTH_CHOLESKY = 64
+# Bytes that are read ahead at a time: what fits the caches that cores share, yet takes so long that
+# threads seldom wait for each other. And the least number of times that make it pay.
+_AHEAD, _WORTH_READING_AHEAD = 1 << 23, 4
 
 
 class DenseRows(Rows):
@@ -35,6 +39,9 @@ class DenseRows(Rows):
         self._floats = np.empty((0, self.n_features), dtype)
 
     def _gather(self, order: np.ndarray) -> np.ndarray:
+        first, last = int(order[0]), int(order[-1])
+        if last - first == len(order) - 1 and (np.diff(order) == 1).all():
+            return self.X[first : last + 1]  # neighbours are used where they are
         if not self._takeable:
             return self.X[order]
         if len(self._gathered) < len(order):
@@ -42,6 +49,25 @@ class DenseRows(Rows):
         # mode="clip" writes straight into the buffer; "raise" would go through another one.
         out = self._gathered[: len(order)]
         return np.take(self.X, order, axis=0, out=out, mode="clip")
+
+    def batches(self, order: np.ndarray, size: int) -> Iterator[tuple[Any, np.ndarray]]:
+        """As of any rows; where there is a second thread, it gathers what comes next."""
+        row_bytes = max(1, self.n_features) * self.X.itemsize
+        n_batches = max(1, _AHEAD // (size * row_bytes))
+        pieces = [order[i : i + n_batches * size] for i in range(0, len(order), n_batches * size)]
+        if n_threads() < 2 or len(pieces) < _WORTH_READING_AHEAD:
+            yield from super().batches(order, size)
+            return
+        readers = cycle(self.with_(shift=self.shift) for _ in range(2))  # each has its own buffers
+        with ThreadPoolExecutor(1) as pool:
+            coming = pool.submit(next(readers)._gather, pieces[0])
+            for piece, following in zip(pieces, [*pieces[1:], None], strict=True):
+                gathered = coming.result()
+                if following is not None:
+                    coming = pool.submit(next(readers)._gather, following)
+                for first in range(0, len(piece), size):
+                    batch = slice(first, first + size)
+                    yield piece[batch], self._as_floats(gathered[batch])
 
     def _as_floats(self, chosen: np.ndarray) -> np.ndarray:
         if self.shift is None and chosen.dtype == self.dtype:

@@ -14,9 +14,9 @@ import numpy as np
 from scipy.linalg import get_blas_funcs
 from sklearn.utils._openmp_helpers import _openmp_effective_n_threads
 
-# Rows per product while the stack has few rows of weights: OpenBLAS has kernels for small matrices
-# that need no packing, and gives them up, for a third of the speed, somewhat above.
-_TILE, _FEW = 112, 64
+# Multiply-adds in a product up to which OpenBLAS has kernels that need no packing, twice as fast;
+# and the fewest rows of X that make several such products better than a single one.
+_SMALL, _FEWEST = 1_000_000, 16
 # Rows whose softmax is taken at once in a full pass: few stay in the cache until their gradient is
 # taken; but threads, of which one runs Python at a time, want much to do in between. And the
 # multiply-adds that make up for starting a thread.
@@ -51,7 +51,8 @@ class _Products:
         # Rows a power of two apart would compete for the same lines of the cache.
         self._logits, self._residual = np.empty((2, m * k, size + 16), problem.data.dtype)
         self._row = np.empty((m, 1, size), problem.data.dtype)
-        self._tile = size if m * k >= _FEW else -(-size // -(-size // _TILE))
+        tile = _SMALL // max(1, m * k * problem.data.n_features)
+        self._tile = -(-size // -(-size // tile)) if tile >= _FEWEST else size
 
     def forward(self, X: np.ndarray, coef: np.ndarray, intercept: np.ndarray) -> np.ndarray:
         """Logits of shape (m, k, b) from weights of shapes (m, k, d) and (m, k)."""
@@ -74,20 +75,25 @@ class _Products:
         np.add.reduce(residual, axis=1, keepdims=True, out=row)
         residual /= row
         loss = np.log(row[:, 0])
+        place = self._places(label)
+        chosen = self._logits.take(place, mode="clip")
         if target is None:
-            place = label * self._logits.shape[1] + np.arange(size)
-            chosen = self._logits.reshape(m, -1)[:, place]
             loss -= chosen
-            self._residual.reshape(m, -1)[:, place] -= 1
+            self._residual.put(place, self._residual.take(place, mode="clip") - 1)
         else:
-            chosen = logits[:, label, np.arange(size)]
-            loss -= np.sum(target * logits, axis=1)
+            loss -= np.add.reduce(target * logits, axis=1)
             residual -= target
         correct = chosen == 0
         if np.count_nonzero(logits == 0) > chosen.size:  # of equal logits, the first class counts
             correct = logits.argmax(axis=1) == label
         self._add(loss, correct, residual, index)
         return residual
+
+    def _places(self, label: np.ndarray) -> np.ndarray:
+        """Where in the flat logits those of the labels are, of shape (m, b)."""
+        m, k, stride = *self.problem.masked.shape, self._logits.shape[1]
+        place = label * stride + np.arange(len(label))
+        return place[None] if m == 1 else place + k * stride * np.arange(m)[:, None]
 
     def _targets(self, index: Any) -> tuple[np.ndarray, np.ndarray | None]:
         """Labels of shape (b,), and probabilities of shape (1 or m, k, b) unless those say all."""
@@ -113,8 +119,8 @@ class _Products:
             residual *= weight[:, None, :]
             score_weight = problem.score_weight
             correct = correct * (weight if score_weight is None else score_weight[index].T)
-        self.loss += loss.sum(axis=1)  # a batch in its own precision, batches in float64
-        self.correct += correct.sum(axis=1)
+        self.loss += np.add.reduce(loss, axis=1)  # a batch in its own precision, batches in float64
+        self.correct += np.add.reduce(correct, axis=1)
 
     def backward(self, X: np.ndarray, out: np.ndarray, scratch: np.ndarray) -> None:
         """The gradient of the summed loss by the coefficients, of shape (m, k, d), into `out`."""
@@ -141,13 +147,11 @@ class _Weights:
         self.mean = None if problem.mean is None else np.ascontiguousarray(problem.mean[:, 0])
         self.intercept = state.intercept + self._at_mean()
         self.gradient, self.scratch = np.empty_like(self.coef), np.empty_like(self.coef)
-        self._inverse_scale = None
-        if problem.inverse_scale is not None:  # broadcasting a row costs more than reading it all
-            self._inverse_scale = np.repeat(problem.inverse_scale, self.coef.shape[1], axis=1)
-        self._momentum = _per_model(solver.momentum.astype(dtype))
-        self._l2 = _per_model(problem.l2.astype(dtype))
+        self._factors = _factors(problem.inverse_scale, self.coef.shape)
+        self._momentum = solver.momentum.astype(dtype)
         self._l1 = problem.l1.astype(dtype)[:, None, None] if problem.l1.any() else None
-        self._rank_one = get_blas_funcs("ger", dtype=dtype)
+        names = ("axpy", "ger", "scal")
+        self._axpy, self._rank_one, self._scal = get_blas_funcs(names, dtype=dtype)
 
     def _at_mean(self) -> Any:
         """What the coefficients make of the means, of shape (m, k)."""
@@ -166,29 +170,28 @@ class _Weights:
 
     def step(self, rate: np.ndarray, by_intercept: np.ndarray, size: int) -> None:
         """One step at rates of shape (m,), from gradients summed over a batch of that size."""
-        gradient, mean_rate = self.gradient, _per_model(rate / size)
-        gradient += np.multiply(self.coef, self._l2 * size, out=self.scratch)
-        self._scale_twice(gradient)
-        gradient *= mean_rate
-        self.velocity *= self._momentum
-        self.velocity -= gradient
-        self.coef += self.velocity
+        # BLAS adds a multiple of one array to another without a third one.
+        axpy, mean_rate, l2 = self._axpy, rate / size, size * self.problem.l2
+        arrays = map(_flat, (self.coef, self.gradient, self.velocity))
+        for model, (coef, gradient, velocity) in enumerate(zip(*arrays, strict=True)):
+            axpy(coef, gradient, a=l2[model])
+            for factor in self._factors:
+                gradient *= factor[model]
+            self._scal(self._momentum[model], velocity)
+            axpy(gradient, velocity, a=-mean_rate[model])
+            axpy(velocity, coef)
         if self._l1 is not None:
             self.velocity -= self._shrink(rate)
         if self.problem.fit_intercept:
-            self.intercept_velocity *= self._momentum[..., 0]
-            self.intercept_velocity -= mean_rate[..., 0] * by_intercept
+            self.intercept_velocity *= self._momentum[:, None]
+            self.intercept_velocity -= mean_rate[:, None] * by_intercept
             self.intercept += self.intercept_velocity
-
-    def _scale_twice(self, array: np.ndarray) -> None:
-        if self._inverse_scale is not None:
-            array *= self._inverse_scale
-            array *= self._inverse_scale  # squared, it may underflow
 
     def _shrink(self, rate: np.ndarray) -> np.ndarray:
         """Apply the proximal operator of the L1 penalty; what it took off."""
         threshold = np.broadcast_to(rate[:, None, None] * self._l1, self.coef.shape).copy()
-        self._scale_twice(threshold)
+        for factor in self._factors:
+            threshold *= factor.reshape(-1, *self.coef.shape[1:])
         taken = np.clip(self.coef, -threshold, threshold, out=self.scratch)
         self.coef -= taken
         return taken
@@ -205,9 +208,23 @@ class _Weights:
         self.coef = np.where(self.problem.l1[:, None, None] > 0, self.coef, before)
 
 
-def _per_model(values: np.ndarray) -> Any:
-    """Values of shape (m,) to multiply weights with: of a single one, less broadcasting."""
-    return values if len(values) == 1 else values[:, None, None]
+def _flat(weights: np.ndarray) -> np.ndarray:
+    """The weights of each model as a vector, in the same memory."""
+    return weights.reshape(len(weights), -1)
+
+
+def _factors(inverse_scale: np.ndarray | None, shape: tuple[int, ...]) -> list[np.ndarray]:
+    """What multiplies flat gradients: the square, or, where that is not normal, twice the scale."""
+    if inverse_scale is None:
+        return []
+    # Broadcasting a row while multiplying costs more than reading all.
+    factor = _flat(np.repeat(inverse_scale, shape[1], axis=1))
+    with np.errstate(over="ignore"):
+        square = factor * factor
+    limits = np.finfo(factor.dtype)
+    normal = (square >= limits.tiny) & (square <= limits.max)
+    factors = [square] if (normal | (factor == 0)).all() else [factor, factor]
+    return [np.broadcast_to(one, (shape[0], one.shape[1])) for one in factors]
 
 
 def dense_sgd_epoch(
@@ -222,7 +239,7 @@ def dense_sgd_epoch(
         logits = products.forward(X, weights.coef, weights.shifted_intercept())
         residual = products.residual(logits, index)
         products.backward(X, gradient, scratch)
-        by_intercept = residual.sum(axis=2)
+        by_intercept = np.add.reduce(residual, axis=2)
         weights.center(by_intercept)
         if gradient_sum is not None:
             gradient_sum += gradient
@@ -270,7 +287,7 @@ def _part_of_pass(
     by_coef: Any = np.zeros(coef.shape) if gradient else None
     by_intercept: Any = np.zeros(intercept.shape) if gradient else None
     for first in range(0, len(order), size):
-        index = _as_slice(order[first : first + size])
+        index = order[first : first + size]
         X = data.rows(index)
         residual = products.residual(products.forward(X, coef, intercept), index)
         if gradient:
@@ -278,10 +295,3 @@ def _part_of_pass(
             by_coef += out
             by_intercept += residual.sum(axis=2)
     return products.loss, products.correct, by_coef, by_intercept
-
-
-def _as_slice(index: np.ndarray) -> Any:
-    """Indices that follow one another as a slice: rows in memory are then used where they are."""
-    first, last = int(index[0]), int(index[-1])
-    consecutive = last - first == len(index) - 1 and bool((np.diff(index) == 1).all())
-    return slice(first, last + 1) if consecutive else index

@@ -14,7 +14,7 @@ from skmax.solvers.sgd import SGD
 # Steps of a race, rows that the curvature and the winner are measured on, and the rates that run,
 # in units of the slow one.
 _RACE_STEPS, _SAMPLE = 128, 2048
-_MULTIPLES = 0.5 * 8.0 ** (np.arange(5) / 2)
+_MULTIPLES = 10.0 ** (np.arange(4) / 2)
 _LEAST_CURVATURE = 1e-3
 # Objectives that differ by less than this share count as the same, and the slowest rate wins.
 _TIE = 1e-4

@@ -18,7 +18,7 @@ from skmax.solvers.schedules import step_rates
 _HOPELESS, _TOO_FAST = 100.0, 2.0
 _MAX_RETRIES = 30
 # Epochs that large data need, and steps that small data need.
-_MIN_EPOCHS, _MIN_STEPS = 6, 1000
+_MIN_EPOCHS, _MIN_STEPS = 3, 900
 
 
 @dataclass(frozen=True)
