@@ -50,6 +50,8 @@ from skmax.validation import (
 # Iterations of L-BFGS where nobody says; and epochs that come first, and iterations, where it
 # finishes what SGD has begun.
 _LBFGS_ITERATIONS, _FIRST_EPOCHS, _POLISHING_ITERATIONS = 1000, 3, 200
+# The share of nonzero values in X from which SGD is worth beginning with.
+_DENSITY = 0.05
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,8 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
         "sgd": minibatch stochastic gradient descent with momentum (heavy ball). With
         `learning_rate="auto"` and `max_iter=None`, and where it costs no more than a fraction of a
         second, L-BFGS then goes on to the optimum. "lbfgs": L-BFGS on all rows, led by the
-        curvature of the data, to the optimum; with L1, orthant-wise. It takes no notice of
+        curvature of the data, to the optimum; with L1, orthant-wise. On dense data it begins with
+        three epochs of SGD in an order that is always the same. It takes no notice of
         `learning_rate`, `schedule`, `batch_size`, `momentum`, `shuffle` and `random_state`.
     preconditioner : {"diagonal"} or None, default="diagonal"
         "diagonal": steps are taken as if every feature had been centred, and divided by
@@ -610,14 +613,21 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
         self, problem: Problem, state: State, rng: np.random.Generator
     ) -> tuple[Generator[Epoch, np.ndarray | None, None], int]:
         """The solver at work, and the most passes over the data that it may take."""
-        if self.solver == "lbfgs":
-            return LBFGS().epochs(problem, state), self.max_iter or _LBFGS_ITERATIONS
+        lbfgs = self.solver == "lbfgs"
         nothing_chosen = self.max_iter is None and self.learning_rate == "auto"
-        if nothing_chosen and self.preconditioner is not None and affordable(problem):
-            solver = replace(self._sgd(problem, max_iter=_FIRST_EPOCHS), retry=np.array([True]))
+        most = self.max_iter or _LBFGS_ITERATIONS
+        if lbfgs and (most <= _FIRST_EPOCHS or not _begins_with_sgd(problem, state)):
+            return LBFGS().epochs(problem, state), most
+        if lbfgs or (nothing_chosen and problem.inverse_scale is not None and affordable(problem)):
+            asked = self
+            if lbfgs:  # it takes no notice of the parameters of SGD, and is deterministic
+                asked, rng = SoftmaxRegression(), np.random.Generator(np.random.PCG64(0))
+            else:
+                most = _FIRST_EPOCHS + _POLISHING_ITERATIONS
+            solver = replace(asked._sgd(problem, max_iter=_FIRST_EPOCHS), retry=np.array([True]))
             solver = replace(solver, learning_rate=slow(problem, solver))
-            epochs = polished(solver.epochs(problem, state, rng), _FIRST_EPOCHS, problem)
-            return epochs, _FIRST_EPOCHS + _POLISHING_ITERATIONS
+            epochs = solver.epochs(problem, state, rng)
+            return polished(epochs, _FIRST_EPOCHS, problem), most
         solver = self._sgd(problem)
         if self.learning_rate == "auto":
             solver = replace(solver, learning_rate=raced(problem, solver, rng))
@@ -920,6 +930,17 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
         tags.input_tags.sparse = True
         tags.array_api_support = True
         return tags
+
+
+def _begins_with_sgd(problem: Problem, state: State) -> bool:
+    """Whether L-BFGS gains by a few epochs of SGD before it.
+
+    Not where it starts from an earlier fit, nor where a step, which moves all weights, costs more
+    than a batch of rows with few values.
+    """
+    data, fresh = problem.data, not bool(problem.backend.xp.any(state.coef != 0))
+    few = _DENSITY * data.n_features > data.values_per_row
+    return fresh and problem.inverse_scale is not None and not few
 
 
 def _column(weight: np.ndarray | None) -> np.ndarray | None:

@@ -80,8 +80,8 @@ class Rows:
     def origin(self, order: np.ndarray) -> np.ndarray:
         """A vector amid the rows `order`, which can be subtracted from them without error.
 
-        The mean of a few of them, rounded to what X can hold; zero, which costs nothing to subtract,
-        where that is within a few times their deviation.
+        The mean of a few of them, rounded to what X can hold; or zero, which costs nothing to
+        subtract, where that is within a few times their deviation.
         """
         backend, xp = self.backend, self.backend.xp
         few = backend.asarray(order[:: max(1, len(order) // 64)][:64])

@@ -20,7 +20,7 @@ _SMALL, _FEWEST = 1_000_000, 16
 # Rows whose softmax is taken at once in a full pass: few stay in the cache until their gradient is
 # taken; but threads, of which one runs Python at a time, want much to do in between. And the
 # multiply-adds that make up for starting a thread.
-_BLOCK, _BLOCK_OF_THREADS, WORTH_A_THREAD = 256, 2048, 20_000_000
+_BLOCK, _BLOCK_OF_THREADS, WORTH_A_THREAD = 256, 1024, 20_000_000
 
 
 def n_threads() -> int:
@@ -91,7 +91,7 @@ class _Products:
 
     def _places(self, label: np.ndarray) -> np.ndarray:
         """Where in the flat logits those of the labels are, of shape (m, b)."""
-        m, k, stride = *self.problem.masked.shape, self._logits.shape[1]
+        (m, k), stride = self.problem.masked.shape, self._logits.shape[1]
         place = label * stride + np.arange(len(label))
         return place[None] if m == 1 else place + k * stride * np.arange(m)[:, None]
 

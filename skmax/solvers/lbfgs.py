@@ -61,7 +61,8 @@ class LBFGS:
         """
         search = _Search(problem, state)
         while True:
-            search.advance()
+            with problem.backend.small_products():  # threads of BLAS would stay in the way of ours
+                search.advance()
             leaving = yield search.epoch()
             if leaving is not None and leaving.any():
                 search.select(np.flatnonzero(~leaving))
