@@ -587,7 +587,9 @@ def fit_memory(name: str, folder: str) -> int:
     warnings.simplefilter("ignore")
     X, y = (np.load(Path(folder, f"{part}.npy")) for part in "Xy")
     model = memory_models()[name]
-    clone(model).fit(X[:500], y[:500])  # imports, threads and buffers of BLAS do not count
+    clone(model).set_params(max_iter=1).fit(
+        X[:500], y[:500]
+    )  # imports, threads and buffers of BLAS do not count
     before = resident_bytes("VmRSS")
     model.fit(X, y)
     return resident_bytes("VmHWM") - before

@@ -26,7 +26,7 @@ from sklearn.utils.validation import check_array, check_is_fitted
 from skmax.backends import float_dtype_for, resolve
 from skmax.callbacks import Callbacks
 from skmax.duality import optimality_gap
-from skmax.objective import log_softmax, logit_chunks
+from skmax.objective import log_softmax, logit_chunks, softmax
 from skmax.problem import Epoch, Problem, State
 from skmax.solvers.lbfgs import LBFGS, affordable, polished
 from skmax.solvers.learning_rate import raced, slow
@@ -715,12 +715,12 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
         if self.tol == 0 or len(loss) < max_iter or len(loss) < 2:
             return
         gap, fall = watch.converged.gap[0], loss[-2] - loss[-1]
-        if np.isfinite(gap):
+        if self.solver == "lbfgs":
             if not watch.converged.done[0]:
                 warnings.warn(
                     f"L-BFGS had not converged after {max_iter} passes: it estimates the objective "
                     f"to be {gap / loss[-1]:.2g} of itself above its least value, more than "
-                    f"tol={self.tol:g}. Increase max_iter with solver='lbfgs', or tol.",
+                    f"tol={self.tol:g}. Increase max_iter or tol.",
                     ConvergenceWarning,
                     stacklevel=4,
                 )
@@ -785,9 +785,7 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
         probabilities : array of shape (n_samples, n_classes)
             Columns are in the order of `classes_`; rows sum to 1.
         """
-        return self._map_logits(
-            X, "predict_proba", lambda xp, logits: xp.exp(log_softmax(xp, logits))
-        )
+        return self._map_logits(X, "predict_proba", softmax)
 
     def predict_log_proba(self, X):
         """Logarithms of the probabilities of the classes.

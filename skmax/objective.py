@@ -23,9 +23,20 @@ from skmax.problem import Array, BatchSums, Problem, State
 
 def log_softmax(xp: Any, logits: Array) -> Array:
     """Logarithms of the softmax over the last axis, finite wherever the logits are."""
-    top = xp.max(logits, axis=-1, keepdims=True)
-    logits = xp.where(logits == top, xp.zeros_like(logits), logits - top)  # inf - inf is no number
+    logits = _below_top(xp, logits)
     return logits - xp.log(xp.sum(xp.exp(logits), axis=-1, keepdims=True))
+
+
+def softmax(xp: Any, logits: Array) -> Array:
+    """The softmax over the last axis."""
+    exponentials = xp.exp(_below_top(xp, logits))
+    return exponentials / xp.sum(exponentials, axis=-1, keepdims=True)
+
+
+def _below_top(xp: Any, logits: Array) -> Array:
+    """The logits less the largest over the last axis."""
+    top = xp.max(logits, axis=-1, keepdims=True)
+    return xp.where(logits == top, 0.0, logits - top)  # inf - inf is no number
 
 
 def logits_of(xp: Any, X: Array, coef: Array, intercept: Array) -> Array:
@@ -44,7 +55,8 @@ def logit_chunks(data: Rows, coef: Any, intercept: Array) -> Iterator[Array]:
     """
     xp = data.backend.xp
     for _, X in data.chunks(width=coef.shape[0]):
-        logits = safe_sparse_dot(X, coef.T, dense_output=True) + intercept
+        # Transposed, softmax reduces over classes vectorised, as in `logits_of`.
+        logits = safe_sparse_dot(coef, X.T, dense_output=True).T + intercept
         yield xp.concat([xp.zeros_like(logits), logits], axis=1) if coef.shape[0] == 1 else logits
 
 

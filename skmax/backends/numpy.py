@@ -19,7 +19,13 @@ from sklearn.utils._array_api import _convert_to_numpy
 from sklearn.utils.parallel import _get_threadpool_controller
 
 from skmax.backends.array_api import Backend, Rows
-from skmax.backends.numpy_dense import WORTH_A_THREAD, dense_pass, dense_sgd_epoch, n_threads
+from skmax.backends.numpy_dense import (
+    WORTH_A_THREAD,
+    dense_pass,
+    dense_sgd_epoch,
+    n_threads,
+    small_rows,
+)
 
 # Rows of a matrix from which factoring it pays for being called by itself.
 _WORTH_CHOLESKY = 64
@@ -49,6 +55,10 @@ class DenseRows(Rows):
         # mode="clip" writes straight into the buffer; "raise" would go through another one.
         out = self._gathered[: len(order)]
         return np.take(self.X, order, axis=0, out=out, mode="clip")
+
+    def _rows_per_chunk(self, width: int) -> int:
+        small = small_rows(width * self.n_features)
+        return min(super()._rows_per_chunk(width), small or self.n_samples)
 
     def batches(self, order: np.ndarray, size: int) -> Iterator[tuple[Any, np.ndarray]]:
         """As of any rows; where there is a second thread, it gathers what comes next."""

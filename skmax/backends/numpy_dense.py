@@ -16,7 +16,7 @@ from sklearn.utils._openmp_helpers import _openmp_effective_n_threads
 
 # Multiply-adds in a product up to which OpenBLAS has kernels that need no packing, twice as fast;
 # and the fewest rows of X that make several such products better than a single one.
-_SMALL, _FEWEST = 1_000_000, 16
+_SMALL, _FEWEST = 900_000, 16
 # Rows whose softmax is taken at once in a full pass: few stay in the cache until their gradient is
 # taken; but threads, of which one runs Python at a time, want much to do in between. And the
 # multiply-adds that make up for starting a thread.
@@ -26,6 +26,12 @@ _BLOCK, _BLOCK_OF_THREADS, WORTH_A_THREAD = 256, 1024, 20_000_000
 def n_threads() -> int:
     """How many threads there are for this process: fewer in the workers of joblib."""
     return _openmp_effective_n_threads()
+
+
+def small_rows(n_weights: int) -> int:
+    """The most rows of X that a product with so many weights is best fed with; 0: any number."""
+    rows = _SMALL // max(1, n_weights)
+    return rows if rows >= _FEWEST else 0
 
 
 class _Products:
@@ -51,8 +57,8 @@ class _Products:
         # Rows a power of two apart would compete for the same lines of the cache.
         self._logits, self._residual = np.empty((2, m * k, size + 16), problem.data.dtype)
         self._row = np.empty((m, 1, size), problem.data.dtype)
-        tile = _SMALL // max(1, m * k * problem.data.n_features)
-        self._tile = -(-size // -(-size // tile)) if tile >= _FEWEST else size
+        tile = small_rows(m * k * problem.data.n_features) or size
+        self._tile = -(-size // -(-size // tile))
 
     def forward(self, X: np.ndarray, coef: np.ndarray, intercept: np.ndarray) -> np.ndarray:
         """Logits of shape (m, k, b) from weights of shapes (m, k, d) and (m, k)."""

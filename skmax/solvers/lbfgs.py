@@ -26,8 +26,10 @@ _SOONEST, _FIRST = 3, 5
 
 
 # Multiply-adds, about a quarter of a second of a core, that finishing what SGD began may cost; and
-# the passes it takes, with blocks of the curvature and with its diagonal.
+# the passes it takes, with blocks of the curvature and with its diagonal. Below so many rows per
+# feature it costs what it costs: there, epochs of SGD stay far above what any solver reaches.
 _AFFORDABLE, _PASSES, _PASSES_OF_DIAGONAL = 2.5e10, 15, 50
+_FEW_ROWS_PER_FEATURE = 30
 
 
 class LBFGS:
@@ -303,13 +305,13 @@ class _Search:
 
 
 def affordable(problem: Problem) -> bool:
-    """Whether L-BFGS reaches the optimum of these data at once."""
+    """Whether L-BFGS reaches the optimum of these data at once, or alone."""
     n, d = len(problem.order), problem.data.n_features + 1
     passes = _PASSES + passes_worth(problem, min(n, _ROWS_PER_FEATURE * d))
     if problem.l1.any() or not measures_blocks(problem):
         passes = _PASSES_OF_DIAGONAL
     values = n * problem.data.values_per_row * problem.n_classes * problem.n_models
-    return 2 * passes * values <= _AFFORDABLE
+    return 2 * passes * values <= _AFFORDABLE or n < _FEW_ROWS_PER_FEATURE * d
 
 
 def polished(
