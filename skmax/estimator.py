@@ -752,7 +752,7 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
         check_is_fitted(self, "coef_")
         two = self.coef_.shape[0] == 1
         return self._map_logits(
-            X, "decision_function", lambda _, logits: logits[:, 1] if two else logits
+            X, "decision_function", lambda _, logits: logits[..., 1] if two else logits
         )
 
     def predict(self, X):
@@ -768,7 +768,7 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
         y : array of shape (n_samples,)
             Labels, as in `classes_`.
         """
-        index = self._map_logits(X, "predict", lambda xp, logits: xp.argmax(logits, axis=1))
+        index = self._map_logits(X, "predict", lambda xp, logits: xp.argmax(logits, axis=-1))
         labels = to_host(self.classes_)[to_host(index)]
         return labels if labels.dtype.kind in "OUST" else like(index, labels)
 
@@ -819,10 +819,22 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
         if self._anchor is not None:
             data = data.with_(shift=self._anchor[0])
         intercept = backend.asarray(self._intercept_at(data.shift), data.dtype)
+        if not sparse.issparse(coef):
+            coef = backend.xp.astype(coef, data.dtype, copy=False)
+
+        def mapped(rows: np.ndarray) -> Any:
+            mine = data.with_(shift=data.shift)  # buffers of its own
+            parts = [
+                backend.xp.reshape(values, (-1, *values.shape[2:]))
+                for logits in logit_chunks(mine, coef, intercept, rows)
+                for values in [function(backend.xp, logits)]
+            ]
+            return parts[0] if len(parts) == 1 else backend.xp.concat(parts, axis=0)
+
+        halves = np.array_split(np.arange(data.n_samples), min(2, data.n_samples))
+        cost = data.n_samples * data.values_per_row * coef.shape[0]
         with backend.small_products():
-            if not sparse.issparse(coef):
-                coef = backend.xp.astype(coef, data.dtype, copy=False)
-            parts = [function(backend.xp, logits) for logits in logit_chunks(data, coef, intercept)]
+            parts = backend.each(mapped, halves, cost)
         return parts[0] if len(parts) == 1 else backend.xp.concat(parts, axis=0)
 
     def score(self, X, y, sample_weight=None):

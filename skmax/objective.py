@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from scipy import sparse
 from sklearn.utils.extmath import safe_sparse_dot
 
 from skmax.backends import Rows
@@ -47,17 +48,22 @@ def logits_of(xp: Any, X: Array, coef: Array, intercept: Array) -> Array:
     return xp.reshape(logits, (-1, m, k)) + intercept
 
 
-def logit_chunks(data: Rows, coef: Any, intercept: Array) -> Iterator[Array]:
-    """Logits of shape (b, k) of all rows of the data, a piece at a time.
+def logit_chunks(data: Rows, coef: Any, intercept: Array, order: np.ndarray) -> Iterator[Array]:
+    """Logits of rows, of shape (some, some, k), a piece at a time.
 
     `coef` of shape (k, d) may be a SciPy sparse matrix, `intercept` is of shape (k,). From a
     single row of weights come two columns, of which the first is zero.
     """
-    xp = data.backend.xp
-    for _, X in data.chunks(width=coef.shape[0]):
-        # Transposed, softmax reduces over classes vectorised, as in `logits_of`.
-        logits = safe_sparse_dot(coef, X.T, dense_output=True).T + intercept
-        yield xp.concat([xp.zeros_like(logits), logits], axis=1) if coef.shape[0] == 1 else logits
+    xp, (k, d) = data.backend.xp, coef.shape
+    for _, X in data.chunks(order, width=k):
+        if sparse.issparse(X) or sparse.issparse(coef):
+            logits = safe_sparse_dot(X, coef.T, dense_output=True)[None]
+        else:  # several products of a size that the backend likes, transposed as in `logits_of`
+            tile = data.tile(X.shape[0], width=k)
+            tiles = xp.reshape(X, (-1, tile, d))
+            logits = xp.matrix_transpose(coef @ xp.matrix_transpose(tiles))
+        logits = logits + intercept
+        yield xp.concat([xp.zeros_like(logits), logits], axis=-1) if k == 1 else logits
 
 
 def score(problem: Problem, logits: Array, index: Any) -> tuple[BatchSums, Array]:

@@ -129,6 +129,10 @@ class Rows:
             index = rows[first : min(first + size, len(order))]
             yield index, self.rows(index)
 
+    def tile(self, n_rows: int, *, width: int) -> int:  # noqa: ARG002
+        """How many of so many rows a product that makes `width` values of each should take."""
+        return n_rows
+
     def _rows_per_chunk(self, width: int) -> int:
         return max(16, self.backend.chunk_bytes // (8 * max(1, self.n_features, width)))
 

@@ -29,8 +29,9 @@ from skmax.backends.numpy_dense import (
 
 # Rows of a matrix from which factoring it pays for being called by itself.
 _WORTH_CHOLESKY = 64
-# Bytes that are read ahead at a time: what fits the caches that cores share, yet takes so long that
+# How many products of the best size are worth a call. Bytes that are read ahead at a time: what fits the caches that cores share, yet takes so long that
 # threads seldom wait for each other. And the least number of times that make it pay.
+_TILES = 16
 _AHEAD, _WORTH_READING_AHEAD = 1 << 23, 4
 
 
@@ -56,9 +57,14 @@ class DenseRows(Rows):
         out = self._gathered[: len(order)]
         return np.take(self.X, order, axis=0, out=out, mode="clip")
 
-    def _rows_per_chunk(self, width: int) -> int:
+    def tile(self, n_rows: int, *, width: int) -> int:
+        """The most rows that OpenBLAS's kernels for small matrices take, if that divides them."""
         small = small_rows(width * self.n_features)
-        return min(super()._rows_per_chunk(width), small or self.n_samples)
+        return small if small and n_rows % small == 0 else n_rows
+
+    def _rows_per_chunk(self, width: int) -> int:
+        small, most = small_rows(width * self.n_features), super()._rows_per_chunk(width)
+        return min(_TILES, _TILES * most // small) * small if 0 < small < most else most
 
     def batches(self, order: np.ndarray, size: int) -> Iterator[tuple[Any, np.ndarray]]:
         """As of any rows; where there is a second thread, it gathers what comes next."""
