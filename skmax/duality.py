@@ -131,10 +131,11 @@ class _Bounds:
         return float(self._weighted(entr(kept * values + smoothing).sum(axis=1)))
 
     def _weighted(self, values: np.ndarray) -> float:
-        weight = self.problem.sample_weight
+        problem = self.problem
+        weight = problem.weights(problem.backend.asarray(problem.order))
         if weight is None:
             return float(values.mean())
-        weight = self.problem.backend.to_numpy(weight)[self.problem.order, 0].astype(np.float64)
+        weight = problem.backend.to_numpy(weight)[:, 0].astype(np.float64)
         return float((weight * values).mean())
 
     def at(self, state: State) -> float:

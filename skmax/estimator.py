@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Generator
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from numbers import Integral, Real
 from typing import Any
 
@@ -13,7 +11,6 @@ import numpy as np
 from scipy import sparse
 from sklearn.base import BaseEstimator, ClassifierMixin, _fit_context
 from sklearn.callback import CallbackSupportMixin
-from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.linear_model._base import SparseCoefMixin
 from sklearn.metrics import accuracy_score
@@ -27,13 +24,23 @@ from skmax.backends import float_dtype_for, resolve
 from skmax.callbacks import Callbacks
 from skmax.duality import optimality_gap
 from skmax.objective import log_softmax, logit_chunks, softmax
+from skmax.posing import (
+    Seen,
+    Share,
+    coefficients,
+    curves,
+    plan,
+    pose,
+    pose_validation,
+    sgd,
+    solve,
+    warn_unless_good,
+    watch,
+)
 from skmax.problem import Epoch, Problem, State
-from skmax.solvers.lbfgs import LBFGS, affordable, polished
-from skmax.solvers.learning_rate import raced, slow
+from skmax.solvers.learning_rate import slow
 from skmax.solvers.preconditioner import Moments, precondition
-from skmax.solvers.schedules import ENDING, SCHEDULES
-from skmax.solvers.sgd import SGD
-from skmax.stopping import Watch, Weights
+from skmax.solvers.schedules import SCHEDULES
 from skmax.training import train
 from skmax.validation import (
     Targets,
@@ -46,28 +53,6 @@ from skmax.validation import (
     like,
     to_host,
 )
-
-# Iterations of L-BFGS where nobody says; and epochs that come first, and iterations, where it
-# finishes what SGD has begun.
-_LBFGS_ITERATIONS, _FIRST_EPOCHS, _POLISHING_ITERATIONS = 1000, 3, 200
-# The share of nonzero values in X from which SGD is worth beginning with.
-_DENSITY = 0.05
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What is known of all rows that a model has been fitted to.
-
-    Attributes
-    ----------
-    weight_sum : float
-        The sum of their weights.
-    moments : Moments or None
-        Of their features, where the preconditioner needs them.
-    """
-
-    weight_sum: float = 0.0
-    moments: Moments | None = None
 
 
 @dataclass(frozen=True)
@@ -85,7 +70,7 @@ class Carried:
     """
 
     rng: np.random.Generator
-    seen: Seen = Seen()
+    seen: Seen = field(default_factory=Seen)
     velocity: tuple[np.ndarray, np.ndarray] | None = None
 
     def moving(self, problem: Problem, state: State) -> State:
@@ -362,34 +347,36 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
         rng = self._new_rng()
         order = np.arange(X.shape[0])
         if self.early_stopping and validation is None:
-            order, held_out = self._split(targets, weight, rng)
+            order, held_out = self._split(targets, weight, order, rng)
             validation = X, targets, weight, held_out
         problem, seen = self._pose(X, targets, weight, order)
         state = self._restored(problem) if warm else State.start(problem)
-        epochs, max_iter = self._epochs(problem, state, rng)
+        fresh, n = not bool(problem.backend.xp.any(state.coef != 0)), len(order)
+        how = plan(self, problem.data, n, problem.n_classes, fresh=fresh)
+        epochs, max_iter = solve(how, [self], problem, state, rng, np.array([n]))
         if validation is not None:
             validation = self._pose_validation(problem, *validation)
-        watch = self._watch(problem, validation, max_iter, tol=self.tol)
+        watching = watch([self], problem, validation, max_iter)
 
         def fitted() -> dict[str, Any]:
             return {
                 "classes_": like(y, targets.classes),
                 "n_features_in_": self.n_features_in_,
-                **_curves(watch),
-                **_coefficients(X, problem, watch.weights),
+                **curves(watching),
+                **coefficients(X, problem, watching.weights),
                 "_carried": Carried(deepcopy(rng), seen),
             }
 
-        callbacks = Callbacks(self, arguments, fitted, max_iter)
+        callbacks = Callbacks(self, arguments, fitted, int(max_iter[0]))
         try:
-            train(epochs, [*watch.consumers, callbacks], max_iter)
+            train(epochs, [*watching.consumers, callbacks])
         except KeyboardInterrupt:  # what the completed epochs have reached is kept
-            if watch.record.loss[0]:
+            if watching.record.loss[0]:
                 self.__dict__.update(fitted())
             raise
         self.__dict__.update(fitted())
         callbacks.end()
-        self._warn_unless_good(watch, max_iter, np.sum(~problem.masked))
+        warn_unless_good(self, watching, int(max_iter[0]), np.sum(~problem.masked))
         return self
 
     @_fit_context(prefer_skip_nested_validation=True)
@@ -434,16 +421,26 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
         order = np.arange(X.shape[0])
         problem, seen = self._pose(X, targets, weight, order, carried)
         state = State.start(problem) if first else self._restored(problem)
-        solver = self._streaming(problem)
-        watch = self._watch(problem, None, 1, tol=0)
-        train(
-            solver.epochs(problem, carried.moving(problem, state), carried.rng), watch.consumers, 1
-        )
+        # Nothing decays here, and momentum multiplies the noise.
+        solver = sgd([self], problem, np.array([len(order)]), max_iter=1)
+        solver = replace(solver, schedule=("constant",))
+        if self.learning_rate == "auto":
+            rate = (1 - self.momentum) * slow(problem, solver)
+            solver = replace(solver, learning_rate=rate)
+        watching = watch([self], problem, None, np.array([1]))
+        moving = carried.moving(problem, state)
+        train(solver.epochs(problem, moving, carried.rng), watching.consumers)
+        attributes = curves(watching)
+        if not first:
+            for name in ("loss_curve_", "accuracy_curve_"):
+                attributes[name] = getattr(self, name) + attributes[name]
+            attributes["n_iter_"] = len(attributes["loss_curve_"])
+            attributes["best_loss_"] = min(attributes["loss_curve_"])
         self.__dict__.update(
+            attributes,
             classes_=like(y, known) if first else self.classes_,
-            **_curves(watch, previous=None if first else self),
-            **_coefficients(X, problem, watch.weights),
-            _carried=Carried(carried.rng, seen, _velocity(problem, watch.record.last)),
+            **coefficients(X, problem, watching.weights),
+            _carried=Carried(carried.rng, seen, _velocity(problem, watching.record.last)),
         )
         return self
 
@@ -518,11 +515,15 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
         return X_val, targets, weight, None
 
     def _split(
-        self, targets: Targets, weight: np.ndarray | None, rng: np.random.Generator
+        self,
+        targets: Targets,
+        weight: np.ndarray | None,
+        order: np.ndarray,
+        rng: np.random.Generator,
     ) -> list[np.ndarray]:
-        """Rows to train on and rows to validate on, stratified; none without weight."""
+        """Of the rows `order`, those to train on and to validate on, stratified, with weight."""
         labels = targets.classes[targets.labels]
-        rows = np.arange(len(labels)) if weight is None else np.flatnonzero(weight)
+        rows = order if weight is None else order[weight[order] != 0]
         try:
             return train_test_split(
                 rows,
@@ -545,42 +546,11 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
         carried: Carried | None = None,
     ) -> tuple[Problem, Seen]:
         """What is to be minimised, and what is known of all rows that it is about."""
-        score_weight = None
-        row_weight = weight
-        if self.class_weight is not None:
-            targets, row_weight = targets.weighted(self.class_weight, weight, order)
-            score_weight = np.ones(len(row_weight)) if weight is None else weight
-            if not row_weight[order].any():
-                raise ValueError(
-                    f"With class_weight={self.class_weight!r}, all {len(order)} rows have weight "
-                    "zero: there is nothing to learn from."
-                )
-        before = Seen() if carried is None else carried.seen
-        weight_sum = float(len(order) if row_weight is None else row_weight[order].sum())
-        total = weight_sum + before.weight_sum
-        if carried is None:
-            masked = check_classes(targets.classes, targets.mass(row_weight, order))
-        else:  # classes that have not come yet may still come
-            masked = np.zeros(len(targets.classes), dtype=bool)
-        problem = Problem.pose(
-            resolve(X, self.backend).rows_of(X, float_dtype_for(X), shuffled=self.shuffle),
-            order,
-            targets.values,
-            sample_weight=_column(row_weight),
-            score_weight=_column(score_weight),
-            masked=masked[None],
-            C=np.array([float(self.C)]),
-            l1_ratio=np.array([float(self.l1_ratio)]),
-            label_smoothing=np.array([float(self.label_smoothing)]),
-            fit_intercept=self.fit_intercept,
-            weight_sum=np.array([total]),
-        )
-        if self.preconditioner is None:
-            return problem, Seen(total)
-        moments = Moments.of(problem, None if before.moments is None else before.moments.origin)
-        if before.moments is not None:
-            moments = before.moments.merged(moments, weight_sum / total)
-        return precondition(problem, moments), Seen(total, moments)
+        complete = carried is None
+        share = Share.of(targets, weight, order, self.class_weight, complete=complete)
+        data = resolve(X, self.backend).rows_of(X, float_dtype_for(X), shuffled=self.shuffle)
+        before = None if carried is None else carried.seen
+        return pose(data, [share], np.zeros(1, dtype=int), [self], before)
 
     def _pose_validation(
         self,
@@ -596,85 +566,7 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
             order = np.arange(X.shape[0])
             rows = problem.backend.rows_of(X, float_dtype_for(X))
             data = rows.with_(dtype=data.dtype, shift=data.shift)
-        return Problem.pose(
-            data,
-            order,
-            targets.values,
-            sample_weight=_column(weight),
-            score_weight=None,
-            masked=problem.masked,
-            C=np.array([np.inf]),
-            l1_ratio=np.zeros(1),
-            label_smoothing=np.zeros(1),
-            fit_intercept=self.fit_intercept,
-        )
-
-    def _epochs(
-        self, problem: Problem, state: State, rng: np.random.Generator
-    ) -> tuple[Generator[Epoch, np.ndarray | None, None], int]:
-        """The solver at work, and the most passes over the data that it may take."""
-        lbfgs = self.solver == "lbfgs"
-        nothing_chosen = self.max_iter is None and self.learning_rate == "auto"
-        most = self.max_iter or _LBFGS_ITERATIONS
-        if lbfgs and (most <= _FIRST_EPOCHS or not _begins_with_sgd(problem, state)):
-            return LBFGS().epochs(problem, state), most
-        if lbfgs or (nothing_chosen and problem.inverse_scale is not None and affordable(problem)):
-            asked = self
-            if lbfgs:  # it takes no notice of the parameters of SGD, and is deterministic
-                asked, rng = SoftmaxRegression(), np.random.Generator(np.random.PCG64(0))
-            else:
-                most = _FIRST_EPOCHS + _POLISHING_ITERATIONS
-            solver = replace(asked._sgd(problem, max_iter=_FIRST_EPOCHS), retry=np.array([True]))
-            solver = replace(solver, learning_rate=slow(problem, solver))
-            epochs = solver.epochs(problem, state, rng)
-            return polished(epochs, _FIRST_EPOCHS, problem), most
-        solver = self._sgd(problem)
-        if self.learning_rate == "auto":
-            solver = replace(solver, learning_rate=raced(problem, solver, rng))
-        return solver.epochs(problem, state, rng), solver.max_iter[0]
-
-    def _sgd(self, problem: Problem, max_iter: int | None = None) -> SGD:
-        """The solver that the parameters ask for; it still lacks a rate that is to be found."""
-        n = len(problem.order)
-        batch_size = min(200, n) if self.batch_size == "auto" else self.batch_size
-        if batch_size > n:
-            warnings.warn(
-                f"batch_size={batch_size} is larger than the {n} rows to train on, and is clipped "
-                "to that.",
-                stacklevel=5,
-            )
-            batch_size = n
-        auto = self.learning_rate == "auto"
-        max_iter = max_iter or self.max_iter or SGD.default_epochs(-(-n // batch_size))
-        return SGD(
-            learning_rate=np.array([np.nan if auto else float(self.learning_rate)]),
-            momentum=np.array([float(self.momentum)]),
-            retry=np.array([auto]),
-            schedule=(self.schedule,),
-            max_iter=(max_iter,),
-            batch_size=batch_size,
-            shuffle=self.shuffle,
-        )
-
-    def _streaming(self, problem: Problem) -> SGD:
-        """The solver of `partial_fit`: nothing decays, and momentum multiplies the noise."""
-        solver = replace(self._sgd(problem, max_iter=1), schedule=("constant",))
-        if self.learning_rate != "auto":
-            return solver
-        return replace(solver, learning_rate=(1 - self.momentum) * slow(problem, solver))
-
-    def _watch(
-        self, problem: Problem, validation: Problem | None, max_iter: int, *, tol: float
-    ) -> Watch:
-        return Watch(
-            problem,
-            validation,
-            early_stopping=self.early_stopping,
-            tol=tol,
-            n_iter_no_change=self.n_iter_no_change or max(10, max_iter // 10),
-            ending=self.solver == "sgd" and self.schedule in ENDING,
-            verbose=self.verbose,
-        )
+        return pose_validation(problem, data, targets, weight, [order])
 
     def _restored(self, problem: Problem) -> State:
         """The state of a solver that goes on from the fitted coefficients."""
@@ -699,39 +591,6 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
         shift = np.zeros_like(anchor) if shift is None else shift
         there = intercept + coef @ anchor.astype(np.float64) + correction
         return there + coef @ (shift - anchor).astype(np.float64)
-
-    def _warn_unless_good(self, watch: Watch, max_iter: int, n_classes: int) -> None:
-        loss = watch.record.loss[0]
-        if self.early_stopping:
-            return
-        if loss[-1] > 2 * np.log(n_classes):
-            warnings.warn(
-                f"The objective ended at {loss[-1]:g}, worse than that of a model which knows "
-                f"nothing ({np.log(n_classes):g}): learning_rate={self.learning_rate} is too large "
-                "for these data. Use a smaller one, or learning_rate='auto'.",
-                stacklevel=4,
-            )
-            return
-        if self.tol == 0 or len(loss) < max_iter or len(loss) < 2:
-            return
-        gap, fall = watch.converged.gap[0], loss[-2] - loss[-1]
-        if self.solver == "lbfgs":
-            if not watch.converged.done[0]:
-                warnings.warn(
-                    f"L-BFGS had not converged after {max_iter} passes: it estimates the objective "
-                    f"to be {gap / loss[-1]:.2g} of itself above its least value, more than "
-                    f"tol={self.tol:g}. Increase max_iter or tol.",
-                    ConvergenceWarning,
-                    stacklevel=4,
-                )
-        elif self.schedule not in ENDING and fall > self.tol * abs(loss[-2]):
-            warnings.warn(
-                f"The objective still fell by {fall / loss[-2]:.2g} of itself, more than "
-                f"tol={self.tol:g}, in the last of max_iter={max_iter} epochs. Increase max_iter, "
-                "or use a schedule that ends, such as schedule='cosine'.",
-                ConvergenceWarning,
-                stacklevel=4,
-            )
 
     # Prediction
 
@@ -940,62 +799,6 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
         tags.input_tags.sparse = True
         tags.array_api_support = True
         return tags
-
-
-def _begins_with_sgd(problem: Problem, state: State) -> bool:
-    """Whether L-BFGS gains by a few epochs of SGD before it.
-
-    Not where it starts from an earlier fit, nor where a step, which moves all weights, costs more
-    than a batch of rows with few values.
-    """
-    data, fresh = problem.data, not bool(problem.backend.xp.any(state.coef != 0))
-    few = _DENSITY * data.n_features > data.values_per_row
-    return fresh and problem.inverse_scale is not None and not few
-
-
-def _column(weight: np.ndarray | None) -> np.ndarray | None:
-    return None if weight is None else weight[:, None]
-
-
-def _curves(watch: Watch, previous: SoftmaxRegression | None = None) -> dict[str, Any]:
-    """The fitted attributes that tell of training, after those of earlier calls."""
-    record, validation = watch.record, watch.validation
-    loss, accuracy = record.loss[0], record.accuracy[0]
-    # Ctrl-C may come between the scoring of an epoch and its recording.
-    scores = None if validation is None else validation.score[0][: len(loss)]
-    if previous is not None:
-        loss, accuracy = previous.loss_curve_ + loss, previous.accuracy_curve_ + accuracy
-    return {
-        "n_iter_": len(loss),
-        "learning_rate_": float(record.learning_rate[0]),
-        "loss_curve_": list(loss),
-        "accuracy_curve_": list(accuracy),
-        "best_loss_": min(loss),
-        "validation_scores_": scores,
-        "validation_loss_curve_": None if validation is None else validation.loss[0][: len(loss)],
-        "best_validation_score_": None if scores is None else max(scores),
-    }
-
-
-def _coefficients(X: Any, problem: Problem, weights: Weights) -> dict[str, Any]:
-    """The fitted attributes that make predictions, where X is."""
-    coef, intercept = map(problem.backend.to_numpy, weights.kept[0] or ())
-    intercept = intercept.astype(np.float64)
-    intercept[problem.masked[0]] = -np.inf
-    if len(coef) == 2:
-        coef, intercept = coef[1:] - coef[:1], intercept[1:] - intercept[:1]
-    anchor = None
-    if (shift := problem.data.shift) is not None:
-        # What the intercept's own dtype cannot hold is kept beside it.
-        change = coef.astype(np.float64) @ shift.astype(np.float64)
-        at_shift, intercept = intercept, intercept - change
-        rounded = intercept.astype(coef.dtype).astype(np.float64)
-        anchor = shift, rounded, np.nan_to_num(at_shift - (rounded + change), neginf=0.0)
-    return {
-        "coef_": like(X, coef),
-        "intercept_": like(X, intercept.astype(coef.dtype)),
-        "_anchor": anchor,
-    }
 
 
 def _velocity(problem: Problem, epoch: Epoch | None) -> tuple[np.ndarray, np.ndarray] | None:

@@ -91,12 +91,11 @@ def score(problem: Problem, logits: Array, index: Any) -> tuple[BatchSums, Array
     loss = -xp.sum(target * log_probability, axis=-1)
     residual = xp.exp(log_probability) - target
     correct = xp.astype(xp.argmax(logits, axis=-1) == label[:, None], dtype)
-    weight = _weights_of(problem.sample_weight, xp, index)
+    weight = problem.weights(index)
     if weight is not None:
         loss = loss * weight
         residual = residual * weight[..., None]
-        counted = _weights_of(problem.score_weight, xp, index)
-        correct = correct * (weight if counted is None else counted)
+        correct = correct * problem.weights(index, of_scores=True)
     float64 = problem.backend.dtype(np.float64)
     total = BatchSums(*(xp.sum(part, axis=0, dtype=float64) for part in (loss, correct)))
     return total, residual
@@ -116,10 +115,6 @@ def _targets_of(problem: Problem, index: Any, dtype: Any) -> tuple[Array, Array]
         kept = 1 - xp.sum(problem.smoothing, axis=-1, keepdims=True)
         target = kept * target + problem.smoothing
     return target, label
-
-
-def _weights_of(weight: Array | None, xp: Any, index: Any) -> Array | None:
-    return None if weight is None else _take(xp, weight, index)
 
 
 def _take(xp: Any, array: Array, index: Any) -> Array:

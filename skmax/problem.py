@@ -35,10 +35,13 @@ class Problem:
         Indices of the rows that take part.
     targets : array of shape (n_samples,) or (n_samples, k)
         The index of each row's class, or its probabilities; for all rows of `data`.
-    sample_weight : array of shape (n_samples, m) or None
-        Weights with mean 1 over `order`, class weights included. None: every row weighs 1.
-    score_weight : array of shape (n_samples, m) or None
+    sample_weight : array of shape (n_samples, u) or None
+        Different weights that models give to rows, with mean 1 over `order`, class weights
+        included; zero for the rows that a fold holds out. None: every row weighs 1.
+    score_weight : array of shape (n_samples, u) or None
         The same without class weights: what accuracy is averaged with. None: `sample_weight`.
+    columns : ndarray of shape (m,), host
+        The column of weights of each model.
     l2, l1 : ndarray of shape (m,), host
         Strengths of the penalties, per unit of weight.
     smoothing : array of shape (m, k) or None
@@ -63,6 +66,7 @@ class Problem:
     smoothing: Array | None
     masked: np.ndarray
     fit_intercept: bool
+    columns: np.ndarray
     mean: Array | None = None
     inverse_scale: Array | None = None
 
@@ -80,6 +84,7 @@ class Problem:
         l1_ratio: np.ndarray,
         label_smoothing: np.ndarray,
         fit_intercept: bool,
+        columns: np.ndarray | None = None,
         weight_sum: np.ndarray | None = None,
     ) -> Problem:
         """The problem of `LogisticRegression`, per unit of weight, moved to the backend.
@@ -91,8 +96,10 @@ class Problem:
 
         Parameters
         ----------
-        sample_weight, score_weight : ndarray of shape (n_samples, m) or None
+        sample_weight, score_weight : ndarray of shape (n_samples, u) or None
             As they are: they get their mean of 1 here.
+        columns : ndarray of shape (m,) or None
+            The column of each model. None: they follow one another.
         C, l1_ratio, label_smoothing : ndarray of shape (m,)
             As `SoftmaxRegression` has them.
         weight_sum : ndarray of shape (m,) or None
@@ -101,9 +108,14 @@ class Problem:
         The other parameters are those of the class.
         """
         backend, n = data.backend, len(order)
-        sums = np.full(len(C), float(n)) if sample_weight is None else sample_weight[order].sum(0)
+        if columns is None:
+            columns = np.arange(len(C))
+        if weight_sum is None:
+            weight_sum = np.full(len(C), float(n))
+            if sample_weight is not None:
+                weight_sum = sample_weight[order].sum(axis=0)[columns]
         known = np.sum(~masked, axis=1)
-        strength = 1 / (C * (sums if weight_sum is None else weight_sum))
+        strength = 1 / (C * weight_sum)
         smoothing = np.where(masked, 0.0, (label_smoothing / known)[:, None])
 
         def moved(weight: np.ndarray | None) -> Array | None:
@@ -122,6 +134,7 @@ class Problem:
             smoothing=backend.asarray(smoothing, data.dtype) if smoothing.any() else None,
             masked=masked,
             fit_intercept=fit_intercept,
+            columns=columns,
         )
 
     @property
@@ -139,13 +152,24 @@ class Problem:
         """The number of rows of weights per model."""
         return self.masked.shape[1]
 
+    def weights(self, index: Array, *, of_scores: bool = False) -> Array | None:
+        """Weights of the rows `index`, of shape (b, m); None: every row weighs 1."""
+        weight = self.score_weight if of_scores else None
+        weight = self.sample_weight if weight is None else weight
+        if weight is None:
+            return None
+        xp = self.backend.xp
+        taken = weight[index] if isinstance(index, slice) else xp.take(weight, index, axis=0)
+        if np.array_equal(self.columns, np.arange(taken.shape[1])):
+            return taken
+        return xp.take(taken, self.backend.asarray(self.columns), axis=1)
+
     def select(self, models: np.ndarray) -> Problem:
         """The problem of some of the models, at the host indices `models`."""
         take = _taker(self.backend, models)
         return replace(
             self,
-            sample_weight=take(self.sample_weight, axis=1),
-            score_weight=take(self.score_weight, axis=1),
+            columns=self.columns[models],
             l2=self.l2[models],
             l1=self.l1[models],
             smoothing=take(self.smoothing),

@@ -96,17 +96,17 @@ class Validation(Consumer):
 class Patience:
     """How many epochs ago each model's value last fell by more than a margin."""
 
-    def __init__(self, n_models: int, n_iter_no_change: int):
+    def __init__(self, n_iter_no_change: np.ndarray):
         self.n_iter_no_change = n_iter_no_change
-        self.best = np.full(n_models, np.inf)
-        self.waited = np.zeros(n_models, dtype=int)
+        self.best = np.full(len(n_iter_no_change), np.inf)
+        self.waited = np.zeros(len(n_iter_no_change), dtype=int)
 
     def exhausted(self, models: np.ndarray, value: np.ndarray, margin: np.ndarray) -> np.ndarray:
         """Which models have waited long enough, after one more epoch with these values."""
         better = value < self.best[models] - margin
         self.best[models] = np.where(better, value, self.best[models])
         self.waited[models] = np.where(better, 0, self.waited[models] + 1)
-        return self.waited[models] >= self.n_iter_no_change
+        return self.waited[models] >= self.n_iter_no_change[models]
 
 
 class Tolerance(Consumer):
@@ -117,39 +117,36 @@ class Tolerance(Consumer):
 
     Parameters
     ----------
-    n_models : int
-        Models in the stack.
-    tol : float
-        The share.
-    n_iter_no_change : int
+    tol : ndarray of shape (m,)
+        The share, per model; 0: that model goes on.
+    n_iter_no_change : ndarray of shape (m,)
         The number of epochs.
-    ending : bool
+    ending : ndarray of shape (m,), bool
         Whether the schedule ends.
     """
 
-    def __init__(self, n_models: int, tol: float, n_iter_no_change: int, ending: bool):
+    def __init__(self, tol: np.ndarray, n_iter_no_change: np.ndarray, ending: np.ndarray):
         self.tol = tol
         self.ending = ending
-        self.patience = Patience(n_models, n_iter_no_change)
-        self._worst = np.full(n_models, -np.inf)
+        self.patience = Patience(n_iter_no_change)
+        self._worst = np.full(len(tol), -np.inf)
 
     def __call__(self, epoch: Epoch) -> np.ndarray:
         """Stop the models that have stalled."""
         models, patience = epoch.models, self.patience
         best = patience.best[models]
-        margin = np.where(np.isfinite(best), self.tol * np.abs(best), 0.0)
+        margin = self.tol[models] * np.where(np.isfinite(best), np.abs(best), 0.0)
         exhausted = patience.exhausted(models, epoch.loss, margin)
         improved = patience.waited[models] == 0
         self._worst[models] = np.where(
             improved, epoch.loss, np.maximum(self._worst[models], epoch.loss)
         )
-        if self.ending:
-            exhausted &= self._worst[models] <= patience.best[models] + margin
-        return exhausted
+        settled = self._worst[models] <= patience.best[models] + margin
+        return exhausted & (settled | ~self.ending[models]) & (self.tol[models] > 0)
 
 
 class Converged(Consumer):
-    """Stops a model that its solver finds within a share `tol` of the optimum.
+    """Stops a model that its solver finds within a share `tol`, of shape (m,), of the optimum.
 
     Attributes
     ----------
@@ -159,18 +156,19 @@ class Converged(Consumer):
         Which models have got there.
     """
 
-    def __init__(self, n_models: int, tol: float):
+    def __init__(self, tol: np.ndarray):
         self.tol = tol
-        self.gap = np.full(n_models, np.nan)
-        self.done = np.zeros(n_models, dtype=bool)
+        self.gap = np.full(len(tol), np.nan)
+        self.done = np.zeros(len(tol), dtype=bool)
 
     def __call__(self, epoch: Epoch) -> np.ndarray | bool:
         """Stop the models that have converged."""
         if epoch.gap is None:
             return False
         self.gap[epoch.models] = epoch.gap
-        enough = self.tol * np.maximum(epoch.loss, _LEAST_LOSS)
-        self.done[epoch.models] = (epoch.gap <= enough) & (self.tol > 0)
+        tol = self.tol[epoch.models]
+        enough = tol * np.maximum(epoch.loss, _LEAST_LOSS)
+        self.done[epoch.models] = (epoch.gap <= enough) & (tol > 0)
         return self.done[epoch.models]
 
 
@@ -183,11 +181,17 @@ class EarlyStopping(Consumer):
         Those that scored best.
     """
 
-    def __init__(self, problem: Problem, validation: Validation, tol: float, n_iter_no_change: int):
+    def __init__(
+        self,
+        problem: Problem,
+        validation: Validation,
+        tol: np.ndarray,
+        n_iter_no_change: np.ndarray,
+    ):
         self.weights = Weights(problem)
         self.validation = validation
         self.tol = tol
-        self.patience = Patience(problem.n_models, n_iter_no_change)
+        self.patience = Patience(n_iter_no_change)
         self._best_score = np.full(problem.n_models, -np.inf)
 
     def __call__(self, epoch: Epoch) -> np.ndarray:
@@ -197,26 +201,53 @@ class EarlyStopping(Consumer):
             if score[position] > self._best_score[model]:
                 self._best_score[model] = score[position]
                 self.weights.keep(epoch, position)
-        margin = np.where(np.isfinite(self.patience.best[epoch.models]), self.tol, 0.0)
-        return self.patience.exhausted(epoch.models, -score, margin) & (self.tol > 0)
+        tol = self.tol[epoch.models]
+        margin = np.where(np.isfinite(self.patience.best[epoch.models]), tol, 0.0)
+        return self.patience.exhausted(epoch.models, -score, margin) & (tol > 0)
+
+
+class Planned(Consumer):
+    """Stops every model after as many epochs as were planned for it, of shape (m,)."""
+
+    def __init__(self, max_iter: np.ndarray):
+        self._max_iter, self._epoch = max_iter, 0
+
+    def __call__(self, epoch: Epoch) -> np.ndarray:
+        """Stop the models whose last epoch this was."""
+        self._epoch += 1
+        return self._max_iter[epoch.models] <= self._epoch
+
+
+class DivergedError(ValueError):
+    """No model of a stack is left whose training has not diverged."""
 
 
 class Divergence(Consumer):
-    """Raises when training has diverged, and names the learning rate."""
+    """Stops the models that have diverged, and raises when they all have.
+
+    Attributes
+    ----------
+    errors : dict of int to str
+        What happened, with the learning rate, by model.
+    """
 
     def __init__(self) -> None:
+        self.errors: dict[int, str] = {}
         self._epoch = 0
 
-    def __call__(self, epoch: Epoch) -> bool:
-        """Raise if the model has diverged."""
+    def __call__(self, epoch: Epoch) -> np.ndarray:
+        """Take down which models have diverged."""
         self._epoch += 1
-        if epoch.diverged.any():
-            raise ValueError(
+        for position in np.flatnonzero(epoch.diverged):
+            self.errors[int(epoch.models[position])] = (
                 f"Training diverged in epoch {self._epoch} with "
-                f"learning_rate={epoch.learning_rate[0]:g}: the objective is {epoch.loss[0]:g}. "
+                f"learning_rate={epoch.learning_rate[position]:g}: the objective is "
+                f"{epoch.loss[position]:g}. "
                 "Use a smaller learning_rate, or learning_rate='auto'."
             )
-        return False
+        if epoch.diverged.all():
+            raise DivergedError(self.errors[int(epoch.models[0])])
+        return epoch.diverged
 
 
 class Report(Consumer):
@@ -240,7 +271,24 @@ class Report(Consumer):
 
 
 class Watch:
-    """The consumers of a single fit.
+    """The consumers of a fit, of one model or of a stack.
+
+    Parameters
+    ----------
+    problem : Problem
+        What is minimised.
+    held_out : Problem or None
+        The same models on validation rows.
+    early_stopping : bool
+        Whether validation stops training.
+    tol : ndarray of shape (m,)
+        As `SoftmaxRegression` has it, per model.
+    n_iter_no_change, max_iter : ndarray of shape (m,)
+        Epochs to wait, and epochs planned.
+    ending : ndarray of shape (m,), bool
+        Whether the schedule ends.
+    verbose : int
+        Whether to print what the first model does.
 
     Attributes
     ----------
@@ -252,6 +300,8 @@ class Watch:
         The ones that the fit ends with.
     converged : Converged
         Whether the solver has found the optimum.
+    divergence : Divergence
+        What has diverged.
     consumers : list of Consumer
         All of them, in the order in which they want to be asked.
     """
@@ -262,25 +312,27 @@ class Watch:
         held_out: Problem | None,
         *,
         early_stopping: bool,
-        tol: float,
-        n_iter_no_change: int,
-        ending: bool,
+        tol: np.ndarray,
+        n_iter_no_change: np.ndarray,
+        max_iter: np.ndarray,
+        ending: np.ndarray,
         verbose: int,
     ):
         self.record = Record(problem)
         self.weights = self.record.weights
         self.validation = None if held_out is None else Validation(held_out)
-        self.consumers: list[Consumer] = [Divergence()]
+        self.divergence, self.converged = Divergence(), Converged(tol)
+        self.consumers: list[Consumer] = [self.divergence]
         if self.validation is not None:
             self.consumers.append(self.validation)
-        self.converged = Converged(problem.n_models, tol)
         self.consumers.append(self.converged)
         if early_stopping and self.validation is not None:
             stopping = EarlyStopping(problem, self.validation, tol, n_iter_no_change)
             self.weights = stopping.weights
             self.consumers.append(stopping)
-        elif tol > 0:
-            self.consumers.append(Tolerance(problem.n_models, tol, n_iter_no_change, ending))
+        else:
+            self.consumers.append(Tolerance(tol, n_iter_no_change, ending))
+        self.consumers.append(Planned(max_iter))
         self.consumers.append(self.record)  # an epoch that it knows of is complete
         if verbose:
             self.consumers.append(Report(self.record, self.validation))

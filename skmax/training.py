@@ -24,12 +24,8 @@ class Consumer:
         return False
 
 
-def train(
-    epochs: Generator[Epoch, np.ndarray | None, None],
-    consumers: Sequence[Consumer],
-    max_iter: int,
-) -> None:
-    """Train until every model is done, or for `max_iter` epochs.
+def train(epochs: Generator[Epoch, np.ndarray | None, None], consumers: Sequence[Consumer]) -> None:
+    """Train until every model is done.
 
     Parameters
     ----------
@@ -37,12 +33,10 @@ def train(
         A solver at work. It is closed whatever happens.
     consumers : sequence of Consumer
         Asked in this order after each epoch.
-    max_iter : int
-        The most epochs that any model trains for.
     """
     done: np.ndarray | None = None
     with closing(epochs):
-        for _ in range(max_iter):
+        while True:
             for consumer in consumers:
                 consumer.begin()
             epoch = epochs.send(done)

@@ -30,10 +30,11 @@ RANKS = {
     "stopping": 4,
     "callbacks": 4,
     "validation": 4,
-    "estimator": 5,
-    "search": 5,
-    "": 6,
-    "__main__": 6,
+    "posing": 5,
+    "estimator": 6,
+    "search": 7,
+    "": 8,
+    "__main__": 8,
 }
 LEAVES = {"plotting", "datasets"}
 

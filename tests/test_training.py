@@ -506,7 +506,7 @@ def test_a_stack_trains_each_model_as_if_alone(rng, preconditioned, l1_ratio, au
             chosen = SGD(**{**vars(chosen), "learning_rate": rates})
         record = Record(problem)
         epochs = chosen.epochs(problem, State.start(problem), order)
-        train(epochs, [record, Leaves(lengths[models])], lengths.max())
+        train(epochs, [record, Leaves(lengths[models])])
         return record
 
     together = run(np.arange(m))
@@ -593,7 +593,7 @@ def test_a_stack_of_equally_weighted_rows_is_as_good_as_one_with_weights_of_one(
         )
         record = Record(problem)
         epochs = solver.epochs(problem, State.start(problem), np.random.default_rng(0))
-        train(epochs, [record, Leaves([6, 2, 6])], 6)
+        train(epochs, [record, Leaves([6, 2, 6])])
         return record
 
     with_ones, without = run(np.ones((len(X), 3))), run(None)

@@ -29,9 +29,10 @@ from skmax.backends.numpy_dense import (
 
 # Rows of a matrix from which factoring it pays for being called by itself.
 _WORTH_CHOLESKY = 64
-# How many products of the best size are worth a call. Bytes that are read ahead at a time: what fits the caches that cores share, yet takes so long that
-# threads seldom wait for each other. And the least number of times that make it pay.
+# How many products of the best size are worth a call.
 _TILES = 16
+# Bytes that are read ahead at a time: what fits the caches that cores share, yet takes so long that
+# threads seldom wait for each other. And the least number of times that make it pay.
 _AHEAD, _WORTH_READING_AHEAD = 1 << 23, 4
 
 

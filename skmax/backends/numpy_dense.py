@@ -6,13 +6,16 @@ vectorised. Shapes are those of `skmax.problem`.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
 from scipy.linalg import get_blas_funcs
 from sklearn.utils._openmp_helpers import _openmp_effective_n_threads
+
+from skmax.backends.array_api import Rows
 
 # Multiply-adds in a product up to which OpenBLAS has kernels that need no packing, twice as fast;
 # and the fewest rows of X that make several such products better than a single one.
@@ -119,12 +122,15 @@ class _Products:
 
     def _add(self, loss: np.ndarray, correct: np.ndarray, residual: np.ndarray, index: Any) -> None:
         problem = self.problem
-        if problem.sample_weight is not None:
-            weight = problem.sample_weight[index].T
+        weight = problem.weights(index)
+        if weight is not None:
+            weight = weight.T
             loss *= weight
             residual *= weight[:, None, :]
-            score_weight = problem.score_weight
-            correct = correct * (weight if score_weight is None else score_weight[index].T)
+            counts = (
+                problem.weights(index, of_scores=True) if problem.score_weight is not None else None
+            )
+            correct = correct * (weight if counts is None else counts.T)
         self.loss += np.add.reduce(loss, axis=1)  # a batch in its own precision, batches in float64
         self.correct += np.add.reduce(correct, axis=1)
 
@@ -236,11 +242,37 @@ def _factors(inverse_scale: np.ndarray | None, shape: tuple[int, ...]) -> list[n
 def dense_sgd_epoch(
     problem: Any, state: Any, solver: Any, order: np.ndarray, rates: np.ndarray
 ) -> tuple[Any, Any]:
-    """The steps of `skmax.solvers.sgd.sgd_epoch`, in place."""
+    """What `skmax.solvers.sgd.sgd_epoch` does, in place, in threads that share the models."""
+    (m, k), d = problem.masked.shape, problem.data.n_features
+    n_parts = min(n_threads(), m, solver.batch_size * m * k * d // WORTH_A_THREAD)
+    if n_parts < 2:
+        return _epoch(problem, state, solver, problem.data.batches(order, solver.batch_size), rates)
+
+    def run(models: np.ndarray) -> tuple[Any, Any]:
+        data = problem.data.with_(shift=problem.data.shift)  # buffers of its own
+        part = replace(problem.select(models), data=data)
+        batches = Rows.batches(data, order, solver.batch_size)  # a thread each is enough
+        mine = state.select(problem.backend, models)
+        with np.errstate(over="ignore", invalid="ignore"):
+            return _epoch(part, mine, solver.select(models), batches, rates[:, models])
+
+    with ThreadPoolExecutor(n_parts) as pool:
+        states, sums = zip(*pool.map(run, np.array_split(np.arange(m), n_parts)), strict=True)
+    arrays = {
+        field.name: np.concatenate([getattr(part, field.name) for part in states])
+        for field in fields(state)
+    }
+    return replace(state, **arrays), tuple(map(np.concatenate, zip(*sums, strict=True)))
+
+
+def _epoch(
+    problem: Any, state: Any, solver: Any, batches: Iterator[tuple[Any, Any]], rates: np.ndarray
+) -> tuple[Any, Any]:
+    """The steps of one thread."""
     weights, products = _Weights(problem, state, solver), _Products(problem, solver.batch_size)
     gradient, scratch = weights.gradient, weights.scratch
     gradient_sum: Any = np.zeros_like(gradient) if problem.l1.any() else None
-    batches = problem.data.batches(order, solver.batch_size)
+    n_rows = 0
     for (index, X), rate in zip(batches, rates.astype(problem.data.dtype), strict=True):
         logits = products.forward(X, weights.coef, weights.shifted_intercept())
         residual = products.residual(logits, index)
@@ -250,8 +282,9 @@ def dense_sgd_epoch(
         if gradient_sum is not None:
             gradient_sum += gradient
         weights.step(rate, by_intercept, len(index))
+        n_rows += len(index)
     if gradient_sum is not None:
-        weights.settle(solver.learning_rate.astype(gradient.dtype), gradient_sum, len(order))
+        weights.settle(solver.learning_rate.astype(gradient.dtype), gradient_sum, n_rows)
     after = replace(
         state,
         coef=weights.coef,

@@ -14,7 +14,7 @@ from skmax.problem import Array, Problem, State
 
 # The most entries of all matrices of a stack: with more, classes share one. With more features, or
 # more entries even so, features stand alone.
-_MOST_ENTRIES, _MOST_FEATURES = 1 << 24, 2000
+MOST_ENTRIES, _MOST_FEATURES = 1 << 24, 2000
 # Rows whose curvature is below this share of their class's mean are left out: most rows are.
 _NEGLIGIBLE = 0.2
 # Added to every matrix, as a share of its mean diagonal.
@@ -50,7 +50,8 @@ def inverse_curvature(
         Maps arrays of shape (m, k, d + 1), in the coordinates of the preconditioner, the intercept
         last.
     """
-    d, n_blocks = problem.data.n_features + 1, _n_blocks(problem)
+    d = problem.data.n_features + 1
+    n_blocks = _n_blocks(problem.n_models, problem.n_classes, d)
     if diagonal or n_blocks == 0:
         return _diagonal(problem, state, rows)
     xp, backend = problem.backend.xp, problem.backend
@@ -67,26 +68,24 @@ def inverse_curvature(
     return lambda gradient: (inverses @ gradient[..., None])[..., 0]
 
 
-def _n_blocks(problem: Problem) -> int:
+def _n_blocks(m: int, k: int, d: int) -> int:
     """How many matrices a model has: one per class, one for all of them, or none."""
-    m, k, d = problem.n_models, problem.n_classes, problem.data.n_features + 1
-    if d > _MOST_FEATURES or m * d * d > _MOST_ENTRIES:
+    if d > _MOST_FEATURES or m * d * d > MOST_ENTRIES:
         return 0
-    return k if m * k * d * d <= _MOST_ENTRIES else 1
+    return k if m * k * d * d <= MOST_ENTRIES else 1
 
 
-def measures_blocks(problem: Problem) -> bool:
-    """Whether features are seen together."""
-    return _n_blocks(problem) > 0
+def measures_blocks(m: int, k: int, d: int) -> bool:
+    """Whether m models of k classes see their d features, the constant one included, together."""
+    return _n_blocks(m, k, d) > 0
 
 
-def passes_worth(problem: Problem, n_rows: int) -> float:
-    """About how many evaluations of the gradient cost as much as the curvature on so many rows."""
-    n_blocks, n = _n_blocks(problem), len(problem.order)
+def passes_worth(m: int, k: int, d: int, n: int, n_rows: int) -> float:
+    """How many evaluations on n rows cost about as much as the curvature on so many of them."""
+    n_blocks = _n_blocks(m, k, d)
     if n_blocks == 0:
         return 2 * n_rows / n
-    d = problem.data.n_features + 1
-    return n_blocks * d * (n_rows / 4 + d) / (2 * n * problem.n_classes)
+    return n_blocks * d * (n_rows / 4 + d) / (2 * n * k)
 
 
 def _units(problem: Problem) -> Array:
@@ -107,9 +106,8 @@ def _weights(problem: Problem, state: State, X: Array, index: Array) -> Array:
     known = np.sum(~problem.masked, axis=1)
     factor = problem.backend.asarray((known / (known - 1))[:, None], problem.data.dtype)
     weight = p * (1 - p) * factor
-    if problem.sample_weight is None:
-        return weight
-    return weight * xp.take(problem.sample_weight, index, axis=0)[..., None]
+    of_rows = problem.weights(index)
+    return weight if of_rows is None else weight * of_rows[..., None]
 
 
 def _blocks(problem: Problem, state: State, rows: np.ndarray, *, shared: bool) -> Array:

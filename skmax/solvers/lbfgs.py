@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from skmax.backends import rounding_unit
+from skmax.backends import Rows, rounding_unit
 from skmax.objective import penalty, value_and_gradient
 from skmax.problem import Array, Epoch, Problem, State
 from skmax.solvers.curvature import inverse_curvature, measures_blocks, passes_worth
@@ -178,7 +178,8 @@ class _Search:
         )
         at_zero = not bool(self._xp.any(self._weights[..., :-1] != 0))
         self._n_rows *= 1 if at_zero else _MORE_ROWS
-        wait = max(_SOONEST, passes_worth(problem, min(self._n_rows, len(order))))
+        (m, k), d, n = problem.masked.shape, problem.data.n_features + 1, len(order)
+        wait = max(_SOONEST, passes_worth(m, k, d, n, min(self._n_rows, n)))
         self._due = self._passes + (min(wait, _FIRST) if at_zero else wait)
         if self._history:
             self._rescale()
@@ -304,14 +305,14 @@ class _Search:
         self._turn(np.zeros(len(staying), dtype=bool))
 
 
-def affordable(problem: Problem) -> bool:
-    """Whether L-BFGS reaches the optimum of these data at once, or alone."""
-    n, d = len(problem.order), problem.data.n_features + 1
-    passes = _PASSES + passes_worth(problem, min(n, _ROWS_PER_FEATURE * d))
-    if problem.l1.any() or not measures_blocks(problem):
+def affordable(data: Rows, n: int, k: int, *, has_lasso: bool) -> bool:
+    """Whether L-BFGS reaches the optimum of n rows and k classes at once, or alone."""
+    d = data.n_features + 1
+    passes = _PASSES + passes_worth(1, k, d, n, min(n, _ROWS_PER_FEATURE * d))
+    if has_lasso or not measures_blocks(1, k, d):
         passes = _PASSES_OF_DIAGONAL
-    values = n * problem.data.values_per_row * problem.n_classes * problem.n_models
-    return 2 * passes * values <= _AFFORDABLE or n < _FEW_ROWS_PER_FEATURE * d
+    cost = 2 * passes * n * data.values_per_row * k
+    return cost <= _AFFORDABLE or n < _FEW_ROWS_PER_FEATURE * d
 
 
 def polished(

@@ -42,8 +42,8 @@ def curvature(problem: Problem, rows: np.ndarray, n_iter: int = 20) -> np.ndarra
         total: Array = 0.0
         for index, X in data.chunks(rows, width=m):
             response = X @ weights.T + offset.T
-            if problem.sample_weight is not None:
-                response = response * xp.take(problem.sample_weight, index, axis=0)
+            weight = problem.weights(index)
+            response = response if weight is None else response * weight
             image = image + response.T @ X
             total = total + xp.sum(response, axis=0)
         vector = (image - total[:, None] * mean) * inverse_scale / len(rows)

@@ -48,9 +48,8 @@ class Moments:
         with np.errstate(over="ignore", invalid="ignore"):  # `precondition` looks for infinities
             variance = square - mean**2
             variance[variance <= _NOISE * mean**2] = 0.0
-        shape = (problem.n_models, mean.shape[1])  # equal weights make one row for all models
-        mean, variance = (np.broadcast_to(moment, shape).copy() for moment in (mean, variance))
-        return cls(origin, mean, variance)
+        columns = np.zeros_like(problem.columns) if len(mean) == 1 else problem.columns
+        return cls(origin, mean[columns], variance[columns])
 
     def merged(self, other: Moments, share: float) -> Moments:
         """The moments of both sets of rows, `other` having a share of the weight.
@@ -67,18 +66,20 @@ class Moments:
 
 
 def _means(problem: Problem, data: Rows) -> tuple[np.ndarray, np.ndarray]:
-    """Weighted means of the features and of their squares, of shape (1 or m, d), float64.
+    """Weighted means of the features and of their squares, of shape (1 or u, d), float64.
 
     Few rows are summed in the precision of `data`, these sums in float64.
     """
     backend, xp = problem.backend, problem.backend.xp
     total: list[Array] = [0.0, 0.0]
+    weights = problem.sample_weight
+    width = 1 if weights is None else weights.shape[1]
     with np.errstate(over="ignore", invalid="ignore"), backend.small_products():
-        for index, X in data.chunks(problem.order, width=problem.n_models):
-            if problem.sample_weight is None:
+        for index, X in data.chunks(problem.order, width=width):
+            if weights is None:
                 weight = xp.ones((1, X.shape[0]), dtype=data.dtype, device=backend.device)
             else:
-                weight = xp.astype(xp.take(problem.sample_weight, index, axis=0), data.dtype).T
+                weight = xp.astype(xp.take(weights, index, axis=0), data.dtype).T
             for part, values in enumerate((X, X * X)):
                 total[part] = total[part] + xp.astype(weight @ values, backend.dtype(np.float64))
         mean, square = (backend.to_numpy(part) / len(problem.order) for part in total)
