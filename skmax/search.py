@@ -453,7 +453,7 @@ class _Evaluation:
             for task in tasks:
                 self._assign(task, rows, to_host(self.splits[task.split][0]))
             for stack, problem, watching in _stacks(tasks, rows, self._fail):
-                self._score_stack(stack, rows, problem, watching)
+                self._score_stack(stack, problem, watching)
         for task in tasks:
             if task.error is not None:
                 self._report(task, {})
@@ -481,7 +481,7 @@ class _Evaluation:
                     task.seconds = (time.time() - start) / len(tasks)
                     self._assign(task, rows, np.arange(rows.X.shape[0]))
                 for stack, problem, watching in _stacks(tasks, rows, self._fail):
-                    self._score_stack(stack, rows, problem, watching, first)
+                    self._score_stack(stack, problem, watching, first)
             for task in tasks:
                 if task.error is not None:
                     self._report(task, {})
@@ -514,7 +514,6 @@ class _Evaluation:
     def _score_stack(
         self,
         tasks: list[_Task],
-        rows: _Rows,
         problem: Problem,
         watching: Watch,
         pipeline: Any = None,
@@ -555,9 +554,8 @@ class _Evaluation:
         backend, k = problem.backend, problem.n_classes
         data = backend.rows_of(checked, float_dtype_for(checked))
         data = data.with_(shift=problem.data.shift, dtype=problem.data.dtype)
-        kept = [watching.weights.kept[j] for j, _ in mine]
-        coef = backend.xp.concat([coef for coef, _ in kept])
-        intercept = backend.xp.concat([intercept for _, intercept in kept])
+        kept = [watching.weights.kept[j] or () for j, _ in mine]
+        coef, intercept = (backend.xp.concat(list(arrays)) for arrays in zip(*kept, strict=True))
         width = coef.shape[0]
         chunks = logit_chunks(data, coef, intercept, np.arange(data.n_samples))
         parts = [backend.xp.reshape(part, (-1, width)) for part in chunks]

@@ -58,18 +58,39 @@ class _Products:
         self.problem = problem
         self.loss, self.correct = np.zeros(m), np.zeros(m)
         # Rows a power of two apart would compete for the same lines of the cache.
-        self._logits, self._residual = np.empty((2, m * k, size + 16), problem.data.dtype)
-        self._row = np.empty((m, 1, size), problem.data.dtype)
-        tile = small_rows(m * k * problem.data.n_features) or size
-        self._tile = -(-size // -(-size // tile))
+        d, dtype = problem.data.n_features, problem.data.dtype
+        most = small_rows(m * k * d) or size
+        self._tile = -(-size // -(-size // most))
+        # Where a batch is a single product, so is its centring: the origins are further rows of X.
+        self._origins: Any = np.empty((0, d), dtype)
+        self.centers = problem.mean is not None and most == size and m > 1
+        if self.centers:
+            _, first, self._origin_of = np.unique(
+                problem.columns, return_index=True, return_inverse=True
+            )
+            self._origins = problem.mean[first, 0]
+            self._extended = np.empty((size + len(first), d), dtype)
+        width = -(-(size + len(self._origins)) // 16) * 16 + 16
+        self._logits, self._residual = np.empty((2, m * k, width), dtype)
+        self._row = np.empty((m, 1, size), dtype)
 
     def forward(self, X: np.ndarray, coef: np.ndarray, intercept: np.ndarray) -> np.ndarray:
-        """Logits of shape (m, k, b) from weights of shapes (m, k, d) and (m, k)."""
-        coef = coef.reshape(-1, X.shape[1])
-        for first in range(0, len(X), self._tile):
-            rows = X[first : first + self._tile]
-            np.matmul(coef, rows.T, out=self._logits[:, first : first + len(rows)])
-        logits = self._logits.reshape(*intercept.shape, -1)[:, :, : len(X)]
+        """Logits of shape (m, k, b) from weights of shapes (m, k, d) and (m, k).
+
+        The intercepts are those at the origin if this `centers`, else those at the data's shift.
+        """
+        size, coef = len(X), coef.reshape(-1, X.shape[1])
+        logits = self._logits.reshape(*intercept.shape, -1)
+        if self.centers:
+            extended = self._extended[: size + len(self._origins)]
+            extended[:size], extended[size:] = X, self._origins
+            np.matmul(coef, extended.T, out=self._logits[:, : len(extended)])
+            intercept = intercept - logits[np.arange(len(logits)), :, size + self._origin_of]
+        else:
+            for first in range(0, size, self._tile):
+                rows = X[first : first + self._tile]
+                np.matmul(coef, rows.T, out=self._logits[:, first : first + len(rows)])
+        logits = logits[:, :, :size]
         logits += intercept[:, :, None]
         return logits
 
@@ -134,15 +155,31 @@ class _Products:
         self.loss += np.add.reduce(loss, axis=1)  # a batch in its own precision, batches in float64
         self.correct += np.add.reduce(correct, axis=1)
 
-    def backward(self, X: np.ndarray, out: np.ndarray, scratch: np.ndarray) -> None:
-        """The gradient of the summed loss by the coefficients, of shape (m, k, d), into `out`."""
-        out, scratch = out.reshape(-1, X.shape[1]), scratch.reshape(-1, X.shape[1])
-        for first in range(0, len(X), self._tile):
+    def backward(
+        self, X: np.ndarray, by_intercept: np.ndarray, out: np.ndarray, scratch: np.ndarray
+    ) -> None:
+        """The gradient of the summed loss by the coefficients, of shape (m, k, d), into `out`.
+
+        It is that of centred features if this `centers`.
+        """
+        size, out, scratch = len(X), *(array.reshape(-1, X.shape[1]) for array in (out, scratch))
+        if self.centers:
+            width = size + len(self._origins)
+            residual = self._residual.reshape(*by_intercept.shape, -1)
+            residual[:, :, size:width] = 0
+            residual[np.arange(len(residual)), :, size + self._origin_of] = -by_intercept
+            np.matmul(self._residual[:, :width], self._extended[:width], out=out)
+            return
+        for first in range(0, size, self._tile):
             rows = X[first : first + self._tile]
             residual = self._residual[:, first : first + len(rows)]
             np.matmul(residual, rows, out=scratch if first else out)
             if first:
                 out += scratch
+
+
+# Models whose weights are moved at once: they stay in the cache between one array and the next.
+_TOGETHER = 20
 
 
 class _Weights:
@@ -159,11 +196,12 @@ class _Weights:
         self.mean = None if problem.mean is None else np.ascontiguousarray(problem.mean[:, 0])
         self.intercept = state.intercept + self._at_mean()
         self.gradient, self.scratch = np.empty_like(self.coef), np.empty_like(self.coef)
-        self._factors = _factors(problem.inverse_scale, self.coef.shape)
+        self._factors = _factors(problem.inverse_scale, self.coef.shape[1])
         self._momentum = solver.momentum.astype(dtype)
         self._l1 = problem.l1.astype(dtype)[:, None, None] if problem.l1.any() else None
-        names = ("axpy", "ger", "scal")
-        self._axpy, self._rank_one, self._scal = get_blas_funcs(names, dtype=dtype)
+        self._rank_one = get_blas_funcs("ger", dtype=dtype)
+        self._columns = [gradient.T for gradient in self.gradient]  # as BLAS wants them
+        self._pieces = [slice(i, i + _TOGETHER) for i in range(0, len(self.coef), _TOGETHER)]
 
     def _at_mean(self) -> Any:
         """What the coefficients make of the means, of shape (m, k)."""
@@ -176,22 +214,23 @@ class _Weights:
     def center(self, by_intercept: np.ndarray) -> None:
         """Make the gradient that of centred features."""
         if self.mean is not None:
-            for model, mean in enumerate(self.mean):
-                gradient = self.gradient[model].T  # BLAS wants columns along memory
-                self._rank_one(-1, mean, by_intercept[model], a=gradient, overwrite_a=1)
+            for mean, of_model, gradient in zip(
+                self.mean, by_intercept, self._columns, strict=True
+            ):
+                self._rank_one(-1, mean, of_model, a=gradient, overwrite_a=1)
 
     def step(self, rate: np.ndarray, by_intercept: np.ndarray, size: int) -> None:
         """One step at rates of shape (m,), from gradients summed over a batch of that size."""
-        # BLAS adds a multiple of one array to another without a third one.
-        axpy, mean_rate, l2 = self._axpy, rate / size, size * self.problem.l2
-        arrays = map(_flat, (self.coef, self.gradient, self.velocity))
-        for model, (coef, gradient, velocity) in enumerate(zip(*arrays, strict=True)):
-            axpy(coef, gradient, a=l2[model])
+        mean_rate, l2 = rate / size, (size * self.problem.l2).astype(rate.dtype)
+        for some in self._pieces:
+            gradient, velocity, coef = self.gradient[some], self.velocity[some], self.coef[some]
+            gradient += np.multiply(coef, _per_model(l2[some]), out=self.scratch[some])
             for factor in self._factors:
-                gradient *= factor[model]
-            self._scal(self._momentum[model], velocity)
-            axpy(gradient, velocity, a=-mean_rate[model])
-            axpy(velocity, coef)
+                gradient *= factor[some]
+            gradient *= _per_model(mean_rate[some])
+            velocity *= _per_model(self._momentum[some])
+            velocity -= gradient
+            coef += velocity
         if self._l1 is not None:
             self.velocity -= self._shrink(rate)
         if self.problem.fit_intercept:
@@ -203,7 +242,7 @@ class _Weights:
         """Apply the proximal operator of the L1 penalty; what it took off."""
         threshold = np.broadcast_to(rate[:, None, None] * self._l1, self.coef.shape).copy()
         for factor in self._factors:
-            threshold *= factor.reshape(-1, *self.coef.shape[1:])
+            threshold *= factor
         taken = np.clip(self.coef, -threshold, threshold, out=self.scratch)
         self.coef -= taken
         return taken
@@ -220,23 +259,21 @@ class _Weights:
         self.coef = np.where(self.problem.l1[:, None, None] > 0, self.coef, before)
 
 
-def _flat(weights: np.ndarray) -> np.ndarray:
-    """The weights of each model as a vector, in the same memory."""
-    return weights.reshape(len(weights), -1)
+def _per_model(values: np.ndarray) -> Any:
+    """Values of shape (m,) to multiply weights with: of a single one, less broadcasting."""
+    return values if len(values) == 1 else values[:, None, None]
 
 
-def _factors(inverse_scale: np.ndarray | None, shape: tuple[int, ...]) -> list[np.ndarray]:
-    """What multiplies flat gradients: the square, or, where that is not normal, twice the scale."""
+def _factors(inverse_scale: np.ndarray | None, k: int) -> list[np.ndarray]:
+    """What multiplies gradients: the square, or, where that is not normal, twice the scale."""
     if inverse_scale is None:
         return []
-    # Broadcasting a row while multiplying costs more than reading all.
-    factor = _flat(np.repeat(inverse_scale, shape[1], axis=1))
+    factor = np.repeat(inverse_scale, k, axis=1)  # broadcasting a row costs more than reading all
     with np.errstate(over="ignore"):
         square = factor * factor
     limits = np.finfo(factor.dtype)
     normal = (square >= limits.tiny) & (square <= limits.max)
-    factors = [square] if (normal | (factor == 0)).all() else [factor, factor]
-    return [np.broadcast_to(one, (shape[0], one.shape[1])) for one in factors]
+    return [square] if (normal | (factor == 0)).all() else [factor, factor]
 
 
 def dense_sgd_epoch(
@@ -274,11 +311,12 @@ def _epoch(
     gradient_sum: Any = np.zeros_like(gradient) if problem.l1.any() else None
     n_rows = 0
     for (index, X), rate in zip(batches, rates.astype(problem.data.dtype), strict=True):
-        logits = products.forward(X, weights.coef, weights.shifted_intercept())
-        residual = products.residual(logits, index)
-        products.backward(X, gradient, scratch)
+        intercept = weights.intercept if products.centers else weights.shifted_intercept()
+        residual = products.residual(products.forward(X, weights.coef, intercept), index)
         by_intercept = np.add.reduce(residual, axis=2)
-        weights.center(by_intercept)
+        products.backward(X, by_intercept, gradient, scratch)
+        if not products.centers:
+            weights.center(by_intercept)
         if gradient_sum is not None:
             gradient_sum += gradient
         weights.step(rate, by_intercept, len(index))
@@ -321,7 +359,7 @@ def _part_of_pass(
     gradient: bool,
 ) -> tuple[Any, ...]:
     data = problem.data.with_(shift=problem.data.shift)  # buffers of its own
-    products = _Products(problem, min(size, len(order)))
+    products = _Products(replace(problem, mean=None), min(size, len(order)))
     out, scratch = np.empty((2, *coef.shape), coef.dtype)
     by_coef: Any = np.zeros(coef.shape) if gradient else None
     by_intercept: Any = np.zeros(intercept.shape) if gradient else None
@@ -330,7 +368,8 @@ def _part_of_pass(
         X = data.rows(index)
         residual = products.residual(products.forward(X, coef, intercept), index)
         if gradient:
-            products.backward(X, out, scratch)
+            of_piece = np.add.reduce(residual, axis=2)
+            products.backward(X, of_piece, out, scratch)
             by_coef += out
-            by_intercept += residual.sum(axis=2)
+            by_intercept += of_piece
     return products.loss, products.correct, by_coef, by_intercept
