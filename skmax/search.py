@@ -443,17 +443,17 @@ class _Evaluation:
             for number, asked in members
             for split in range(len(self.splits))
         ]
-        self._begin(tasks)
         weight = self.fit_params.get("sample_weight")
         try:
             rows = _Rows.checked(tasks[0].asked, self.X, self.y, weight)
-        except Exception as error:
-            self._fail(tasks, error)
-        else:
-            for task in tasks:
-                self._assign(task, rows, to_host(self.splits[task.split][0]))
-            for stack, problem, watching in _stacks(tasks, rows, self._fail):
-                self._score_stack(stack, problem, watching)
+        except Exception:  # some folds may do without what is wrong with the data
+            self._run_alone([number for number, _ in members])
+            return
+        self._begin(tasks)
+        for task in tasks:
+            self._assign(task, rows, to_host(self.splits[task.split][0]))
+        for stack, problem, watching in _stacks(tasks, rows, self._fail):
+            self._score_stack(stack, problem, watching)
         for task in tasks:
             if task.error is not None:
                 self._report(task, {})
@@ -563,7 +563,8 @@ class _Evaluation:
 
         def of(position: int, task: _Task) -> Any:
             logits = everything[:, position * k : (position + 1) * k]
-            logits = logits[:, backend.asarray(np.flatnonzero(task.present))]
+            present = backend.asarray(np.flatnonzero(task.present))
+            logits = backend.xp.take(logits, present, axis=1)
             if logits.shape[1] == 2:  # as of one row of weights
                 difference = logits[:, 1:] - logits[:, :1]
                 zeros = backend.xp.zeros_like(difference)

@@ -98,20 +98,30 @@ def raced(problem: Problem, solver: SGD, rng: np.random.Generator) -> np.ndarray
     return rates.reshape(m, -1)[np.arange(m), good_enough.argmax(axis=1)]
 
 
+def _evenness(problem: Problem) -> np.ndarray:
+    """The share of all rows that, weighing the same, would vary like these; of shape (m,)."""
+    if problem.sample_weight is None:
+        return np.ones(problem.n_models)
+    weight = problem.backend.to_numpy(problem.sample_weight)[problem.order]
+    return (1 / np.mean(weight.astype(np.float64) ** 2, axis=0))[problem.columns]
+
+
 def slow(problem: Problem, solver: SGD) -> np.ndarray:
     """A learning rate that is safe for any minibatch, per model, of shape (m,).
 
     The inverse of about the largest curvature that a batch of b rows may show. That is the upper
     edge ``(sqrt(c) + sqrt(d / b))^2`` of the spectrum of a sample covariance of d features, c being
-    the largest eigenvalue of all rows; a batch that holds all n rows adds none of its own.
+    the largest eigenvalue of all rows; a batch that holds all n rows adds none of its own. Rows of
+    unequal weights w vary like fewer rows, by Kish's ``mean(w)^2 / mean(w^2)``.
 
     Reference: V. A. Marchenko and L. A. Pastur, Distribution of eigenvalues for some sets of random
     matrices, 1967.
     """
     n, b, d = len(problem.order), solver.batch_size, problem.data.n_features
+    effective = b * _evenness(problem)
     sample = problem.order[:: -(-n // _SAMPLE)]
     with np.errstate(over="ignore", invalid="ignore"), problem.backend.small_products():
-        largest = (np.sqrt(curvature(problem, sample)) + np.sqrt(d / b * (1 - b / n))) ** 2
+        largest = (np.sqrt(curvature(problem, sample)) + np.sqrt(d / effective * (1 - b / n))) ** 2
     if not np.isfinite(largest).all():
         raise ValueError(
             f"learning_rate='auto' finds no rate: the squares of X overflow {problem.data.dtype}. "

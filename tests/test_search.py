@@ -1,0 +1,390 @@
+"""BatchedGridSearchCV beside GridSearchCV, which fits one candidate and fold after the other."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from conftest import usable
+from scipy import sparse
+from sklearn import config_context
+from sklearn.base import BaseEstimator, TransformerMixin, clone
+from sklearn.datasets import load_digits, load_iris, make_classification
+from sklearn.exceptions import FitFailedWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import accuracy_score, log_loss, make_scorer
+from sklearn.model_selection import (
+    GridSearchCV,
+    LeaveOneGroupOut,
+    RepeatedKFold,
+    ShuffleSplit,
+    StratifiedKFold,
+)
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+import skmax.search
+from skmax import BatchedGridSearchCV, SoftmaxRegression
+
+pytestmark = pytest.mark.filterwarnings("ignore:batch_size=.* is larger")
+
+GRID = {"C": [0.01, 1.0], "learning_rate": ["auto", 0.05]}
+
+
+def in_full_batches(**parameters):
+    """A model whose batches hold all rows: those of a stack are then the same."""
+    settings = {"batch_size": 10**6, "max_iter": 15, "tol": 0, "random_state": 0}
+    return SoftmaxRegression(**(settings | parameters))
+
+
+def make_data(n=120, d=6, k=3, seed=0):
+    return make_classification(
+        n, d, n_informative=4, n_classes=k, n_clusters_per_class=1, flip_y=0.1, random_state=seed
+    )
+
+
+def both(estimator, grid, X, y, fit=None, **settings):
+    """The two searches, fitted."""
+    settings = {"cv": 3, "scoring": "neg_log_loss", "return_train_score": True} | settings
+    return [
+        search(clone(estimator), grid, **settings).fit(X, y, **(fit or {}))
+        for search in (GridSearchCV, BatchedGridSearchCV)
+    ]
+
+
+def assert_same(one, other, atol=1e-9):
+    """All that does not measure time is the same."""
+    assert list(one.cv_results_) == list(other.cv_results_)
+    for name, values in one.cv_results_.items():
+        if "time" in name:
+            assert np.all(other.cv_results_[name] >= 0), name
+        elif name.startswith(("split", "mean", "std")):
+            np.testing.assert_allclose(other.cv_results_[name], values, atol=atol, err_msg=name)
+        elif not name.startswith("rank"):  # rounding may break ties
+            assert list(other.cv_results_[name]) == list(values), name
+    if hasattr(one, "best_index_"):
+        assert other.best_params_ == one.best_params_
+    assert other.n_splits_ == one.n_splits_
+    assert other.multimetric_ == one.multimetric_
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {},
+        {"preconditioner": None},
+        {"fit_intercept": False},
+        {"class_weight": "balanced"},
+        {"class_weight": {0: 2.0}, "label_smoothing": 0.1},
+        {"l1_ratio": 0.5},
+        {"schedule": "constant", "momentum": 0.5},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("k", [2, 3])
+def test_the_scores_are_those_of_single_fits(parameters, k):
+    X, y = make_data(k=k)
+    assert_same(*both(in_full_batches(**parameters), GRID, X, y))
+
+
+@pytest.mark.parametrize("kind", ["strings", "sparse", "float32", "uint8", "frame", "weights"])
+def test_any_data_give_the_scores_of_single_fits(kind):
+    X, y = make_data()
+    fit, atol = {}, 1e-9
+    if kind == "strings":
+        y = np.array(["ash", "beech", "cedar"])[y]
+    elif kind == "sparse":
+        X = sparse.csr_array(np.where(np.abs(X) > 1, X, 0))
+    elif kind == "float32":
+        X, atol = X.astype(np.float32), 1e-4
+    elif kind == "uint8":
+        X, atol = (X * 20 + 128).astype(np.uint8), 1e-4
+    elif kind == "frame":
+        X = pytest.importorskip("pandas").DataFrame(X, columns=list("abcdef"))
+    else:
+        fit = {"sample_weight": np.random.default_rng(0).integers(0, 4, len(y))}
+    one, other = both(in_full_batches(), GRID, X, y, fit)
+    assert_same(one, other, atol)
+    assert other.best_estimator_.coef_.dtype == one.best_estimator_.coef_.dtype
+    assert np.all(other.predict(X) == one.predict(X))
+
+
+@pytest.mark.parametrize(
+    "cv",
+    [
+        ShuffleSplit(4, test_size=0.4, random_state=0),
+        RepeatedKFold(n_splits=2, n_repeats=2, random_state=0),
+        StratifiedKFold(4),
+        [(np.arange(0, 80), np.arange(60, 120)), (np.arange(40, 120), np.arange(50))],
+    ],
+    ids=["overlapping", "repeated", "stratified", "pairs"],
+)
+def test_any_splits(cv):
+    X, y = make_data()
+    assert_same(*both(in_full_batches(), GRID, X, y, cv=cv))
+
+
+def test_groups_reach_the_splitter():
+    X, y = make_data()
+    groups = np.repeat([0, 1, 2, 3], [50, 10, 40, 20])
+    searches = both(in_full_batches(), GRID, X, y, {"groups": groups}, cv=LeaveOneGroupOut())
+    assert_same(*searches)
+    with config_context(enable_metadata_routing=True):
+        asked = in_full_batches().set_fit_request(sample_weight=True)
+        scorer = make_scorer(accuracy_score).set_score_request(sample_weight=True)
+        fit = {"groups": groups, "sample_weight": np.linspace(0.1, 1, len(y))}
+        assert_same(*both(asked, GRID, X, y, fit, cv=LeaveOneGroupOut(), scoring=scorer))
+
+
+def test_a_class_that_a_fold_lacks_is_no_class_of_its_models():
+    X, y = make_data(k=3)
+    X, y = X[np.argsort(y, kind="stable")], np.sort(y)
+    without = np.flatnonzero(y != 2)  # two classes are left: the binary penalty
+    splits = [(without[::2], without[1::2]), (np.arange(0, 120, 2), np.arange(1, 120, 2))]
+    one, other = both(in_full_batches(), {"C": [1e-3, 1.0]}, X, y, cv=splits)
+    assert_same(one, other)
+
+
+def test_soft_targets():
+    X, y = make_data()
+    rng = np.random.default_rng(0)
+    soft = 0.8 * np.eye(3)[y] + 0.2 * rng.dirichlet(np.ones(3), len(y))
+    splits = [(np.arange(80), np.arange(80, 120)), (np.arange(40, 120), np.arange(40))]
+    grid = {"C": [0.01, 1.0], "class_weight": [None, {0: 3.0}]}
+    assert_same(*both(in_full_batches(), grid, X, soft, cv=splits, scoring=None))
+
+
+def test_early_stopping_holds_out_the_same_rows():
+    X, y = make_data(300)
+    grid = {"C": [0.01, 1.0], "validation_fraction": [0.1, 0.3], "n_iter_no_change": [2, 5]}
+    model = in_full_batches(early_stopping=True, tol=1e-3, max_iter=40)
+    assert_same(*both(model, grid, X, y))
+
+
+def test_what_cannot_be_stacked_makes_stacks_of_its_own():
+    X, y = make_data()
+    grid = [
+        {"fit_intercept": [True, False], "max_iter": [5, 20]},
+        {"preconditioner": [None, "diagonal"], "schedule": ["linear", "constant"]},
+        {"random_state": [0, 1], "shuffle": [True, False]},
+        {"early_stopping": [True, False]},
+    ]
+    assert_same(*both(in_full_batches(), grid, X, y))
+
+
+def test_lbfgs_and_the_defaults_reach_the_same_optima():
+    X, y = make_data()
+    grid = [{"solver": ["lbfgs"], "C": [0.01, 1.0]}, {"C": [0.01, 1.0]}]
+    one, other = both(SoftmaxRegression(random_state=0, tol=1e-9), grid, X, y)
+    assert_same(one, other, atol=1e-4)
+
+
+def test_minibatches_differ_as_seeds_do():
+    X, y = load_digits(return_X_y=True)
+    X = X.astype(np.float32)
+    grid = {"C": [1e-5, 1e-3, 1.0], "learning_rate": ["auto", 0.02]}
+    means = {GridSearchCV: [], BatchedGridSearchCV: []}
+    for seed in range(4):
+        model = SoftmaxRegression(max_iter=8, tol=0, random_state=seed)
+        searches = both(model, grid, X, y, return_train_score=False)
+        for search in searches:
+            means[type(search)].append(search.cv_results_["mean_test_score"])
+        assert searches[0].best_params_["C"] == searches[1].best_params_["C"]
+    single, stacked = (np.array(values) for values in means.values())
+    noise = np.maximum(single.std(axis=0, ddof=1), stacked.std(axis=0, ddof=1))
+    gap = np.abs(single.mean(axis=0) - stacked.mean(axis=0))
+    assert np.all(gap <= 3 * noise + 5e-3 * np.abs(single.mean(axis=0)))
+    # Far apart as candidates are, they rank the same.
+    order = np.argsort(single.mean(axis=0))
+    for worse, better in pairwise(order):
+        if single.mean(axis=0)[better] - single.mean(axis=0)[worse] > 6 * noise.max():
+            assert stacked.mean(axis=0)[better] > stacked.mean(axis=0)[worse]
+
+
+def test_a_stack_takes_as_many_steps_as_a_fit():
+    X, y = make_data(900)
+    grid = {"learning_rate": [0.05]}
+    model = SoftmaxRegression(batch_size=100, max_iter=4, tol=0, random_state=0)
+    seen = []
+    original = skmax.search.solve
+
+    def solve(how, parameters, problem, *rest):
+        epochs, lengths = original(how, parameters, problem, *rest)
+        seen.append(skmax.posing.sgd(parameters, problem, rest[-1]).batch_size)
+        return epochs, lengths
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(skmax.search, "solve", solve)
+        BatchedGridSearchCV(model, grid, cv=3).fit(X, y)
+    assert seen == [150]  # of 900 rows, of which each model sees 600
+
+
+def test_a_diverged_candidate_gets_the_error_score_and_is_named():
+    X, y = make_data()
+    grid = {"learning_rate": [0.05, 1e30], "C": [1.0]}
+    model = in_full_batches(max_iter=5)
+    with pytest.warns() as caught:
+        search = BatchedGridSearchCV(model, grid, cv=3, error_score=-7.0).fit(X, y)
+    failed = [w for w in caught if w.category is FitFailedWarning]
+    assert len(failed) == 1
+    assert "'learning_rate': 1e+30" in str(failed[0].message)
+    assert list(search.cv_results_["split1_test_score"] == -7.0) == [False, True]
+    alone = GridSearchCV(model, {"learning_rate": [0.05]}, cv=3).fit(X, y)
+    assert search.best_score_ == pytest.approx(alone.best_score_)
+    with pytest.raises(ValueError, match="diverged"):
+        BatchedGridSearchCV(model, grid, cv=3, error_score="raise").fit(X, y)
+    with pytest.raises(ValueError, match="All the 3 fits failed"):
+        BatchedGridSearchCV(model, {"learning_rate": [1e30]}, cv=3).fit(X, y)
+
+
+@pytest.mark.filterwarnings("ignore:One or more of the test scores are non-finite")
+def test_bad_parameters_fail_alone():
+    X, y = make_data()
+    with pytest.warns(FitFailedWarning, match="The 'C' parameter"):
+        search = BatchedGridSearchCV(in_full_batches(), {"C": [-1.0, 1.0]}, cv=3).fit(X, y)
+    assert np.isnan(search.cv_results_["mean_test_score"][0])
+    assert search.best_params_ == {"C": 1.0}
+
+
+def test_several_scores():
+    X, y = make_data()
+    scoring = {"loss": "neg_log_loss", "accuracy": "accuracy"}
+    assert_same(*both(in_full_batches(), GRID, X, y, scoring=scoring, refit="loss"))
+    one, other = both(in_full_batches(), GRID, X, y, scoring=scoring, refit=False)
+    assert_same(one, other)
+    assert not hasattr(other, "best_estimator_")
+
+    def scorer(model, X, y):
+        p = model.predict_proba(X)
+        return {"ours": -log_loss(y, p, labels=model.classes_), "twice": 2 * model.score(X, y)}
+
+    assert_same(*both(in_full_batches(), GRID, X, y, scoring=scorer, refit="ours"))
+
+    def least_C(results):
+        return int(np.argmin(results["param_C"].astype(float)))
+
+    assert_same(*both(in_full_batches(), GRID, X, y, refit=least_C))
+
+
+def test_a_scorer_may_ask_about_other_rows():
+    X, y = make_data()
+    probe = np.zeros((1, X.shape[1]))
+
+    def scorer(model, X, y):
+        return model.decision_function(probe)[0, 0] + model.intercept_[1]
+
+    assert_same(*both(in_full_batches(), GRID, X, y, scoring=scorer))
+
+
+class Counted(TransformerMixin, BaseEstimator):
+    """Scales, and counts how often it is fitted."""
+
+    fits = 0
+
+    def __init__(self, factor=1.0):
+        self.factor = factor
+
+    def fit(self, X, y=None):
+        type(self).fits += 1
+        self.scale_ = np.abs(X).max(axis=0)
+        return self
+
+    def transform(self, X):
+        return self.factor * X / self.scale_
+
+
+def test_steps_before_the_last_are_fitted_once_per_fold_and_value():
+    X, y = make_data()
+    pipeline = Pipeline([("scale", Counted()), ("again", "passthrough"), ("m", in_full_batches())])
+    grid = {"scale__factor": [1.0, 10.0], "m__C": [0.01, 1.0, 100.0], "m__l1_ratio": [0.0, 0.5]}
+    Counted.fits = 0
+    one, other = both(pipeline, grid, X, y)
+    assert Counted.fits == (12 * 3 + 1) + (2 * 3 + 1)
+    assert_same(one, other)
+    assert isinstance(other.best_estimator_["scale"], Counted)
+    weight = np.linspace(0, 1, len(y))
+    assert_same(*both(pipeline, grid, X, y, {"m__sample_weight": weight}))
+
+
+def test_a_scorer_sees_the_steps_of_the_pipeline():
+    X, y = make_data()
+    pipeline = make_pipeline(StandardScaler(), in_full_batches())
+
+    def scorer(model, X, y):
+        return model["standardscaler"].mean_[0] + model.score(X, y)
+
+    assert_same(*both(pipeline, {"softmaxregression__C": [0.1, 1.0]}, X, y, scoring=scorer))
+
+
+def test_other_estimators_are_fitted_alone():
+    X, y = make_data()
+    pipeline = Pipeline([("scale", StandardScaler()), ("m", in_full_batches())])
+    grid = [{"m": [LogisticRegression()], "m__C": [0.1, 1.0]}, {"m__C": [0.1, 1.0]}]
+    one, other = both(pipeline, grid, X, y)
+    assert [str(p) for p in one.cv_results_["params"]] == [
+        str(p) for p in other.cv_results_["params"]
+    ]
+    for name in ("mean_test_score", "mean_train_score", "rank_test_score"):
+        np.testing.assert_allclose(other.cv_results_[name], one.cv_results_[name], atol=1e-9)
+
+
+def test_chunks_change_nothing(monkeypatch):
+    X, y = make_data()
+    whole = both(in_full_batches(), GRID, X, y)[1]
+    sizes = []
+    original = skmax.search._train
+
+    def counted(tasks, *rest):
+        sizes.append(len(tasks))
+        return original(tasks, *rest)
+
+    monkeypatch.setattr(skmax.search, "_BUDGET", 64 * 3 * 7 * 5)  # five models
+    monkeypatch.setattr(skmax.search, "_train", counted)
+    assert_same(whole, both(in_full_batches(), GRID, X, y)[1])
+    assert max(sizes) <= 5
+    assert sum(sizes) == 12
+
+
+@pytest.mark.parametrize(
+    ("k", "d", "how"), [(10, 785, "sgd"), (1000, 1000, "sgd"), (10, 65, "both"), (10, 785, "lbfgs")]
+)
+def test_a_stack_fits_its_budget(k, d, how):
+    most = skmax.search._most_models(how, k, d)
+    assert most >= 1
+    floats = k * d * most
+    assert most == 1 or floats * (64 if how == "sgd" else 240) <= skmax.search._BUDGET
+
+
+@pytest.mark.parametrize("namespace", ["array_api_strict", "torch"])
+def test_other_namespaces_give_the_same(namespace):
+    if not usable(namespace):
+        pytest.skip(f"{namespace} is not installed")
+    xp = pytest.importorskip(namespace)
+    X, y = make_data()
+    expected = both(in_full_batches(), GRID, X, y)[1]
+    with config_context(array_api_dispatch=True):
+        search = both(in_full_batches(), GRID, xp.asarray(X), xp.asarray(y))[1]
+        assert isinstance(search.best_estimator_.coef_, type(xp.asarray(X)))
+    np.testing.assert_allclose(
+        search.cv_results_["mean_test_score"], expected.cv_results_["mean_test_score"], atol=1e-9
+    )
+
+
+def test_verbose_says_what_it_does(capsys):
+    X, y = load_iris(return_X_y=True)
+    BatchedGridSearchCV(in_full_batches(batch_size=100), {"C": [1.0]}, cv=3, verbose=3).fit(X, y)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "Fitting 3 folds for each of 1 candidates, totalling 3 fits"
+    assert len(lines) == 4
+    assert lines[1].startswith("[CV 1/3] END C=1.0, test score 0.")
+
+
+def test_splits_that_do_not_add_up_and_missing_targets():
+    class Liar(StratifiedKFold):
+        def get_n_splits(self, *args, **kwargs):
+            return 7
+
+    X, y = make_data()
+    with pytest.raises(ValueError, match="Expected 7 splits, got 3"):
+        BatchedGridSearchCV(in_full_batches(), GRID, cv=Liar(3)).fit(X, y)
+    with pytest.raises((TypeError, ValueError)):
+        BatchedGridSearchCV(in_full_batches(), GRID, cv=3).fit(X)
