@@ -150,7 +150,8 @@ class _Bounds:
             if mixed > 0:
                 u = np.where(known, (self.share - (1 - mixed) * (self.share + r)) / mixed, 0.0)
                 u = np.maximum(u, 0.0)
-                u /= u.sum()
+                # Where nothing is left, what was out of balance was a rounding error.
+                u = u / u.sum() if u.any() else self.uniform
                 by_u = self.by_uniform + np.outer(u - self.uniform, self.offset)
                 V = (1 - mixed) * V + mixed * by_u
                 entropy = (1 - mixed) * entropy + mixed * entr(u).sum()

@@ -110,11 +110,12 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
         ``(1 - label_smoothing) * y + label_smoothing / n_classes``.
     solver : {"sgd", "lbfgs"}, default="sgd"
         "sgd": minibatch stochastic gradient descent with momentum (heavy ball). With
-        `learning_rate="auto"` and `max_iter=None`, and where it costs no more than a fraction of a
-        second, L-BFGS then goes on to the optimum. "lbfgs": L-BFGS on all rows, led by the
-        curvature of the data, to the optimum; with L1, orthant-wise. On dense data it begins with
-        three epochs of SGD in an order that is always the same. It takes no notice of
-        `learning_rate`, `schedule`, `batch_size`, `momentum`, `shuffle` and `random_state`.
+        `learning_rate="auto"` and `max_iter=None`, L-BFGS then goes on to the optimum, where it
+        costs no more than a fraction of a second, or there are few rows per feature. "lbfgs":
+        L-BFGS on all rows, led by the curvature of the data, to the optimum; with L1, orthant-wise.
+        On dense data it begins with three epochs of SGD in an order that is always the same. It
+        takes no notice of `learning_rate`, `schedule`, `batch_size`, `momentum`, `shuffle` and
+        `random_state`.
     preconditioner : {"diagonal"} or None, default="diagonal"
         "diagonal": steps are taken as if every feature had been centred, and divided by
         ``sqrt(variance + penalty curvature)``; without an intercept, not centred, and divided by
@@ -129,7 +130,7 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
         or a line; not at all; or like ``1 / sqrt(1 + epochs)``.
     max_iter : int, default=None
         The most epochs for "sgd", iterations for "lbfgs": both are passes over the data. None:
-        1000 iterations; as many epochs as make 1000 steps, and at least 6; or, where L-BFGS goes
+        1000 iterations; as many epochs as make 900 steps, and at least 3; or, where L-BFGS goes
         on, 3 epochs and at most 200 iterations.
     batch_size : int or "auto", default="auto"
         Rows per minibatch; the last one of an epoch may be smaller. "auto":

@@ -189,10 +189,12 @@ def pose_validation(
 ) -> Problem:
     """The plain cross-entropy of the models of a problem on validation rows.
 
-    `orders` has the rows of each model, or those of all.
+    `orders` has the rows of each model.
     """
     order, m = _union(orders), problem.n_models
-    shares = [Share(rows, targets, weight, None, problem.masked[0]) for rows in orders]
+    different = {id(rows): rows for rows in orders}
+    places = {key: place for place, key in enumerate(different)}
+    shares = [Share(rows, targets, weight, None, problem.masked[0]) for rows in different.values()]
     return Problem.pose(
         data,
         order,
@@ -204,7 +206,7 @@ def pose_validation(
         l1_ratio=np.zeros(m),
         label_smoothing=np.zeros(m),
         fit_intercept=problem.fit_intercept,
-        columns=np.arange(m) if len(shares) == m else np.zeros(m, dtype=int),
+        columns=np.array([places[id(rows)] for rows in orders]),
         weight_sum=np.ones(m),
     )
 

@@ -44,7 +44,7 @@ from skmax.posing import (
     watch,
 )
 from skmax.problem import Problem, State
-from skmax.solvers.curvature import MOST_ENTRIES
+from skmax.solvers.curvature import MOST_ENTRIES, blocks_per_model
 from skmax.stopping import DivergedError, Watch
 from skmax.training import train
 from skmax.validation import Targets, check_weights, check_X, check_X_y, to_host
@@ -52,11 +52,17 @@ from skmax.validation import Targets, check_weights, check_X, check_X_y, to_host
 # Bytes that the weights of a stack may take, with all that is computed of them; and how many arrays
 # of their size that is, in bytes per weight, for SGD and for L-BFGS, which remembers its steps.
 _BUDGET, _BYTES_OF_SGD, _BYTES_OF_LBFGS = 1 << 27, 64, 240
+# Bytes per row of a column of weights, while it is made.
+_BYTES_OF_COLUMN = 24
+# Models whose logits are computed at once.
+_SCORED = 32
 # What candidates may differ in and yet be stacked.
 _STACKED = {
     *("C", "l1_ratio", "learning_rate", "momentum", "label_smoothing", "class_weight"),
     *("max_iter", "schedule", "tol", "n_iter_no_change", "validation_fraction"),
 }
+# What fits alone may be given, and stacks not.
+_VALIDATION = {"X_val", "y_val", "sample_weight_val"}
 
 
 class BatchedGridSearchCV(GridSearchCV):
@@ -336,6 +342,10 @@ class _Rows:
         Of all rows.
     attributes : dict
         What checking has set on the estimator.
+    shares : dict
+        Of (Share, rows held out): the different ones.
+    data : dict
+        Of the rows of X, by backend and whether they are shuffled.
     """
 
     X: Any
@@ -343,6 +353,8 @@ class _Rows:
     targets: Targets
     weight: np.ndarray | None
     attributes: dict[str, Any] = field(default_factory=dict)
+    shares: dict[Any, tuple[Share, Any]] = field(default_factory=dict)
+    data: dict[Any, Any] = field(default_factory=dict)
 
     @classmethod
     def checked(cls, asked: Any, X: Any, y: Any, weight: Any) -> _Rows:
@@ -352,6 +364,14 @@ class _Rows:
         X, y = check_X_y(probe, X, y, reset=True)
         attributes = {name: value for name, value in vars(probe).items() if name not in before}
         return cls(X, y, Targets.read(y), check_weights(weight, X), attributes)
+
+    def rows_of(self, asked: Any) -> Any:
+        """The rows of X where a model computes."""
+        key = asked.backend, asked.shuffle
+        if key not in self.data:
+            backend, dtype = resolve(self.X, asked.backend), float_dtype_for(self.X)
+            self.data[key] = backend.rows_of(self.X, dtype, shuffled=asked.shuffle)
+        return self.data[key]
 
 
 class _Evaluation:
@@ -371,6 +391,10 @@ class _Evaluation:
         self.search, self.scorer = search, scorer
         self.X, self.y, self.splits, self.candidates = X, y, splits, candidates
         self.fit_params, self.score_params = routed.estimator.fit, routed.scorer.score
+        n = self.X.shape[0] if hasattr(self.X, "shape") else len(self.X)
+        # Folds as weights count a row once.
+        self.train_rows = [np.arange(n)[to_host(train)] for train, _ in splits]
+        self._has_repeated_rows = any(len(np.unique(r)) < len(r) for r in self.train_rows)
         self.contexts = [
             context.subcontext(task_name="candidate-split-evaluation", task_id=task)
             for task in range(len(candidates) * len(splits))
@@ -385,7 +409,8 @@ class _Evaluation:
             estimator = clone(self.search.estimator)
             estimator.set_params(**clone(parameters, safe=False))
             if self._can_be_stacked(estimator):
-                groups.setdefault(_prefix_key(estimator), []).append((number, estimator))
+                key = _prefix_key(estimator, parameters) or number
+                groups.setdefault(key, []).append((number, estimator))
             else:
                 alone.append(number)
         for members in groups.values():
@@ -399,12 +424,19 @@ class _Evaluation:
 
     def _can_be_stacked(self, estimator: Any) -> bool:
         last = _last_step(estimator)
-        if type(last) is not SoftmaxRegression or self.y is None:
+        if type(last) is not SoftmaxRegression or self.y is None or self._has_repeated_rows:
             return False
-        known = {"sample_weight"}
-        if isinstance(estimator, Pipeline):
-            return all(name.rpartition("__")[2] not in _VALIDATION for name in self.fit_params)
-        return set(self.fit_params) <= known
+        steps = [estimator]
+        names = set(self.fit_params)
+        if type(estimator) is Pipeline:
+            steps += [step for _, step in estimator.steps]
+            names = {name.rpartition("__")[2] for name in names}
+        elif estimator is not last:
+            return False
+        # Callbacks want to be told of every fit.
+        return names.isdisjoint(_VALIDATION) and not any(
+            getattr(step, "_skl_callbacks", None) for step in steps
+        )
 
     def _run_alone(self, numbers: list[int]) -> None:
         """As `GridSearchCV` does."""
@@ -451,7 +483,7 @@ class _Evaluation:
             return
         self._begin(tasks)
         for task in tasks:
-            self._assign(task, rows, to_host(self.splits[task.split][0]))
+            self._assign(task, rows, self.train_rows[task.split])
         for stack, problem, watching in _stacks(tasks, rows, self._fail):
             self._score_stack(stack, problem, watching)
         for task in tasks:
@@ -467,7 +499,7 @@ class _Evaluation:
             try:
                 first = clone(members[0][1])
                 name = first.steps[-1][0]
-                first.set_params(**{name: _capturing(first.steps[-1][1])})
+                first.set_params(**{name: _as(_Captured, first.steps[-1][1])})
                 X, y = _safe_split(first, self.X, self.y, self._indices(train_rows))
                 params = _check_method_params(
                     self.X, params=self.fit_params, indices=self._indices(train_rows)
@@ -488,20 +520,30 @@ class _Evaluation:
 
     def _assign(self, task: _Task, rows: _Rows, order: np.ndarray) -> None:
         """Decide which rows a task learns from."""
-        if order.dtype == bool:
-            order = np.flatnonzero(order)
+        asked = task.asked
         try:
-            task.asked._validate_params()
-            if task.asked.early_stopping:
-                rng = task.asked._new_rng()
-                order, task.held_out = task.asked._split(rows.targets, rows.weight, order, rng)
-            task.share = Share.of(rows.targets, rows.weight, order, task.asked.class_weight)
+            asked._validate_params()
             task.present = np.ones(len(rows.targets.classes), dtype=bool)
             if rows.y.ndim == 1 or rows.y.shape[1] == 1:
                 labels = rows.targets.labels[order]
                 task.present = np.bincount(labels, minlength=len(task.present)) > 0
+            key = task.split, repr(asked.class_weight)
+            if asked.early_stopping:
+                seed = joblib.hash(asked.random_state)
+                key = *key, asked.validation_fraction, seed
+            if key not in rows.shares:
+                rows.shares[key] = self._share(asked, rows, order)
+            task.share, task.held_out = rows.shares[key]
         except Exception as error:
             self._fail([task], error)
+
+    def _share(self, asked: Any, rows: _Rows, order: np.ndarray) -> tuple[Share, Any]:
+        """The rows that a model learns from, and those that stop it early."""
+        held_out = None
+        if asked.early_stopping:
+            rng = clone(asked)._new_rng()
+            order, held_out = asked._split(rows.targets, rows.weight, order, rng)
+        return Share.of(rows.targets, rows.weight, order, asked.class_weight), held_out
 
     def _fail(self, tasks: Sequence[_Task], error: Exception) -> None:
         if self.search.error_score == "raise":
@@ -529,22 +571,36 @@ class _Evaluation:
             if self.search.return_train_score:
                 of_train = _safe_split(self.search.estimator, self.X, self.y, train_rows)
                 parts.append((train_rows, *of_train))
-            start = time.time()
-            transformed = [[part[1]] for part in parts]
+            for first in range(0, len(mine), _SCORED):
+                self._score_some(mine[first : first + _SCORED], parts, problem, watching, pipeline)
+
+    def _score_some(
+        self,
+        mine: list[tuple[int, _Task]],
+        parts: list[Any],
+        problem: Problem,
+        watching: Watch,
+        pipeline: Any,
+    ) -> None:
+        """Score models of a stack and a split, from logits that are computed at once."""
+        start = time.time()
+        transformed, known = [[part[1]] for part in parts], []
+        # What fails here fails again where the scorer asks for it, and is dealt with there.
+        with suppress(Exception):
             if pipeline is not None:
                 transformed = [_transformed(pipeline, part[1]) for part in parts]
             known = [
                 (chain[-1], self._logits(mine, chain[-1], problem, watching))
                 for chain in transformed
             ]
-            shared = (time.time() - start) / len(mine)
-            for position, (_, task) in enumerate(mine):
-                task.model._known = tuple((X, logits(position, task)) for X, logits in known)
-                model = task.model
-                if pipeline is not None:
-                    model = _remembering(pipeline, transformed, task.model)
-                self._score(task, model, parts, shared)
-                task.model = None
+        shared = (time.time() - start) / len(mine)
+        for position, (_, task) in enumerate(mine):
+            task.model._known = tuple((X, logits(position, task)) for X, logits in known)
+            model = task.model
+            if pipeline is not None:
+                model = _remembering(pipeline, transformed if known else [], task.model)
+            self._score(task, model, parts, shared)
+            task.model = None
 
     def _logits(
         self, mine: list[tuple[int, _Task]], X: Any, problem: Problem, watching: Watch
@@ -563,6 +619,8 @@ class _Evaluation:
 
         def of(position: int, task: _Task) -> Any:
             logits = everything[:, position * k : (position + 1) * k]
+            masked = backend.asarray(problem.masked[mine[position][0]])
+            logits = backend.xp.where(masked, -np.inf, logits)
             present = backend.asarray(np.flatnonzero(task.present))
             logits = backend.xp.take(logits, present, axis=1)
             if logits.shape[1] == 2:  # as of one row of weights
@@ -629,26 +687,27 @@ class _Evaluation:
         return xp.asarray(rows, device=device(self.X))
 
 
-_VALIDATION = {"X_val", "y_val", "sample_weight_val"}
-
-
 def _last_step(estimator: Any) -> Any:
     return estimator.steps[-1][1] if isinstance(estimator, Pipeline) else estimator
 
 
-def _prefix_key(estimator: Any) -> str:
-    """Equal for pipelines that are equal but for the last step's parameters."""
+def _prefix_key(estimator: Any, parameters: dict[str, Any]) -> str | None:
+    """Equal for candidates that differ only in the last step's parameters; None: like no other."""
     if not isinstance(estimator, Pipeline):
-        return ""
-    before = [(name, step) for name, step in estimator.steps[:-1]]
-    return joblib.hash([before, estimator.steps[-1][0], estimator.memory])
+        return "no steps before"
+    last = estimator.steps[-1][0] + "__"
+    try:
+        return joblib.hash({k: v for k, v in parameters.items() if not k.startswith(last)})
+    except Exception:  # it pickles, which functions of no name do not survive
+        return None
 
 
-def _capturing(asked: Any) -> _Captured:
-    captured = _Captured(**asked.get_params(deep=False))
+def _as(kind: type, asked: Any) -> Any:
+    """An unfitted estimator of another class, with the same parameters and metadata requests."""
+    other = kind(**asked.get_params(deep=False))
     if hasattr(asked, "_metadata_request"):
-        captured._metadata_request = deepcopy(asked._metadata_request)
-    return captured
+        other._metadata_request = deepcopy(asked._metadata_request)
+    return other
 
 
 def _transformed(pipeline: Any, X: Any) -> list[Any]:
@@ -675,49 +734,72 @@ def _stacks(
 ) -> Iterator[tuple[list[_Task], Problem, Watch]]:
     """Train the tasks, in as few stacks as there can be; their models are set."""
     groups: dict[Any, list[_Task]] = {}
-    X, n_classes = rows.X, len(rows.targets.classes)
+    n_classes, d = len(rows.targets.classes), rows.X.shape[1]
     for task in tasks:
-        if task.share is None:
-            continue
-        asked, n = task.asked, len(task.share.order)
-        others = {
-            name: v for name, v in asked.get_params(deep=False).items() if name not in _STACKED
-        }
-        data = resolve(X, asked.backend).rows_of(X, float_dtype_for(X), shuffled=asked.shuffle)
-        how = plan(asked, data, n, n_classes)
-        whole = n <= (200 if asked.batch_size == "auto" else asked.batch_size)
-        soft = repr(asked.class_weight) if rows.targets.values.ndim == 2 else None
-        groups.setdefault((repr(others), how, whole, soft), []).append(task)
-    for (_, how, _, _), members in groups.items():
-        most = _most_models(how, n_classes, X.shape[1] + 1)
-        for some in np.array_split(np.arange(len(members)), -(-len(members) // most)):
-            stack = [members[position] for position in some]
+        if task.share is not None:
             try:
-                problem, watching = _train(stack, rows, how, fail)
+                groups.setdefault(_stack_key(task, rows), []).append(task)
             except Exception as error:
-                fail(stack, error)
-                continue
-            yield stack, problem, watching
+                fail([task], error)
+    n = len(rows.targets.values)
+    for key, members in groups.items():
+        how, size = key[:2]
+        members.sort(key=lambda task: task.split)  # few splits per stack are few columns of weights
+        of_rows = _BYTES_OF_COLUMN * n * len({id(task.share) for task in members}) // len(members)
+        most = _most_models(how, n_classes, d + 1, size or n, of_rows)
+        for some in np.array_split(np.arange(len(members)), -(-len(members) // most)):
+            waiting = [[members[position] for position in some]]
+            while waiting:
+                stack = waiting.pop()
+                try:
+                    problem, watching = _train(stack, rows, how, fail)
+                except Exception as error:
+                    if len(stack) == 1:
+                        fail(stack, error)
+                    else:  # the others may do without the one that failed
+                        waiting += [[task] for task in reversed(stack)]
+                    continue
+                yield stack, problem, watching
 
 
-def _most_models(how: str, k: int, d: int) -> int:
-    """How many models of k classes and d features, the constant one included, fit the budget."""
+def _stack_key(task: _Task, rows: _Rows) -> tuple[Any, ...]:
+    """How a task is trained, the size of its batches, and whatever models of a stack agree on."""
+    asked, share = task.asked, task.share
+    n, targets = len(share.order), rows.targets
+    how = plan(asked, rows.rows_of(asked), n, len(targets.classes))
+    size = min(n, 200 if asked.batch_size == "auto" else asked.batch_size)
+    others = {name: v for name, v in asked.get_params(deep=False).items() if name not in _STACKED}
+    # Batches that hold all rows of a fold hold all rows of the data.
+    key: tuple[Any, ...] = how, 0 if size == n else size, -(-n // size), joblib.hash(others)
+    if how != "sgd":  # the curvature of all models is of one kind
+        key = *key, asked.l1_ratio > 0 and np.isfinite(asked.C)
+    if targets.values.ndim == 2 and asked.class_weight is not None:  # which are then in the targets
+        balanced = isinstance(asked.class_weight, str)
+        key = *key, repr(asked.class_weight), share.order.tobytes() if balanced else None
+    return key
+
+
+def _most_models(how: str, k: int, d: int, batch: int, of_rows: int) -> int:
+    """How many models of k classes and d features, the constant one included, fit the budget.
+
+    `batch` is the number of rows in a batch, `of_rows` the bytes that the weights of rows take.
+    """
+    others = 16 * k * batch + of_rows
     if how == "sgd":
-        return max(1, _BUDGET // (_BYTES_OF_SGD * k * d))
-    blocks = k * d * d if k * d * d <= MOST_ENTRIES else 0
-    most = _BUDGET // (_BYTES_OF_LBFGS * k * d + 24 * blocks)
-    return max(1, min(most, MOST_ENTRIES // blocks if blocks else most))
+        return max(1, _BUDGET // (_BYTES_OF_SGD * k * d + others))
+    most = _BUDGET // (_BYTES_OF_LBFGS * k * d + others)
+    blocks = blocks_per_model(1, k, d) * d * d
+    return max(1, min(most, MOST_ENTRIES // blocks, _BUDGET // (24 * blocks)) if blocks else most)
 
 
 def _train(tasks: list[_Task], rows: _Rows, how: str, fail: Any) -> tuple[Problem, Watch]:
     """Train a stack."""
     start = time.time()
     parameters, first = [task.asked for task in tasks], tasks[0].asked
-    X, backend = rows.X, resolve(rows.X, first.backend)
-    data = backend.rows_of(X, float_dtype_for(X), shuffled=first.shuffle)
-    shares, columns = _unique([task.share for task in tasks], parameters)
+    X, data = rows.X, rows.rows_of(first)
+    shares, columns = _unique([task.share for task in tasks])
     problem, _ = pose(data, shares, columns, parameters)
-    rng = first._new_rng()
+    rng = clone(first)._new_rng()
     validation = None
     if first.early_stopping:
         rng.integers(np.iinfo(np.int32).max)  # as the split has drawn
@@ -737,7 +819,7 @@ def _train(tasks: list[_Task], rows: _Rows, how: str, fail: Any) -> tuple[Proble
             continue
         known = int(np.sum(~problem.masked[j]))
         warn_unless_good(task.asked, watching, int(max_iter[j]), known, j)
-        task.model = _Stacked(**task.asked.get_params(deep=False))
+        task.model = _as(_Stacked, task.asked)
         vars(task.model).update(
             rows.attributes,
             classes_=rows.targets.classes[task.present],
@@ -747,15 +829,8 @@ def _train(tasks: list[_Task], rows: _Rows, how: str, fail: Any) -> tuple[Proble
     return problem, watching
 
 
-def _unique(shares: list[Share], parameters: list[Any]) -> tuple[list[Share], np.ndarray]:
+def _unique(shares: list[Share]) -> tuple[list[Share], np.ndarray]:
     """The different shares, and the position of each model's."""
-    positions: dict[Any, int] = {}
-    unique: list[Share] = []
-    columns: list[int] = []
-    for share, asked in zip(shares, parameters, strict=True):
-        key = share.order.tobytes(), repr(asked.class_weight)
-        if key not in positions:
-            positions[key] = len(unique)
-            unique.append(share)
-        columns.append(positions[key])
-    return unique, np.array(columns)
+    unique = list({id(share): share for share in shares}.values())
+    positions = {id(share): position for position, share in enumerate(unique)}
+    return unique, np.array([positions[id(share)] for share in shares])

@@ -8,6 +8,7 @@ from conftest import usable
 from scipy import sparse
 from sklearn import config_context
 from sklearn.base import BaseEstimator, TransformerMixin, clone
+from sklearn.compose import ColumnTransformer
 from sklearn.datasets import load_digits, load_iris, make_classification
 from sklearn.exceptions import FitFailedWarning
 from sklearn.linear_model import LogisticRegression
@@ -18,9 +19,10 @@ from sklearn.model_selection import (
     RepeatedKFold,
     ShuffleSplit,
     StratifiedKFold,
+    TimeSeriesSplit,
 )
 from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, StandardScaler
 
 import skmax.search
 from skmax import BatchedGridSearchCV, SoftmaxRegression
@@ -115,8 +117,15 @@ def test_any_data_give_the_scores_of_single_fits(kind):
         RepeatedKFold(n_splits=2, n_repeats=2, random_state=0),
         StratifiedKFold(4),
         [(np.arange(0, 80), np.arange(60, 120)), (np.arange(40, 120), np.arange(50))],
+        [(np.arange(-90, -10), np.arange(30)), (list(range(50, 110)), list(range(50)))],
+        [(np.arange(120) < 80, np.arange(120) >= 80), (np.arange(120) > 30, np.arange(120) < 40)],
+        [(np.arange(200) % 90, np.arange(90, 120)), (np.arange(90), np.arange(90, 120))],
+        TimeSeriesSplit(4),
     ],
-    ids=["overlapping", "repeated", "stratified", "pairs"],
+    ids=[
+        *("overlapping", "repeated", "stratified", "pairs"),
+        *("negative", "masks", "bootstrap", "growing"),
+    ],
 )
 def test_any_splits(cv):
     X, y = make_data()
@@ -149,7 +158,7 @@ def test_soft_targets():
     rng = np.random.default_rng(0)
     soft = 0.8 * np.eye(3)[y] + 0.2 * rng.dirichlet(np.ones(3), len(y))
     splits = [(np.arange(80), np.arange(80, 120)), (np.arange(40, 120), np.arange(40))]
-    grid = {"C": [0.01, 1.0], "class_weight": [None, {0: 3.0}]}
+    grid = {"C": [0.01, 1.0], "class_weight": [None, {0: 3.0}, "balanced"]}
     assert_same(*both(in_full_batches(), grid, X, soft, cv=splits, scoring=None))
 
 
@@ -315,6 +324,78 @@ def test_a_scorer_sees_the_steps_of_the_pipeline():
     assert_same(*both(pipeline, {"softmaxregression__C": [0.1, 1.0]}, X, y, scoring=scorer))
 
 
+@pytest.mark.filterwarnings("ignore:One or more of the test scores are non-finite")
+def test_a_step_may_be_without_a_name_or_fail_on_a_fold():
+    X, y = make_data()
+    pipeline = make_pipeline(FunctionTransformer(lambda X: X + 1), in_full_batches())
+    assert_same(*both(pipeline, {"softmaxregression__C": [0.1, 1.0]}, X, y))
+    X = np.column_stack([X, np.arange(len(y)) // 100])
+    splits = [(np.arange(90), np.arange(90, 120)), (np.arange(60, 120), np.arange(60))]
+    encoder = ColumnTransformer([("e", OneHotEncoder(), [6])], remainder="passthrough")
+    pipeline = make_pipeline(encoder, in_full_batches())
+    with pytest.warns(UserWarning, match="Scoring failed"):
+        one, other = both(
+            pipeline,
+            {"softmaxregression__C": [0.1, 1.0]},
+            X,
+            y,
+            cv=splits,
+            return_train_score=False,
+        )
+    assert np.isnan(one.cv_results_["split0_test_score"]).all()
+    assert_same(one, other)
+
+
+def test_pipelines_keep_what_their_last_step_requests():
+    X, y = make_data()
+    weight = np.linspace(0.1, 1, len(y))
+    with config_context(enable_metadata_routing=True):
+        last = in_full_batches().set_fit_request(sample_weight=True)
+        scaler = StandardScaler().set_fit_request(sample_weight=False)
+        pipeline = make_pipeline(scaler, last.set_score_request(sample_weight=True))
+        grid = {"softmaxregression__C": [0.1, 1.0]}
+        one, other = both(pipeline, grid, X, y, {"sample_weight": weight}, scoring=None)
+    assert np.isfinite(one.cv_results_["mean_test_score"]).all()
+    assert_same(one, other)
+
+
+def test_random_states_and_classes_that_only_validation_sees():
+    X, y = make_data(300)
+    grid = {"C": [0.01, 1.0]}
+    model = in_full_batches(early_stopping=True, tol=1e-3, random_state=np.random.RandomState(3))
+    assert_same(*both(model, grid, X, y))
+    weight = (y != 1).astype(float)
+    model = in_full_batches(early_stopping=True, tol=1e-3)
+    assert_same(*both(model, grid, X, y, {"sample_weight": weight}, scoring="accuracy"))
+
+
+def test_callbacks_of_the_estimator_are_told_of_every_fit():
+    X, y = make_data()
+
+    class Count:
+        epochs = 0
+
+        def setup(self, estimator, context):
+            pass
+
+        def teardown(self, estimator, context):
+            pass
+
+        def on_fit_task_begin(self, estimator, context, **_):
+            pass
+
+        def on_fit_task_end(self, estimator, context, **_):
+            Count.epochs += context.task_name == "epoch"
+
+    model = in_full_batches(max_iter=4).set_callbacks(Count())
+    counts = []
+    for search in (GridSearchCV, BatchedGridSearchCV):
+        Count.epochs = 0
+        search(model, {"C": [0.1, 1.0]}, cv=3).fit(X, y)
+        counts.append(Count.epochs)
+    assert counts == [(2 * 3 + 1) * 4] * 2
+
+
 def test_other_estimators_are_fitted_alone():
     X, y = make_data()
     pipeline = Pipeline([("scale", StandardScaler()), ("m", in_full_batches())])
@@ -337,7 +418,7 @@ def test_chunks_change_nothing(monkeypatch):
         sizes.append(len(tasks))
         return original(tasks, *rest)
 
-    monkeypatch.setattr(skmax.search, "_BUDGET", 64 * 3 * 7 * 5)  # five models
+    monkeypatch.setattr(skmax.search, "_BUDGET", (64 * 3 * 7 + 16 * 3 * 120 + 24 * 120 // 4) * 5)
     monkeypatch.setattr(skmax.search, "_train", counted)
     assert_same(whole, both(in_full_batches(), GRID, X, y)[1])
     assert max(sizes) <= 5
@@ -345,13 +426,21 @@ def test_chunks_change_nothing(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("k", "d", "how"), [(10, 785, "sgd"), (1000, 1000, "sgd"), (10, 65, "both"), (10, 785, "lbfgs")]
+    ("k", "d", "how"),
+    [
+        *((10, 785, "sgd"), (1000, 1000, "sgd"), (2, 20, "sgd")),
+        *((10, 65, "both"), (10, 785, "lbfgs"), (5, 1900, "lbfgs"), (2, 2500, "lbfgs")),
+    ],
 )
 def test_a_stack_fits_its_budget(k, d, how):
-    most = skmax.search._most_models(how, k, d)
+    batch, of_rows = 256, 10**5
+    most = skmax.search._most_models(how, k, d, batch, of_rows)
+    weights = k * d * (64 if how == "sgd" else 240)
     assert most >= 1
-    floats = k * d * most
-    assert most == 1 or floats * (64 if how == "sgd" else 240) <= skmax.search._BUDGET
+    assert most == 1 or most * (weights + 16 * k * batch + of_rows) <= skmax.search._BUDGET
+    if how != "sgd":  # as many matrices per model as alone
+        blocks = skmax.solvers.curvature.blocks_per_model
+        assert blocks(most, k, d) == blocks(1, k, d)
 
 
 @pytest.mark.parametrize("namespace", ["array_api_strict", "torch"])

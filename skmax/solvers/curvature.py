@@ -25,7 +25,7 @@ _ROWS_AT_ONCE = 2048
 
 def inverse_curvature(
     problem: Problem, state: State, rows: np.ndarray, *, diagonal: bool
-) -> Callable[[Array], Array]:
+) -> tuple[Callable[[Array, Array], Array], Array]:
     """What maps gradients to about the steps that Newton's method would take.
 
     The Hessian of the mean cross-entropy has blocks ``mean_i p_ia (1[a=b] - p_ib) x_i x_i'``.
@@ -47,11 +47,13 @@ def inverse_curvature(
     Returns
     -------
     apply : callable
-        Maps arrays of shape (m, k, d + 1), in the coordinates of the preconditioner, the intercept
-        last.
+        Maps `curvature` and arrays of shape (m, k, d + 1), in the coordinates of the
+        preconditioner, the intercept last.
+    curvature : array
+        What it is about; the first axis runs over the models.
     """
     d = problem.data.n_features + 1
-    n_blocks = _n_blocks(problem.n_models, problem.n_classes, d)
+    n_blocks = blocks_per_model(problem.n_models, problem.n_classes, d)
     if diagonal or n_blocks == 0:
         return _diagonal(problem, state, rows)
     xp, backend = problem.backend.xp, problem.backend
@@ -64,11 +66,11 @@ def inverse_curvature(
     identity = xp.eye(d, dtype=blocks.dtype, device=backend.device)
     inverses = backend.inverses(blocks + added[..., None] * identity)
     if shared:
-        return lambda gradient: gradient @ inverses[:, 0, :, :]
-    return lambda gradient: (inverses @ gradient[..., None])[..., 0]
+        return lambda inverse, gradient: gradient @ inverse, inverses[:, 0, :, :]
+    return lambda inverse, gradient: (inverse @ gradient[..., None])[..., 0], inverses
 
 
-def _n_blocks(m: int, k: int, d: int) -> int:
+def blocks_per_model(m: int, k: int, d: int) -> int:
     """How many matrices a model has: one per class, one for all of them, or none."""
     if d > _MOST_FEATURES or m * d * d > MOST_ENTRIES:
         return 0
@@ -77,12 +79,12 @@ def _n_blocks(m: int, k: int, d: int) -> int:
 
 def measures_blocks(m: int, k: int, d: int) -> bool:
     """Whether m models of k classes see their d features, the constant one included, together."""
-    return _n_blocks(m, k, d) > 0
+    return blocks_per_model(m, k, d) > 0
 
 
 def passes_worth(m: int, k: int, d: int, n: int, n_rows: int) -> float:
     """How many evaluations on n rows cost about as much as the curvature on so many of them."""
-    n_blocks = _n_blocks(m, k, d)
+    n_blocks = blocks_per_model(m, k, d)
     if n_blocks == 0:
         return 2 * n_rows / n
     return n_blocks * d * (n_rows / 4 + d) / (2 * n * k)
@@ -154,7 +156,9 @@ def _standardised(problem: Problem, X: Array, model: int) -> Array:
     return xp.concat([X, ones * float(problem.fit_intercept)], axis=1)
 
 
-def _diagonal(problem: Problem, state: State, rows: np.ndarray) -> Callable[[Array], Array]:
+def _diagonal(
+    problem: Problem, state: State, rows: np.ndarray
+) -> tuple[Callable[[Array, Array], Array], Array]:
     """The same of every feature by itself."""
     backend, xp, data = problem.backend, problem.backend.xp, problem.data
     m, k, d = problem.n_models, problem.n_classes, data.n_features
@@ -176,4 +180,4 @@ def _diagonal(problem: Problem, state: State, rows: np.ndarray) -> Callable[[Arr
     values = units[..., :-1] ** 2 * (xp.maximum(second, 0 * second) / len(rows) + l2)
     values = xp.concat([values, total[..., None] / len(rows)], axis=-1)
     values = values + _RIDGE * xp.mean(values, axis=-1, keepdims=True) + _LEAST
-    return lambda gradient: gradient / values
+    return lambda diagonal, gradient: gradient / diagonal, values

@@ -173,7 +173,7 @@ class _Search:
         """Measure the curvature where the models are, and decide when to do so again."""
         problem, order = self._problem, self._problem.order
         rows = order[:: max(1, len(order) // self._n_rows)]
-        self._first_guess = inverse_curvature(
+        self._apply, self._curvature = inverse_curvature(
             problem, self._space.state(self._weights), rows, diagonal=self._space.has_lasso
         )
         at_zero = not bool(self._xp.any(self._weights[..., :-1] != 0))
@@ -183,6 +183,9 @@ class _Search:
         self._due = self._passes + (min(wait, _FIRST) if at_zero else wait)
         if self._history:
             self._rescale()
+
+    def _first_guess(self, gradient: Array) -> Array:
+        return self._apply(self._curvature, gradient)
 
     def _rescale(self) -> None:
         """Scale the first guess by what the last step has shown."""
@@ -300,8 +303,8 @@ class _Search:
         self._weights, self._gradient = take(self._weights), take(self._gradient)
         self._scale = take(self._scale)
         self._history = [tuple(map(take, pair)) for pair in self._history]
+        self._curvature = take(self._curvature)
         self._enter(problem)
-        self._measure()
         self._turn(np.zeros(len(staying), dtype=bool))
 
 
