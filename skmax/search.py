@@ -527,7 +527,7 @@ class _Evaluation:
             if rows.y.ndim == 1 or rows.y.shape[1] == 1:
                 labels = rows.targets.labels[order]
                 task.present = np.bincount(labels, minlength=len(task.present)) > 0
-            key = task.split, repr(asked.class_weight)
+            key: tuple[Any, ...] = task.split, repr(asked.class_weight)
             if asked.early_stopping:
                 seed = joblib.hash(asked.random_state)
                 key = *key, asked.validation_fraction, seed
