@@ -476,9 +476,10 @@ class _Evaluation:
             for split in range(len(self.splits))
         ]
         weight = self.fit_params.get("sample_weight")
-        try:
+        rows = None
+        with suppress(Exception):
             rows = _Rows.checked(tasks[0].asked, self.X, self.y, weight)
-        except Exception:  # some folds may do without what is wrong with the data
+        if rows is None:  # some folds may do without what is wrong with the data
             self._run_alone([number for number, _ in members])
             return
         self._begin(tasks)
