@@ -196,7 +196,7 @@ class _Weights:
         self.mean = None if problem.mean is None else np.ascontiguousarray(problem.mean[:, 0])
         self.intercept = state.intercept + self._at_mean()
         self.gradient, self.scratch = np.empty_like(self.coef), np.empty_like(self.coef)
-        self._factors = _factors(problem.inverse_scale, self.coef.shape[1])
+        self._factors = _factors(problem.inverse_scale, dtype)
         self._momentum = solver.momentum.astype(dtype)
         self._l1 = problem.l1.astype(dtype)[:, None, None] if problem.l1.any() else None
         self._rank_one = get_blas_funcs("ger", dtype=dtype)
@@ -225,9 +225,9 @@ class _Weights:
         for some in self._pieces:
             gradient, velocity, coef = self.gradient[some], self.velocity[some], self.coef[some]
             gradient += np.multiply(coef, _per_model(l2[some]), out=self.scratch[some])
-            for factor in self._factors:
+            gradient *= _per_model(mean_rate[some]) * self._factors[0][some]
+            for factor in self._factors[1:]:
                 gradient *= factor[some]
-            gradient *= _per_model(mean_rate[some])
             velocity *= _per_model(self._momentum[some])
             velocity -= gradient
             coef += velocity
@@ -264,16 +264,16 @@ def _per_model(values: np.ndarray) -> Any:
     return values if len(values) == 1 else values[:, None, None]
 
 
-def _factors(inverse_scale: np.ndarray | None, k: int) -> list[np.ndarray]:
+def _factors(inverse_scale: np.ndarray | None, dtype: Any) -> list[np.ndarray]:
     """What multiplies gradients: the square, or, where that is not normal, twice the scale."""
     if inverse_scale is None:
-        return []
-    factor = np.repeat(inverse_scale, k, axis=1)  # broadcasting a row costs more than reading all
+        return [np.ones((1, 1, 1), dtype)]
     with np.errstate(over="ignore"):
-        square = factor * factor
-    limits = np.finfo(factor.dtype)
+        square = inverse_scale * inverse_scale
+    limits = np.finfo(dtype)
     normal = (square >= limits.tiny) & (square <= limits.max)
-    return [square] if (normal | (factor == 0)).all() else [factor, factor]
+    all_normal = (normal | (inverse_scale == 0)).all()
+    return [square] if all_normal else [inverse_scale, inverse_scale]
 
 
 def dense_sgd_epoch(
