@@ -4,7 +4,7 @@ import array_api_strict
 import numpy as np
 import pytest
 from array_api_compat import array_namespace
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy.special import log_softmax as scipy_log_softmax
 from scipy.special import logsumexp
@@ -246,6 +246,10 @@ def test_numpys_fast_epoch_equals_the_reference(case):
     """To rounding: 1e-10 of the largest entry in float64, 1e-3 (1e-2 far from zero) in float32."""
     problem, state, solver, order = case
     assert problem.backend.fast_sgd_epoch(problem) is dense_sgd_epoch
+    if problem.mean is not None and problem.inverse_scale is not None:
+        # Centring leaves a rounding error of the means, which steps in small units multiply.
+        error = np.finfo(problem.data.dtype).eps * np.abs(problem.mean) * problem.inverse_scale**2
+        assume(error.max() < 1e-4)
     parts = ("coef", "intercept", "coef_velocity", "intercept_velocity")
     before = [getattr(state, part).copy() for part in parts]
     rates = solver.rates(1, -(-len(order) // solver.batch_size))
