@@ -317,16 +317,14 @@ def sgd(
     """
     sizes = np.array([_batch_size(asked, n) for asked, n in zip(parameters, n_rows, strict=True)])
     steps = -(-n_rows // sizes)
-    auto = [asked.learning_rate == "auto" for asked in parameters]
+    auto = np.array([asked.learning_rate == "auto" for asked in parameters])
+    rates = [
+        np.nan if asked.learning_rate == "auto" else asked.learning_rate for asked in parameters
+    ]
     return SGD(
-        learning_rate=np.array(
-            [
-                np.nan if asked.learning_rate == "auto" else float(asked.learning_rate)
-                for asked in parameters
-            ]
-        ),
+        learning_rate=np.array(rates, dtype=np.float64),
         momentum=np.array([float(asked.momentum) for asked in parameters]),
-        retry=np.array(auto),
+        retry=auto,
         schedule=tuple(asked.schedule for asked in parameters),
         max_iter=tuple(
             max_iter or asked.max_iter or SGD.default_epochs(int(n_steps))

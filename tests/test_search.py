@@ -69,6 +69,20 @@ def assert_same(one, other, atol=1e-9):
     assert other.multimetric_ == one.multimetric_
 
 
+@pytest.fixture
+def stack_sizes(monkeypatch):
+    """The number of models in each stack that is trained."""
+    sizes = []
+    original = skmax.search._train
+
+    def counted(tasks, *rest):
+        sizes.append(len(tasks))
+        return original(tasks, *rest)
+
+    monkeypatch.setattr(skmax.search, "_train", counted)
+    return sizes
+
+
 @pytest.mark.parametrize(
     "parameters",
     [
@@ -86,6 +100,15 @@ def assert_same(one, other, atol=1e-9):
 def test_the_scores_are_those_of_single_fits(parameters, k):
     X, y = make_data(k=k)
     assert_same(*both(in_full_batches(**parameters), GRID, X, y))
+
+
+@pytest.mark.parametrize("preconditioner", [None, "diagonal"])
+def test_a_large_stack_trains_as_one(preconditioner, stack_sizes):
+    X, y = make_data()
+    grid = {"C": np.logspace(-3, 2, 7), "learning_rate": [0.02, 0.05]}
+    model = in_full_batches(preconditioner=preconditioner, max_iter=5)
+    assert_same(*both(model, grid, X, y))
+    assert stack_sizes == [14 * 3]
 
 
 @pytest.mark.parametrize("kind", ["strings", "sparse", "float32", "uint8", "frame", "weights"])
@@ -408,21 +431,14 @@ def test_other_estimators_are_fitted_alone():
         np.testing.assert_allclose(other.cv_results_[name], one.cv_results_[name], atol=1e-9)
 
 
-def test_chunks_change_nothing(monkeypatch):
+def test_chunks_change_nothing(monkeypatch, stack_sizes):
     X, y = make_data()
     whole = both(in_full_batches(), GRID, X, y)[1]
-    sizes = []
-    original = skmax.search._train
-
-    def counted(tasks, *rest):
-        sizes.append(len(tasks))
-        return original(tasks, *rest)
-
+    stack_sizes.clear()
     monkeypatch.setattr(skmax.search, "_BUDGET", (64 * 3 * 7 + 16 * 3 * 120 + 24 * 120 // 4) * 5)
-    monkeypatch.setattr(skmax.search, "_train", counted)
     assert_same(whole, both(in_full_batches(), GRID, X, y)[1])
-    assert max(sizes) <= 5
-    assert sum(sizes) == 12
+    assert max(stack_sizes) <= 5
+    assert sum(stack_sizes) == 12
 
 
 @pytest.mark.parametrize(

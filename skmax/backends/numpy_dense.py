@@ -196,7 +196,7 @@ class _Weights:
         self.mean = None if problem.mean is None else np.ascontiguousarray(problem.mean[:, 0])
         self.intercept = state.intercept + self._at_mean()
         self.gradient, self.scratch = np.empty_like(self.coef), np.empty_like(self.coef)
-        self._factors = _factors(problem.inverse_scale, dtype)
+        self._factors = _factors(problem.inverse_scale, len(self.coef), dtype)
         self._momentum = solver.momentum.astype(dtype)
         self._l1 = problem.l1.astype(dtype)[:, None, None] if problem.l1.any() else None
         self._rank_one = get_blas_funcs("ger", dtype=dtype)
@@ -264,10 +264,10 @@ def _per_model(values: np.ndarray) -> Any:
     return values if len(values) == 1 else values[:, None, None]
 
 
-def _factors(inverse_scale: np.ndarray | None, dtype: Any) -> list[np.ndarray]:
+def _factors(inverse_scale: np.ndarray | None, m: int, dtype: Any) -> list[np.ndarray]:
     """What multiplies gradients: the square, or, where that is not normal, twice the scale."""
     if inverse_scale is None:
-        return [np.ones((1, 1, 1), dtype)]
+        return [np.ones((m, 1, 1), dtype)]
     with np.errstate(over="ignore"):
         square = inverse_scale * inverse_scale
     limits = np.finfo(dtype)
