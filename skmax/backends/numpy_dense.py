@@ -1,7 +1,8 @@
 """What NumPy does faster than the reference on dense rows: the same steps, in place.
 
-Logits are stored with the rows of X along memory, (m, k, b), so that everything the softmax does is
-vectorised. Shapes are those of `skmax.problem`.
+Shapes are those of `skmax.problem`, but that classes come first and rows of X last, (k, m, d) and
+(k, m, b): so a sum over classes adds blocks of memory, and what only models and rows tell apart is
+spread over classes without a loop of its own.
 """
 
 from __future__ import annotations
@@ -57,7 +58,6 @@ class _Products:
         m, k = problem.masked.shape
         self.problem = problem
         self.loss, self.correct = np.zeros(m), np.zeros(m)
-        # Rows a power of two apart would compete for the same lines of the cache.
         d, dtype = problem.data.n_features, problem.data.dtype
         most = small_rows(m * k * d) or size
         self._tile = -(-size // -(-size // most))
@@ -69,64 +69,77 @@ class _Products:
                 problem.columns, return_index=True, return_inverse=True
             )
             self._origins = problem.mean[first, 0]
-            self._extended = np.empty((size + len(first), d), dtype)
-        width = -(-(size + len(self._origins)) // 16) * 16 + 16
-        self._logits, self._residual = np.empty((2, m * k, width), dtype)
-        self._row = np.empty((m, 1, size), dtype)
+            self._extended = np.zeros((_multiple(size + len(first)), d), dtype)
+        self._models = np.arange(m)
+        length = _row_length(size + len(self._origins))
+        self._per_class = np.zeros((2, k * m * length), dtype)
+        self._per_row = np.empty((2, m * length), dtype)
+        self._lay_out(size)
 
-    def forward(self, X: np.ndarray, coef: np.ndarray, intercept: np.ndarray) -> np.ndarray:
-        """Logits of shape (m, k, b) from weights of shapes (m, k, d) and (m, k).
+    def _lay_out(self, size: int) -> None:
+        """Cut the buffers for batches of that size."""
+        m, k = self.problem.masked.shape
+        self._size, length = size, _row_length(size + len(self._origins))
+        self._logits, self._residual = self._per_class[:, : k * m * length].reshape(2, k, m, length)
+        self._row, self._weight = self._per_row[:, : m * length].reshape(2, m, length)
+        self._weight[:, :size], self._weight[:, size:] = 1, 0
+
+    def forward(self, X: np.ndarray, coef: np.ndarray, intercept: np.ndarray) -> None:
+        """Logits from weights of shapes (k, m, d) and (k, m).
 
         The intercepts are those at the origin if this `centers`, else those at the data's shift.
         """
         size, coef = len(X), coef.reshape(-1, X.shape[1])
-        logits = self._logits.reshape(*intercept.shape, -1)
+        if size != self._size:
+            self._lay_out(size)
+        logits = self._logits.reshape(len(coef), -1)
         if self.centers:
-            extended = self._extended[: size + len(self._origins)]
-            extended[:size], extended[size:] = X, self._origins
-            np.matmul(coef, extended.T, out=self._logits[:, : len(extended)])
-            intercept = intercept - logits[np.arange(len(logits)), :, size + self._origin_of]
+            n_rows = size + len(self._origins)
+            extended = self._extended[: _multiple(n_rows)]
+            extended[:size], extended[size:n_rows] = X, self._origins
+            np.matmul(coef, extended.T, out=logits[:, : len(extended)])
+            intercept = intercept - self._logits[:, self._models, size + self._origin_of]
         else:
             for first in range(0, size, self._tile):
                 rows = X[first : first + self._tile]
-                np.matmul(coef, rows.T, out=self._logits[:, first : first + len(rows)])
-        logits = logits[:, :, :size]
-        logits += intercept[:, :, None]
-        return logits
+                np.matmul(coef, rows.T, out=logits[:, first : first + len(rows)])
+        self._logits += intercept[:, :, None]
 
-    def residual(self, logits: np.ndarray, index: Any) -> np.ndarray:
-        """Derivatives of the loss by the logits, which are overwritten; sums are taken."""
-        m, k, size = logits.shape
-        residual = self._residual.reshape(m, k, -1)[:, :, :size]
+    def residual(self, index: Any) -> np.ndarray:
+        """Derivatives of the loss by the logits, which are overwritten; their sums, (k, m)."""
+        size, problem = len(index), self.problem
         label, target = self._targets(index)
-        row = np.maximum.reduce(logits, axis=1, keepdims=True, out=self._row[:, :, :size])
-        logits -= row
-        np.exp(logits, out=residual)
-        np.add.reduce(residual, axis=1, keepdims=True, out=row)
-        residual /= row
-        loss = np.log(row[:, 0])
-        place = self._places(label)
-        chosen = self._logits.take(place, mode="clip")
+        weight = problem.weights(index)
+        if weight is not None:
+            self._weight[:, :size] = weight.T
+        np.maximum.reduce(self._logits, axis=0, out=self._row)
+        self._logits -= self._row
+        np.exp(self._logits, out=self._residual)
+        np.add.reduce(self._residual, axis=0, out=self._row)
+        loss = np.log(self._row[:, :size])
+        # What follows the batch in a row gets weight zero here.
+        self._residual *= np.divide(self._weight, self._row, out=self._row)
+        logits, weights = self._logits[:, :, :size], self._weight[:, :size]
+        chosen = logits[label, :, np.arange(size)].T
         if target is None:
             loss -= chosen
-            self._residual.put(place, self._residual.take(place, mode="clip") - 1)
+            self._residual[label, :, np.arange(size)] -= weights.T
         else:
-            loss -= np.add.reduce(target * logits, axis=1)
-            residual -= target
+            loss -= np.add.reduce(target * logits, axis=0)
+            self._residual[:, :, :size] -= weights * target
         correct = chosen == 0
         if np.count_nonzero(logits == 0) > chosen.size:  # of equal logits, the first class counts
-            correct = logits.argmax(axis=1) == label
-        self._add(loss, correct, residual, index)
-        return residual
-
-    def _places(self, label: np.ndarray) -> np.ndarray:
-        """Where in the flat logits those of the labels are, of shape (m, b)."""
-        (m, k), stride = self.problem.masked.shape, self._logits.shape[1]
-        place = label * stride + np.arange(len(label))
-        return place[None] if m == 1 else place + k * stride * np.arange(m)[:, None]
+            correct = logits.argmax(axis=0) == label
+        if weight is not None:
+            loss *= weights
+            scores = problem.score_weight is not None
+            correct = correct * (problem.weights(index, of_scores=True).T if scores else weights)
+        self.loss += np.add.reduce(loss, axis=1)  # a batch in its own precision, batches in float64
+        self.correct += np.add.reduce(correct, axis=1)
+        return np.add.reduce(self._residual, axis=2)
 
     def _targets(self, index: Any) -> tuple[np.ndarray, np.ndarray | None]:
-        """Labels of shape (b,), and probabilities of shape (1 or m, k, b) unless those say all."""
+        """Labels of shape (b,), and probabilities of shape (k, 1 or m, b) unless those say all."""
         problem = self.problem
         values = problem.targets[index]
         if values.ndim == 1 and problem.smoothing is None:
@@ -137,49 +150,44 @@ class _Products:
         else:
             label, target = values.argmax(axis=1), values.T
         if problem.smoothing is None:
-            return label, target[None]
+            return label, target[:, None]
         kept = 1 - problem.smoothing.sum(axis=1)
-        return label, kept[:, None, None] * target + problem.smoothing[:, :, None]
-
-    def _add(self, loss: np.ndarray, correct: np.ndarray, residual: np.ndarray, index: Any) -> None:
-        problem = self.problem
-        weight = problem.weights(index)
-        if weight is not None:
-            weight = weight.T
-            loss *= weight
-            residual *= weight[:, None, :]
-            counts = (
-                problem.weights(index, of_scores=True) if problem.score_weight is not None else None
-            )
-            correct = correct * (weight if counts is None else counts.T)
-        self.loss += np.add.reduce(loss, axis=1)  # a batch in its own precision, batches in float64
-        self.correct += np.add.reduce(correct, axis=1)
+        return label, kept[:, None] * target[:, None] + problem.smoothing.T[:, :, None]
 
     def backward(
         self, X: np.ndarray, by_intercept: np.ndarray, out: np.ndarray, scratch: np.ndarray
     ) -> None:
-        """The gradient of the summed loss by the coefficients, of shape (m, k, d), into `out`.
+        """The gradient of the summed loss by the coefficients, of shape (k, m, d), into `out`.
 
         It is that of centred features if this `centers`.
         """
         size, out, scratch = len(X), *(array.reshape(-1, X.shape[1]) for array in (out, scratch))
+        residual = self._residual.reshape(len(out), -1)
         if self.centers:
+            self._residual[:, self._models, size + self._origin_of] = -by_intercept
             width = size + len(self._origins)
-            residual = self._residual.reshape(*by_intercept.shape, -1)
-            residual[:, :, size:width] = 0
-            residual[np.arange(len(residual)), :, size + self._origin_of] = -by_intercept
-            np.matmul(self._residual[:, :width], self._extended[:width], out=out)
+            np.matmul(residual[:, :width], self._extended[:width], out=out)
             return
         for first in range(0, size, self._tile):
             rows = X[first : first + self._tile]
-            residual = self._residual[:, first : first + len(rows)]
-            np.matmul(residual, rows, out=scratch if first else out)
+            np.matmul(residual[:, first : first + len(rows)], rows, out=scratch if first else out)
             if first:
                 out += scratch
 
 
-# Models whose weights are moved at once: they stay in the cache between one array and the next.
-_TOGETHER = 20
+def _multiple(n_rows: int) -> int:
+    """So many rows, or a few more: whole vectors of a matrix product."""
+    return -(-n_rows // 8) * 8
+
+
+def _row_length(n_rows: int) -> int:
+    """Memory for so many values: rows a power of two apart compete for lines of the cache."""
+    length = _multiple(n_rows)
+    return length + 8 if length % 32 == 0 else length
+
+
+# Weights that are moved at once: they stay in the cache between one array and the next.
+_TOGETHER = 1 << 17
 
 
 class _Weights:
@@ -189,23 +197,30 @@ class _Weights:
     """
 
     def __init__(self, problem: Any, state: Any, solver: Any):
-        dtype = problem.data.dtype
+        dtype, (m, k, d) = problem.data.dtype, state.coef.shape
         self.problem = problem
-        self.coef, self.velocity = state.coef.copy(), state.coef_velocity.copy()
-        self.intercept_velocity = state.intercept_velocity.copy()
+        self.coef, self.velocity = _swapped(state.coef), _swapped(state.coef_velocity)
+        self.intercept_velocity = _swapped(state.intercept_velocity)
         self.mean = None if problem.mean is None else np.ascontiguousarray(problem.mean[:, 0])
-        self.intercept = state.intercept + self._at_mean()
+        self.intercept = _swapped(state.intercept) + self._at_mean()
         self.gradient, self.scratch = np.empty_like(self.coef), np.empty_like(self.coef)
-        self._factors = _factors(problem.inverse_scale, len(self.coef), dtype)
+        self._factors = _factors(problem.inverse_scale, m, dtype)
         self._momentum = solver.momentum.astype(dtype)
-        self._l1 = problem.l1.astype(dtype)[:, None, None] if problem.l1.any() else None
+        # A loop over whole classes is faster than one over models that reads less.
+        self._decay, self._keep = (
+            values.astype(dtype) if len(values) == 1 else np.tile(values[:, None], d).astype(dtype)
+            for values in (problem.l2, solver.momentum)
+        )
+        self._l1 = problem.l1.astype(dtype)[:, None] if problem.l1.any() else None
         self._rank_one = get_blas_funcs("ger", dtype=dtype)
-        self._columns = [gradient.T for gradient in self.gradient]  # as BLAS wants them
-        self._pieces = [slice(i, i + _TOGETHER) for i in range(0, len(self.coef), _TOGETHER)]
+        together = max(1, _TOGETHER // (m * d))
+        self._pieces = [slice(i, i + together) for i in range(0, k, together)]
 
     def _at_mean(self) -> Any:
-        """What the coefficients make of the means, of shape (m, k)."""
-        return 0 if self.mean is None else np.matmul(self.coef, self.mean[:, :, None])[:, :, 0]
+        """What the coefficients make of the means, of shape (k, m)."""
+        if self.mean is None:
+            return 0
+        return np.matmul(self.coef[:, :, None], self.mean[:, :, None])[:, :, 0, 0]
 
     def shifted_intercept(self) -> np.ndarray:
         """The intercepts of a row that equals the shift of the data."""
@@ -213,36 +228,40 @@ class _Weights:
 
     def center(self, by_intercept: np.ndarray) -> None:
         """Make the gradient that of centred features."""
-        if self.mean is not None:
-            for mean, of_model, gradient in zip(
-                self.mean, by_intercept, self._columns, strict=True
-            ):
-                self._rank_one(-1, mean, of_model, a=gradient, overwrite_a=1)
+        if self.mean is None:
+            return
+        if len(self.mean) == 1:
+            columns = self.gradient[:, 0].T  # as BLAS wants them
+            self._rank_one(-1, self.mean[0], by_intercept[:, 0], a=columns, overwrite_a=1)
+        else:
+            self.gradient -= np.multiply(by_intercept[:, :, None], self.mean, out=self.scratch)
 
     def step(self, rate: np.ndarray, by_intercept: np.ndarray, size: int) -> None:
         """One step at rates of shape (m,), from gradients summed over a batch of that size."""
-        mean_rate, l2 = rate / size, (size * self.problem.l2).astype(rate.dtype)
+        mean_rate = rate / size
+        factor, *others = self._factors
+        factor, decay = factor * mean_rate[:, None], size * self._decay
         for some in self._pieces:
             gradient, velocity, coef = self.gradient[some], self.velocity[some], self.coef[some]
-            gradient += np.multiply(coef, _per_model(l2[some]), out=self.scratch[some])
-            gradient *= _per_model(mean_rate[some]) * self._factors[0][some]
-            for factor in self._factors[1:]:
-                gradient *= factor[some]
-            velocity *= _per_model(self._momentum[some])
+            gradient += np.multiply(coef, decay, out=self.scratch[: len(coef)])
+            gradient *= factor
+            for further in others:
+                gradient *= further
+            velocity *= self._keep
             velocity -= gradient
             coef += velocity
         if self._l1 is not None:
             self.velocity -= self._shrink(rate)
         if self.problem.fit_intercept:
-            self.intercept_velocity *= self._momentum[:, None]
-            self.intercept_velocity -= mean_rate[:, None] * by_intercept
+            self.intercept_velocity *= self._momentum
+            self.intercept_velocity -= mean_rate * by_intercept
             self.intercept += self.intercept_velocity
 
     def _shrink(self, rate: np.ndarray) -> np.ndarray:
         """Apply the proximal operator of the L1 penalty; what it took off."""
-        threshold = np.broadcast_to(rate[:, None, None] * self._l1, self.coef.shape).copy()
+        threshold = rate[:, None] * self._l1
         for factor in self._factors:
-            threshold *= factor
+            threshold = threshold * factor
         taken = np.clip(self.coef, -threshold, threshold, out=self.scratch)
         self.coef -= taken
         return taken
@@ -256,24 +275,25 @@ class _Weights:
         self.step(rate, np.zeros_like(intercept), size)
         self.velocity, self.intercept = velocity, intercept
         self.intercept_velocity = intercept_velocity
-        self.coef = np.where(self.problem.l1[:, None, None] > 0, self.coef, before)
+        self.coef = np.where(self.problem.l1[:, None] > 0, self.coef, before)
 
 
-def _per_model(values: np.ndarray) -> Any:
-    """Values of shape (m,) to multiply weights with: of a single one, less broadcasting."""
-    return values if len(values) == 1 else values[:, None, None]
+def _swapped(weights: np.ndarray) -> np.ndarray:
+    """A copy with classes before models, or the other way round."""
+    return weights.swapaxes(0, 1).copy()
 
 
 def _factors(inverse_scale: np.ndarray | None, m: int, dtype: Any) -> list[np.ndarray]:
     """What multiplies gradients: the square, or, where that is not normal, twice the scale."""
     if inverse_scale is None:
-        return [np.ones((m, 1, 1), dtype)]
+        return [np.ones((m, 1), dtype)]
+    scale = np.ascontiguousarray(inverse_scale[:, 0])
     with np.errstate(over="ignore"):
-        square = inverse_scale * inverse_scale
+        square = scale * scale
     limits = np.finfo(dtype)
     normal = (square >= limits.tiny) & (square <= limits.max)
-    all_normal = (normal | (inverse_scale == 0)).all()
-    return [square] if all_normal else [inverse_scale, inverse_scale]
+    all_normal = (normal | (scale == 0)).all()
+    return [square] if all_normal else [scale, scale]
 
 
 def dense_sgd_epoch(
@@ -312,8 +332,8 @@ def _epoch(
     n_rows = 0
     for (index, X), rate in zip(batches, rates.astype(problem.data.dtype), strict=True):
         intercept = weights.intercept if products.centers else weights.shifted_intercept()
-        residual = products.residual(products.forward(X, weights.coef, intercept), index)
-        by_intercept = np.add.reduce(residual, axis=2)
+        products.forward(X, weights.coef, intercept)
+        by_intercept = products.residual(index)
         products.backward(X, by_intercept, gradient, scratch)
         if not products.centers:
             weights.center(by_intercept)
@@ -325,10 +345,10 @@ def _epoch(
         weights.settle(solver.learning_rate.astype(gradient.dtype), gradient_sum, n_rows)
     after = replace(
         state,
-        coef=weights.coef,
-        intercept=weights.shifted_intercept(),
-        coef_velocity=weights.velocity,
-        intercept_velocity=weights.intercept_velocity,
+        coef=_swapped(weights.coef),
+        intercept=_swapped(weights.shifted_intercept()),
+        coef_velocity=_swapped(weights.velocity),
+        intercept_velocity=_swapped(weights.intercept_velocity),
     )
     return after, (products.loss, products.correct)
 
@@ -360,16 +380,19 @@ def _part_of_pass(
 ) -> tuple[Any, ...]:
     data = problem.data.with_(shift=problem.data.shift)  # buffers of its own
     products = _Products(replace(problem, mean=None), min(size, len(order)))
+    coef, intercept = _swapped(coef), _swapped(intercept)
     out, scratch = np.empty((2, *coef.shape), coef.dtype)
     by_coef: Any = np.zeros(coef.shape) if gradient else None
     by_intercept: Any = np.zeros(intercept.shape) if gradient else None
     for first in range(0, len(order), size):
         index = order[first : first + size]
         X = data.rows(index)
-        residual = products.residual(products.forward(X, coef, intercept), index)
+        products.forward(X, coef, intercept)
+        of_piece = products.residual(index)
         if gradient:
-            of_piece = np.add.reduce(residual, axis=2)
             products.backward(X, of_piece, out, scratch)
             by_coef += out
             by_intercept += of_piece
+    if gradient:
+        by_coef, by_intercept = _swapped(by_coef), _swapped(by_intercept)
     return products.loss, products.correct, by_coef, by_intercept
