@@ -693,7 +693,7 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
 
         halves = np.array_split(np.arange(data.n_samples), min(2, data.n_samples))
         cost = data.n_samples * data.values_per_row * coef.shape[0]
-        with backend.small_products():
+        with backend.computing():
             parts = backend.each(mapped, halves, cost)
         return parts[0] if len(parts) == 1 else backend.xp.concat(parts, axis=0)
 

@@ -237,6 +237,6 @@ def value_and_gradient(
 def _means(problem: Problem, state: State, *, gradient: bool) -> tuple[Any, Any, Any, Any]:
     backend, n = problem.backend, len(problem.order)
     run = backend.fast_pass(problem) or full_pass
-    with backend.small_products():
+    with backend.computing():
         loss, correct, *gradients = run(problem, state.coef, state.intercept, gradient=gradient)
     return backend.to_numpy(loss) / n, backend.to_numpy(correct) / n, *gradients

@@ -245,7 +245,7 @@ def epochs(draw):
 def test_numpys_fast_epoch_equals_the_reference(case):
     """To rounding: 1e-10 of the largest entry in float64, 1e-3 (1e-2 far from zero) in float32."""
     problem, state, solver, order = case
-    assert problem.backend.fast_sgd_epoch(problem) is dense_sgd_epoch
+    assert problem.backend.fast_sgd_epoch(problem, 32) is dense_sgd_epoch
     if problem.mean is not None and problem.inverse_scale is not None:
         # Centring leaves a rounding error of the means, which steps in small units multiply.
         error = np.finfo(problem.data.dtype).eps * np.abs(problem.mean) * problem.inverse_scale**2

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import array_api_compat
 import numpy as np
 from scipy import sparse
 from sklearn.utils import gen_batches
@@ -54,6 +55,11 @@ class Rows:
         The floating dtype of the rows.
     shift : ndarray of shape (n_features,) or None
         A result of `origin`: subtracted from every row before precision is lost.
+
+    Attributes
+    ----------
+    subtrahend : array of shape (n_features,) or None
+        The shift, where the backend computes.
     """
 
     def __init__(self, backend: Backend, X: Any, dtype: Any, shift: np.ndarray | None = None):
@@ -66,7 +72,7 @@ class Rows:
         self._wide_integers = dtype_name(X).lstrip("u") in ("int32", "int64")
         whole = self._wide_integers and shift is not None and shift.dtype.kind == "i"
         self._exact = backend.xp.int64 if whole else backend.dtype(float_dtype_for(X))
-        self._subtrahend: Any = None if shift is None else backend.asarray(shift, self._exact)
+        self.subtrahend: Any = None if shift is None else backend.asarray(shift, self._exact)
 
     def with_(self, *, shift: np.ndarray | None, dtype: Any = None) -> Rows:
         """The same rows with another shift, and of another dtype if that is given."""
@@ -76,6 +82,16 @@ class Rows:
     def values_per_row(self) -> float:
         """How many values a row has in memory."""
         return self.n_features
+
+    @staticmethod
+    def dense(rows: Array) -> Array:
+        """What `rows` gave, as an array."""
+        return rows
+
+    @staticmethod
+    def squared(rows: Array) -> Array:
+        """The squares of what `rows` gave."""
+        return rows * rows
 
     def origin(self, order: np.ndarray) -> np.ndarray:
         """A vector amid the rows `order`, which can be subtracted from them without error.
@@ -98,7 +114,7 @@ class Rows:
 
     def _differences_fit(self) -> bool:
         """Whether any two values differ by what int64 can hold."""
-        xp = self.backend.xp
+        xp = array_api_compat.array_namespace(self.X)
         return int(xp.min(self.X)) > -(2**62) and int(xp.max(self.X)) < 2**62
 
     def rows(self, order: Any) -> Array:
@@ -117,9 +133,9 @@ class Rows:
 
     def _as_floats(self, chosen: Array) -> Array:
         xp = self.backend.xp
-        if self._subtrahend is None:
+        if self.subtrahend is None:
             return xp.astype(chosen, self.dtype, copy=False)
-        chosen = xp.astype(chosen, self._exact, copy=False) - self._subtrahend
+        chosen = xp.astype(chosen, self._exact, copy=False) - self.subtrahend
         return xp.astype(chosen, self.dtype, copy=False)
 
     def batches(self, order: np.ndarray, size: int) -> Iterator[tuple[Any, Array]]:
@@ -147,6 +163,42 @@ class Rows:
         for piece in gen_batches(length, self._rows_per_chunk(width)):
             index = piece if rows is None else rows[piece]
             yield index, self.rows(index)
+
+
+class SparseRows(Rows):
+    """Rows of a CSR matrix: sparse, unless what was learned from dense rows shifts them."""
+
+    def rows(self, order: Any) -> Any:
+        """Rows of X, less the shift."""
+        chosen = self.X[order]
+        if self.shift is not None:
+            return self._as_floats(chosen.toarray())
+        return chosen if chosen.dtype == self.dtype else chosen.astype(self.dtype)
+
+    @staticmethod
+    def dense(rows: Any) -> Any:
+        """What `rows` gave, as an array."""
+        return rows.toarray() if hasattr(rows, "toarray") else rows
+
+    @staticmethod
+    def squared(rows: Any) -> Any:
+        """The squares of what `rows` gave."""
+        return rows.multiply(rows) if hasattr(rows, "multiply") else rows * rows
+
+    @property
+    def values_per_row(self) -> float:
+        """How many values a row has in memory, on average."""
+        return self.X.nnz / self.n_samples
+
+    def origin(self, order: np.ndarray) -> np.ndarray:  # noqa: ARG002
+        """Zero: subtracting anything else would fill the matrix."""
+        return np.zeros(self.n_features)
+
+    def _rows_per_chunk(self, width: int) -> int:
+        if self.shift is not None:
+            return super()._rows_per_chunk(width)
+        values = max(width, self.values_per_row, 1)
+        return max(16, int(self.backend.chunk_bytes / (8 * values)))
 
 
 class Backend:
@@ -186,7 +238,7 @@ class Backend:
         """An array of this backend, moved to the host."""
         return _convert_to_numpy(array, self.xp)
 
-    def fast_sgd_epoch(self, problem: Any) -> Callable[..., Any] | None:  # noqa: ARG002
+    def fast_sgd_epoch(self, problem: Any, batch_size: int) -> Callable[..., Any] | None:  # noqa: ARG002
         """What does the work of `skmax.solvers.sgd.sgd_epoch` on this problem faster, or None."""
         return None
 
@@ -207,8 +259,8 @@ class Backend:
         """The inverses of symmetric positive definite matrices, of shape (..., d, d)."""
         return self.xp.linalg.inv(matrices)
 
-    def small_products(self) -> AbstractContextManager[Any]:
-        """What to enter around many small matrix products."""
+    def computing(self) -> AbstractContextManager[Any]:
+        """What to enter around work that is worth it."""
         return nullcontext()
 
     def rows_of(self, X: Any, dtype: type[np.floating], *, shuffled: bool = False) -> Rows:  # noqa: ARG002
@@ -218,8 +270,8 @@ class Backend:
         """
         if sparse.issparse(X):
             raise TypeError(
-                "X is a sparse matrix, and only the NumPy backend computes with those: pass "
-                "backend='numpy', or X.toarray()."
+                "X is a sparse matrix, and only the NumPy and CuPy backends compute with those: "
+                "pass backend='numpy', or X.toarray()."
             )
         if isinstance(X, np.ndarray):
             X = self.asarray(X)

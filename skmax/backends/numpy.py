@@ -18,7 +18,7 @@ from scipy.linalg import lapack
 from sklearn.utils._array_api import _convert_to_numpy
 from sklearn.utils.parallel import _get_threadpool_controller
 
-from skmax.backends.array_api import Backend, Rows
+from skmax.backends.array_api import Backend, Rows, SparseRows
 from skmax.backends.numpy_dense import (
     WORTH_A_THREAD,
     dense_pass,
@@ -98,34 +98,8 @@ class DenseRows(Rows):
             # With int64, NumPy takes uint64 as floats; modulo 2^64 the difference is exact.
             if chosen.dtype == np.uint64 and self.shift.dtype == np.int64:
                 chosen = chosen.view(np.int64)
-            np.subtract(chosen, self._subtrahend, out=out, casting="same_kind")
+            np.subtract(chosen, self.subtrahend, out=out, casting="same_kind")
         return out
-
-
-class SparseRows(Rows):
-    """Rows of a CSR matrix: sparse, unless what was learned from dense rows shifts them."""
-
-    def rows(self, order: Any) -> sparse.csr_array | np.ndarray:
-        """Rows of X, less the shift."""
-        chosen = self.X[order]
-        if self.shift is not None:
-            return self._as_floats(chosen.toarray())
-        return chosen.astype(self.dtype, copy=False)
-
-    @property
-    def values_per_row(self) -> float:
-        """How many values a row has in memory, on average."""
-        return self.X.nnz / self.n_samples
-
-    def origin(self, order: np.ndarray) -> np.ndarray:  # noqa: ARG002
-        """Zero: subtracting anything else would fill the matrix."""
-        return np.zeros(self.n_features)
-
-    def _rows_per_chunk(self, width: int) -> int:
-        if self.shift is not None:
-            return super()._rows_per_chunk(width)
-        values = max(width, self.values_per_row, 1)
-        return max(16, int(self.backend.chunk_bytes / (8 * values)))
 
 
 class _OneBlasThread:
@@ -162,7 +136,7 @@ class NumpyBackend(Backend):
         """A host array as it is, converted where its dtype differs."""
         return np.asarray(array, dtype=dtype)
 
-    def fast_sgd_epoch(self, problem: Any) -> Callable[..., Any] | None:
+    def fast_sgd_epoch(self, problem: Any, batch_size: int) -> Callable[..., Any] | None:  # noqa: ARG002
         """The epoch that works in place, for dense rows."""
         return dense_sgd_epoch if isinstance(problem.data, DenseRows) else None
 
@@ -186,7 +160,7 @@ class NumpyBackend(Backend):
             self.each(_inverse, list(flat), matrices.size * matrices.shape[-1])
         ).reshape(matrices.shape)
 
-    def small_products(self) -> AbstractContextManager[Any]:
+    def computing(self) -> AbstractContextManager[Any]:
         """One BLAS thread: more gain little, and lose a lot where another process is busy."""
         return _one_blas_thread
 

@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from scipy import sparse
 
 from skmax.objective import log_softmax, logits_of
 from skmax.problem import Array, Problem, State
@@ -121,7 +120,7 @@ def _blocks(problem: Problem, state: State, rows: np.ndarray, *, shared: bool) -
     total: Array = 0.0
     for index, X in data.batches(rows, _ROWS_AT_ONCE):
         weight = _weights(problem, state, X, index)
-        X = X.toarray() if sparse.issparse(X) else X
+        X = data.dense(X)
         of_models = []
         for model in range(m):
             Z, of_model = _standardised(problem, X, model), weight[:, model, :]
@@ -168,7 +167,7 @@ def _diagonal(
     for index, X in data.chunks(rows, width=m * k):
         weight = _weights(problem, state, X, index)
         flat = xp.reshape(weight, (-1, m * k)).T
-        squares = X.multiply(X) if sparse.issparse(X) else X * X
+        squares = data.squared(X)
         first = first + xp.astype(xp.reshape(flat @ X, (m, k, d)), float64)
         second = second + xp.astype(xp.reshape(flat @ squares, (m, k, d)), float64)
         total = total + xp.sum(weight, axis=0, dtype=float64)

@@ -63,7 +63,7 @@ class LBFGS:
         """
         search = _Search(problem, state)
         while True:
-            with problem.backend.small_products():  # threads of BLAS would stay in the way of ours
+            with problem.backend.computing():  # threads of BLAS would stay in the way of ours
                 search.advance()
             leaving = yield search.epoch()
             if leaving is not None and leaving.any():

@@ -120,7 +120,7 @@ def slow(problem: Problem, solver: SGD) -> np.ndarray:
     n, b, d = len(problem.order), solver.batch_size, problem.data.n_features
     effective = b * _evenness(problem)
     sample = problem.order[:: -(-n // _SAMPLE)]
-    with np.errstate(over="ignore", invalid="ignore"), problem.backend.small_products():
+    with np.errstate(over="ignore", invalid="ignore"), problem.backend.computing():
         largest = (np.sqrt(curvature(problem, sample)) + np.sqrt(d / effective * (1 - b / n))) ** 2
     if not np.isfinite(largest).all():
         raise ValueError(

@@ -74,13 +74,13 @@ def _means(problem: Problem, data: Rows) -> tuple[np.ndarray, np.ndarray]:
     total: list[Array] = [0.0, 0.0]
     weights = problem.sample_weight
     width = 1 if weights is None else weights.shape[1]
-    with np.errstate(over="ignore", invalid="ignore"), backend.small_products():
+    with np.errstate(over="ignore", invalid="ignore"), backend.computing():
         for index, X in data.chunks(problem.order, width=width):
             if weights is None:
                 weight = xp.ones((1, X.shape[0]), dtype=data.dtype, device=backend.device)
             else:
                 weight = xp.astype(xp.take(weights, index, axis=0), data.dtype).T
-            for part, values in enumerate((X, X * X)):
+            for part, values in enumerate((X, data.squared(X))):
                 total[part] = total[part] + xp.astype(weight @ values, backend.dtype(np.float64))
         mean, square = (backend.to_numpy(part) / len(problem.order) for part in total)
     return mean, square

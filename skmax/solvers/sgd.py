@@ -129,10 +129,10 @@ class SGD:
         started and ended, and its (loss, accuracy, diverged).
         """
         solver, n_steps = self, -(-len(order) // self.batch_size)
-        run = problem.backend.fast_sgd_epoch(problem) or sgd_epoch
+        run = problem.backend.fast_sgd_epoch(problem, self.batch_size) or sgd_epoch
         for _ in range(_MAX_RETRIES):
             quiet = np.errstate(over="ignore", invalid="ignore")
-            with quiet, problem.backend.small_products():
+            with quiet, problem.backend.computing():
                 after, sums = run(problem, state, solver, order, solver.rates(epoch, n_steps))
                 entropy, accuracy = (problem.backend.to_numpy(part) / len(order) for part in sums)
                 loss = entropy + penalty(problem, after.coef)

@@ -1,0 +1,191 @@
+"""CuPy as far as skmax uses it, on the CPU: arrays are NumPy's, kernels run as fibers.
+
+What CuPy does itself is not tested so; what skmax asks of it is, and its kernels are, thread by
+thread (see emulated_cuda.h).
+"""
+
+import ctypes
+import hashlib
+import shutil
+import subprocess
+import tempfile
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import sparse
+
+HERE = Path(__file__).parent
+COMPILER = shutil.which("g++")
+LAUNCH = """
+#include <tuple>
+#include <utility>
+
+template <typename... A> void check(void (*)(A...), const int *sizes) {
+    const int expected[] = {(std::is_pointer_v<A> ? -int(sizeof(A)) : int(sizeof(A)))..., 0};
+    for (size_t i = 0; i <= sizeof...(A); ++i)
+        if (sizes[i] != expected[i]) {
+            std::fprintf(stderr, "Argument %zu has size %d, not %d.\\n", i, sizes[i], expected[i]);
+            std::abort();
+        }
+}
+template <typename... A, size_t... I>
+void call(void (*kernel)(A...), void **arguments, std::index_sequence<I...>) {
+    kernel(*static_cast<A *>(arguments[I])...);
+}
+template <typename... A> auto positions(void (*)(A...)) {
+    return std::make_index_sequence<sizeof...(A)>();
+}
+extern "C" void launch(int blocks, size_t bytes, unsigned seed, void **arguments, const int *sizes) {
+    check(KERNEL, sizes);
+    emulation::body = [=] { call(KERNEL, arguments, positions(KERNEL)); };
+    emulation::launch(blocks, bytes, seed);
+}
+"""
+
+
+class Kernel:
+    """A kernel built for the CPU, called as CuPy's are.
+
+    Threads run in an order that `seed` decides.
+    """
+
+    seed = 0
+    launches = 0
+
+    def __init__(self, code, options, name):
+        source = f'#include "{HERE / "emulated_cuda.h"}"\n{code}\n{LAUNCH.replace("KERNEL", name)}'
+        command = [COMPILER, "-O1", "-shared", "-fPIC", "-ffp-contract=off", *options]
+        key = hashlib.sha256("\n".join([source, *command]).encode()).hexdigest()[:20]
+        folder = Path(tempfile.gettempdir()) / f"skmax-emulated-{HERE.stat().st_uid}"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        library = folder / f"{key}.so"
+        if not library.exists():
+            (folder / f"{key}.cpp").write_text(source)
+            new = folder / f"{key}.new"
+            subprocess.run([*command, "-o", new, folder / f"{key}.cpp"], check=True)
+            new.rename(library)
+        self._launch = ctypes.CDLL(str(library)).launch
+        self.max_dynamic_shared_size_bytes = 0
+
+    def __call__(self, grid, block, args, *, shared_mem=0):
+        assert shared_mem <= self.max_dynamic_shared_size_bytes
+        Kernel.launches += 1
+        values, sizes = [], []
+        for argument in args:
+            if isinstance(argument, np.ndarray):
+                assert argument.flags.c_contiguous
+                values.append(np.uintp(argument.ctypes.data))
+            else:
+                assert isinstance(argument, np.generic)
+                values.append(argument)
+            pointer = isinstance(argument, np.ndarray | np.uintp)
+            sizes.append(-8 if pointer else values[-1].itemsize)
+        stored = [np.array(value) for value in values]
+        addresses = (ctypes.c_void_p * len(stored))(*(value.ctypes.data for value in stored))
+        self._launch(
+            ctypes.c_int(grid[0]),
+            ctypes.c_size_t(shared_mem),
+            ctypes.c_uint(self.seed),
+            addresses,
+            (ctypes.c_int * (len(sizes) + 1))(*sizes, 0),
+        )
+
+
+class Device(str):
+    """A device, which array-api-compat takes for NumPy's own."""
+
+    id = -1
+    compute_capability = "90"
+    attributes = {"MultiProcessorCount": 132, "MaxSharedMemoryPerBlockOptin": 232448}
+    mem_info = (10**10, 2 * 10**10)
+
+    def __new__(cls):
+        return super().__new__(cls, "cpu")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+
+class Event:
+    """What has been sent is there at once."""
+
+    def record(self):
+        pass
+
+    def synchronize(self):
+        pass
+
+
+class OutOfMemoryError(MemoryError):
+    """What CuPy raises when the device is full."""
+
+
+class Elsewhere:
+    """The type of CuPy's arrays, of which there are none."""
+
+
+def csr_matrix(parts, shape):
+    """Of floats only, with indices of 32 bits."""
+    assert parts[0].dtype in (np.float32, np.float64)
+    assert parts[1].dtype == parts[2].dtype == np.int32
+    return sparse.csr_matrix(parts, shape=shape)
+
+
+def module(name, **attributes):
+    """A module with some attributes."""
+    made = types.ModuleType(name)
+    vars(made).update(attributes)
+    return made
+
+
+def empty(shape, dtype=float):
+    """An array of what nobody has written."""
+    return np.frombuffer(bytearray(b"\xff") * (np.dtype(dtype).itemsize * int(np.prod(shape))), dtype).reshape(shape)
+
+
+def raw_module(code, options=()):
+    return types.SimpleNamespace(get_function=lambda name: Kernel(code, options, name))
+
+
+def install(monkeypatch):
+    """Let `import cupy` find this, and build kernels with fewer threads."""
+    import array_api_compat.numpy
+
+    if COMPILER is None:
+        pytest.skip("no g++, which builds the kernels for the CPU")
+    cuda = module(
+        "cupy.cuda",
+        is_available=lambda: True,
+        Device=Device,
+        Event=Event,
+        memory=module("cupy.cuda.memory", OutOfMemoryError=OutOfMemoryError),
+    )
+    cupy = module(
+        "cupy",
+        __version__="14.0",
+        ndarray=Elsewhere,
+        generic=Elsewhere,
+        cuda=cuda,
+        asarray=lambda array, dtype=None: np.array(array, dtype=dtype),
+        ascontiguousarray=np.ascontiguousarray,
+        asnumpy=np.array,
+        zeros=np.zeros,
+        RawModule=raw_module,
+        get_default_memory_pool=lambda: types.SimpleNamespace(free_bytes=lambda: 0),
+    )
+    on_device = module("cupyx.scipy.sparse", csr_matrix=csr_matrix)
+    scipy = module("cupyx.scipy", sparse=on_device)
+    cupyx = module("cupyx", empty_pinned=empty, scipy=scipy)
+    for made in (cupy, cuda, cupyx, scipy, on_device):
+        monkeypatch.setitem(__import__("sys").modules, made.__name__, made)
+    monkeypatch.setitem(
+        __import__("sys").modules, "array_api_compat.cupy", array_api_compat.numpy
+    )
+    monkeypatch.setattr("skmax.backends.cupy_dense.THREADS", 64)
+    monkeypatch.setattr(Kernel, "launches", 0)
+    return cupy
