@@ -47,6 +47,11 @@ inline Fiber *current;
 inline int first_block, blocks;
 inline std::function<void()> body;
 
+[[noreturn]] inline void fail(const char *words) {
+    std::fprintf(stderr, "%s\n", words);
+    std::abort();
+}
+
 inline void wait(Waiting what) {
     current->waits = what;
     swapcontext(&current->context, &scheduler);
@@ -71,7 +76,8 @@ inline void release(Waiting what, int size) {
 inline void run_cluster(int index, size_t shared_bytes, std::mt19937 &random) {
     first_block = index * CLUSTER;
     fibers = std::vector<Fiber>(CLUSTER * THREADS);
-    memory.assign(CLUSTER, std::vector<uint64>(shared_bytes / 8 + 1, ~0ull));
+    const size_t words = shared_bytes / 8, guard = 1024;
+    memory.assign(CLUSTER, std::vector<uint64>(words + guard, ~0ull));
     for (size_t i = 0; i < fibers.size(); ++i) {
         Fiber &fiber = fibers[i];
         fiber.block = i / THREADS;
@@ -94,11 +100,13 @@ inline void run_cluster(int index, size_t shared_bytes, std::mt19937 &random) {
             if (fiber.waits == nothing) ready.push_back(&fiber);
             finished = finished && fiber.waits == forever;
         }
-        if (finished) return;
-        if (ready.empty()) {
-            std::fprintf(stderr, "Threads wait at different barriers.\n");
-            std::abort();
+        if (finished) {
+            for (const auto &piece : memory)
+                for (size_t i = words; i < words + guard; ++i)
+                    if (piece[i] != ~0ull) fail("Shared memory is too small.");
+            return;
         }
+        if (ready.empty()) fail("Threads wait at different barriers.");
         std::shuffle(ready.begin(), ready.end(), random);
         for (Fiber *fiber : ready) {
             current = fiber;
@@ -159,10 +167,8 @@ inline REAL from_lane(REAL value, int lane_mask) {
 }
 
 template <int BYTES> void copy_ahead(void *to, const void *from) {
-    if (reinterpret_cast<size_t>(to) % BYTES || reinterpret_cast<size_t>(from) % BYTES) {
-        std::fprintf(stderr, "A copy to shared memory is not aligned.\n");
-        std::abort();
-    }
+    if (reinterpret_cast<size_t>(to) % BYTES || reinterpret_cast<size_t>(from) % BYTES)
+        emulation::fail("A copy to shared memory is not aligned.");
     std::memset(to, 0xff, BYTES);
     emulation::current->copies.push_back({to, from, BYTES});
 }

@@ -8,6 +8,7 @@ import ctypes
 import hashlib
 import shutil
 import subprocess
+import sys
 import tempfile
 import types
 from pathlib import Path
@@ -37,7 +38,8 @@ void call(void (*kernel)(A...), void **arguments, std::index_sequence<I...>) {
 template <typename... A> auto positions(void (*)(A...)) {
     return std::make_index_sequence<sizeof...(A)>();
 }
-extern "C" void launch(int blocks, size_t bytes, unsigned seed, void **arguments, const int *sizes) {
+extern "C"
+void launch(int blocks, size_t bytes, unsigned seed, void **arguments, const int *sizes) {
     check(KERNEL, sizes);
     emulation::body = [=] { call(KERNEL, arguments, positions(KERNEL)); };
     emulation::launch(blocks, bytes, seed);
@@ -98,7 +100,9 @@ class Device(str):
 
     id = -1
     compute_capability = "90"
-    attributes = {"MultiProcessorCount": 132, "MaxSharedMemoryPerBlockOptin": 232448}
+    attributes = types.MappingProxyType(
+        {"MultiProcessorCount": 132, "MaxSharedMemoryPerBlockOptin": 232448}
+    )
     mem_info = (10**10, 2 * 10**10)
 
     def __new__(cls):
@@ -145,7 +149,9 @@ def module(name, **attributes):
 
 def empty(shape, dtype=float):
     """An array of what nobody has written."""
-    return np.frombuffer(bytearray(b"\xff") * (np.dtype(dtype).itemsize * int(np.prod(shape))), dtype).reshape(shape)
+    return np.frombuffer(
+        bytearray(b"\xff") * (np.dtype(dtype).itemsize * int(np.prod(shape))), dtype
+    ).reshape(shape)
 
 
 def raw_module(code, options=()):
@@ -182,10 +188,8 @@ def install(monkeypatch):
     scipy = module("cupyx.scipy", sparse=on_device)
     cupyx = module("cupyx", empty_pinned=empty, scipy=scipy)
     for made in (cupy, cuda, cupyx, scipy, on_device):
-        monkeypatch.setitem(__import__("sys").modules, made.__name__, made)
-    monkeypatch.setitem(
-        __import__("sys").modules, "array_api_compat.cupy", array_api_compat.numpy
-    )
+        monkeypatch.setitem(sys.modules, made.__name__, made)
+    monkeypatch.setitem(sys.modules, "array_api_compat.cupy", array_api_compat.numpy)
     monkeypatch.setattr("skmax.backends.cupy_dense.THREADS", 64)
     monkeypatch.setattr(Kernel, "launches", 0)
     return cupy

@@ -60,9 +60,14 @@ class Build:
         reals = [weights, weights, groups * weights, slice_, slice_, slice_]
         reals += [batch * (-(-self.K // 4) * 4), self.CLUSTER * owned * self.K, self.K, self.K]
         reals += [self.CLUSTER * self.K, self.CLUSTER * (self.THREADS // WARP) * self.K]
-        twice = [owned * real, owned * real, owned * 4, batch * 4]
-        twice += [batch * slice_ * data] if self.STAGED else []
-        pieces = [16 * self.THREADS, *(real * count for count in reals), *twice, *twice]
+        halves = [
+            owned * real,
+            owned * real,
+            owned * 4,
+            batch * 4,
+            batch * slice_ * data * self.STAGED,
+        ]
+        pieces = [16 * self.THREADS, *(real * count for count in reals), *(2 * h for h in halves)]
         return sum(-(-piece // 16) * 16 for piece in pieces)
 
 

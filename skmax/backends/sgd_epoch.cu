@@ -149,9 +149,9 @@ struct Shared {
     REAL *part;                                         // (CLUSTER, owned, K)
     REAL *intercept, *intercept_velocity;               // (K,)
     REAL *at_mean, *by_intercept;                       // (CLUSTER, K), (CLUSTER, WARPS, K)
-    REAL *weight[2], *score[2];                         // (owned,)
-    int *label[2], *place[2];                           // (owned,), (batch,)
-    DATA *tile[2];                                      // (batch, slice)
+    REAL *weight, *score;                               // (2, owned): of this step and the next
+    int *label, *place;                                 // (2, owned), (2, batch)
+    DATA *tile;                                         // (2, batch, slice)
 };
 
 __device__ inline Shared cut(char *memory, int batch, int owned, int slice, int groups) {
@@ -177,13 +177,11 @@ __device__ inline Shared cut(char *memory, int batch, int owned, int slice, int 
     s.intercept_velocity = reals(K);
     s.at_mean = reals(CLUSTER * K);
     s.by_intercept = reals(CLUSTER * WARPS * K);
-    for (int i = 0; i < 2; ++i) {
-        s.weight[i] = reals(owned);
-        s.score[i] = reals(owned);
-        s.label[i] = ints(owned);
-        s.place[i] = ints(batch);
-        s.tile[i] = STAGED ? reinterpret_cast<DATA *>(take(batch * slice * sizeof(DATA))) : nullptr;
-    }
+    s.weight = reals(2 * owned);
+    s.score = reals(2 * owned);
+    s.label = ints(2 * owned);
+    s.place = ints(2 * batch);
+    s.tile = reinterpret_cast<DATA *>(take(STAGED ? 2 * batch * slice * sizeof(DATA) : 0));
     return s;
 }
 
@@ -238,15 +236,15 @@ extern "C" __global__ void CLUSTERED __launch_bounds__(THREADS, 1) sgd_epoch(
     // This step's and the next step's indices, labels and weights; then the next one's rows of X.
     auto fetch_indices = [&](int step) {
         const int first = step * batch, size = first >= n ? 0 : (n - first < batch ? n - first : batch);
-        const int i = step % 2;
+        const int half = step % 2 * owned;
         for (int r = thread; r < size; r += THREADS)
-            copy_ahead<sizeof(int)>(s.place[i] + r, place + first + r);
+            copy_ahead<sizeof(int)>(s.place + step % 2 * batch + r, place + first + r);
         for (int r = thread; r < owned && mine + r < size; r += THREADS) {
             const size_t row = first + mine + r;
-            if (label) copy_ahead<sizeof(int)>(s.label[i] + r, label + row);
-            if (weight) copy_ahead<sizeof(REAL)>(s.weight[i] + r, weight + row * u + column[model]);
+            if (label) copy_ahead<sizeof(int)>(s.label + half + r, label + row);
+            if (weight) copy_ahead<sizeof(REAL)>(s.weight + half + r, weight + row * u + column[model]);
             if (score_weight)
-                copy_ahead<sizeof(REAL)>(s.score[i] + r, score_weight + row * u + column[model]);
+                copy_ahead<sizeof(REAL)>(s.score + half + r, score_weight + row * u + column[model]);
         }
     };
     auto fetch_tile = [&](int step) {
@@ -255,17 +253,18 @@ extern "C" __global__ void CLUSTERED __launch_bounds__(THREADS, 1) sgd_epoch(
         const int words = width * sizeof(DATA) / 4;
         for (int i = thread; i < size * words; i += THREADS) {
             const int r = i / words, word = i % words;
-            const DATA *row = X + static_cast<size_t>(s.place[step % 2][r]) * d + begin;
-            copy_ahead<4>(reinterpret_cast<char *>(s.tile[step % 2] + r * slice) + 4 * word,
+            const int at = step % 2 * batch + r;
+            const DATA *row = X + static_cast<size_t>(s.place[at]) * d + begin;
+            copy_ahead<4>(reinterpret_cast<char *>(s.tile + at * slice) + 4 * word,
                           reinterpret_cast<const char *>(row) + 4 * word);
         }
 #endif
     };
     auto row_of = [&](int step, int r) -> const DATA * {
 #if STAGED
-        return s.tile[step % 2] + r * slice;
+        return s.tile + (step % 2 * batch + r) * slice;
 #else
-        return X + static_cast<size_t>(s.place[step % 2][r]) * d + begin;
+        return X + static_cast<size_t>(s.place[step % 2 * batch + r]) * d + begin;
 #endif
     };
     // Products of a class's weights with the mean, summed over the features of all blocks.
@@ -376,7 +375,7 @@ extern "C" __global__ void CLUSTERED __launch_bounds__(THREADS, 1) sgd_epoch(
             }
             const REAL log_total = logarithm(total);
             const size_t visit = first + mine + r;
-            int truth = label ? s.label[step % 2][r] : 0;
+            int truth = label ? s.label[step % 2 * owned + r] : 0;
             if (!label) {
                 REAL most = target[visit * K];
                 for (int k = 1; k < K; ++k)
@@ -388,7 +387,7 @@ extern "C" __global__ void CLUSTERED __launch_bounds__(THREADS, 1) sgd_epoch(
             REAL loss = 0;
             int predicted = 0;
             bool found = false;
-            const REAL w = weight ? s.weight[step % 2][r] : REAL(1);
+            const REAL w = weight ? s.weight[step % 2 * owned + r] : REAL(1);
 #pragma unroll
             for (int k = 0; k < K; ++k) {
                 if (!found && z[k] == 0) {  // of equal logits, the first class counts
@@ -402,7 +401,7 @@ extern "C" __global__ void CLUSTERED __launch_bounds__(THREADS, 1) sgd_epoch(
                 by_intercept[k] += p[k];
             }
             loss_sum += w * loss;
-            const REAL score = score_weight ? s.score[step % 2][r] : w;
+            const REAL score = score_weight ? s.score[step % 2 * owned + r] : w;
             correct_sum += found && predicted == truth ? score : REAL(0);
             for (int block = 0; block < CLUSTER; ++block) {
                 REAL *there = in_block(s.residual, block) + (mine + r) * PADDED;
