@@ -7,8 +7,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdio>
-#include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <random>
@@ -44,17 +42,19 @@ inline std::vector<Fiber> fibers;
 inline std::vector<std::vector<uint64>> memory;
 inline ucontext_t scheduler;
 inline Fiber *current;
+inline const char *error;
 inline int first_block, blocks;
 inline std::function<void()> body;
-
-[[noreturn]] inline void fail(const char *words) {
-    std::fprintf(stderr, "%s\n", words);
-    std::abort();
-}
 
 inline void wait(Waiting what) {
     current->waits = what;
     swapcontext(&current->context, &scheduler);
+}
+
+// Ends a thread, and with it the launch.
+inline void fail(const char *words) {
+    error = words;
+    wait(forever);
 }
 
 inline void start() {
@@ -103,23 +103,30 @@ inline void run_cluster(int index, size_t shared_bytes, std::mt19937 &random) {
         if (finished) {
             for (const auto &piece : memory)
                 for (size_t i = words; i < words + guard; ++i)
-                    if (piece[i] != ~0ull) fail("Shared memory is too small.");
+                    if (piece[i] != ~0ull) error = "Shared memory is too small.";
             return;
         }
-        if (ready.empty()) fail("Threads wait at different barriers.");
+        if (ready.empty()) {
+            error = "Threads wait at different barriers.";
+            return;
+        }
         std::shuffle(ready.begin(), ready.end(), random);
         for (Fiber *fiber : ready) {
             current = fiber;
             swapcontext(&scheduler, &fiber->context);
+            if (error) return;
         }
     }
 }
 
-inline void launch(int n_blocks, size_t shared_bytes, unsigned seed) {
+// What went wrong, or null.
+inline const char *launch(int n_blocks, size_t shared_bytes, unsigned seed) {
     std::mt19937 random(seed);
+    error = nullptr;
     blocks = n_blocks;
-    for (int index = 0; index < n_blocks / CLUSTER; ++index)
+    for (int index = 0; index < n_blocks / CLUSTER && !error; ++index)
         run_cluster(index, shared_bytes, random);
+    return error;
 }
 
 struct Thread {

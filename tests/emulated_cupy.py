@@ -23,13 +23,9 @@ LAUNCH = """
 #include <tuple>
 #include <utility>
 
-template <typename... A> void check(void (*)(A...), const int *sizes) {
+template <typename... A> bool fit(void (*)(A...), const int *sizes) {
     const int expected[] = {(std::is_pointer_v<A> ? -int(sizeof(A)) : int(sizeof(A)))..., 0};
-    for (size_t i = 0; i <= sizeof...(A); ++i)
-        if (sizes[i] != expected[i]) {
-            std::fprintf(stderr, "Argument %zu has size %d, not %d.\\n", i, sizes[i], expected[i]);
-            std::abort();
-        }
+    return std::equal(std::begin(expected), std::end(expected), sizes);
 }
 template <typename... A, size_t... I>
 void call(void (*kernel)(A...), void **arguments, std::index_sequence<I...>) {
@@ -38,11 +34,11 @@ void call(void (*kernel)(A...), void **arguments, std::index_sequence<I...>) {
 template <typename... A> auto positions(void (*)(A...)) {
     return std::make_index_sequence<sizeof...(A)>();
 }
-extern "C"
-void launch(int blocks, size_t bytes, unsigned seed, void **arguments, const int *sizes) {
-    check(KERNEL, sizes);
+extern "C" const char *
+launch(int blocks, size_t bytes, unsigned seed, void **arguments, const int *sizes) {
+    if (!fit(KERNEL, sizes)) return "The arguments have other sizes than the parameters.";
     emulation::body = [=] { call(KERNEL, arguments, positions(KERNEL)); };
-    emulation::launch(blocks, bytes, seed);
+    return emulation::launch(blocks, bytes, seed);
 }
 """
 
@@ -69,6 +65,7 @@ class Kernel:
             subprocess.run([*command, "-o", new, folder / f"{key}.cpp"], check=True)
             new.rename(library)
         self._launch = ctypes.CDLL(str(library)).launch
+        self._launch.restype = ctypes.c_char_p
         self.max_dynamic_shared_size_bytes = 0
 
     def __call__(self, grid, block, args, *, shared_mem=0):
@@ -86,13 +83,14 @@ class Kernel:
             sizes.append(-8 if pointer else values[-1].itemsize)
         stored = [np.array(value) for value in values]
         addresses = (ctypes.c_void_p * len(stored))(*(value.ctypes.data for value in stored))
-        self._launch(
+        error = self._launch(
             ctypes.c_int(grid[0]),
             ctypes.c_size_t(shared_mem),
             ctypes.c_uint(self.seed),
             addresses,
             (ctypes.c_int * (len(sizes) + 1))(*sizes, 0),
         )
+        assert not error, error.decode()
 
 
 class Device(str):

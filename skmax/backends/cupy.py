@@ -20,6 +20,8 @@ from skmax.backends.cupy_dense import Device, Plan
 _SHARE, _PIECE = 0.5, 1 << 26
 # Rows begin at multiples of so many bytes, where nothing speaks against it.
 _ALIGNED = 16
+# Of a sparse matrix on the device.
+_MOST_ENTRIES = 2**31 - 1
 
 
 class DeviceRows(Rows):
@@ -208,7 +210,7 @@ class CupyBackend(Backend):
 
         X = sparse.csr_matrix(X)
         values = X.data.astype(float_dtype_for(X.data), copy=False)
-        if X.nnz > np.iinfo(np.int32).max:
+        if X.nnz > _MOST_ENTRIES:
             raise ValueError(
                 f"X has {X.nnz:,} entries, and CuPy's sparse matrices have at most 2**31 - 1. Pass "
                 "backend='numpy', or fit fewer rows at a time with partial_fit."

@@ -6,6 +6,7 @@ are laid out. Shapes are those of `skmax.problem`.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from importlib import resources
@@ -28,7 +29,7 @@ DATA = {
 }
 THREADS, WARP = 256, 32
 # Numbers of 4 bytes that a thread may sum at once: more would not stay in its registers.
-_SUMS, _GRADIENTS, MOST_CLASSES = 80, 128, 64
+_SUMS, _GRADIENTS, _MOST_CLASSES = 80, 128, 32
 # Features that make a block of a cluster worthwhile; and the first devices that have clusters.
 _SLICE, _CLUSTERS_FROM = 32, 90
 
@@ -114,6 +115,8 @@ class Plan:
         The kernel.
     device : int
         Number of the device.
+    batch : int
+        Rows per step.
     slice_ : int
         Features per block.
     groups : int
@@ -124,6 +127,7 @@ class Plan:
 
     build: Build
     device: int
+    batch: int
     slice_: int
     groups: int
     shared_bytes: int
@@ -132,20 +136,34 @@ class Plan:
     def of(cls, problem: Any, batch_size: int, device: Device) -> Plan | None:
         """The plan for a problem on dense rows; None if the kernel does not serve it."""
         data, (m, k) = problem.data, problem.masked.shape
-        X, d, batch = data.X, data.n_features, min(batch_size, len(problem.order))
-        name, words = dtype_name(X), np.dtype(data.dtype).itemsize // 4
-        if name not in DATA or words * k > MOST_CLASSES or not data.alignment:
+        d, batch = data.n_features, min(batch_size, len(problem.order))
+        words = np.dtype(data.dtype).itemsize // 4
+        if dtype_name(data.X) not in DATA or words * k > _MOST_CLASSES or not data.alignment:
             return None
+        clusters = [1]
+        if device.capability >= _CLUSTERS_FROM:
+            most = min(device.n_processors // m, d // _SLICE, 8)
+            best = next(cluster for cluster in (8, 4, 2, 1) if cluster <= max(1, most))
+            clusters = [cluster for cluster in (1, 2, 4, 8) if cluster >= best]
+        for cluster in clusters:
+            for plan in cls._variants(problem, batch, device, cluster):
+                if plan.shared_bytes <= device.shared_bytes:
+                    return plan
+        return None
+
+    @classmethod
+    def _variants(cls, problem: Any, batch: int, device: Device, cluster: int) -> Iterator[Plan]:
+        """Plans with so many blocks per model, from the best to the one that needs least memory."""
+        data, k, d = problem.data, problem.n_classes, problem.data.n_features
+        name, words = dtype_name(data.X), np.dtype(data.dtype).itemsize // 4
         size = np.dtype(name).itemsize
-        cluster = 8 if device.capability >= _CLUSTERS_FROM else 1
-        while cluster > 1 and (m * cluster > device.n_processors or d < cluster * _SLICE):
-            cluster //= 2
         slice_ = -(-d // (4 * cluster)) * 4
-        wide = 16 // max(size, 4 * words)  # a thread loads and stores up to 16 bytes at once
+        # A thread loads and stores up to 16 bytes at once.
         v = next(
             v
             for v in (4, 2, 1)
-            if v <= wide and (v == 1 or (v * k * words <= _GRADIENTS and slice_ > v * 16))
+            if v == 1
+            or (v * max(size, 4 * words) <= 16 and v * k * words <= _GRADIENTS and slice_ > v * 16)
         )
         rows = next(
             r
@@ -153,30 +171,31 @@ class Plan:
             if r == 1 or (r * k * words <= _SUMS and r * THREADS <= batch * WARP)
         )
         aligned = d % v == 0 and d * size % 4 == 0 and data.alignment == 16
+        build = Build(
+            REAL="double" if words == 2 else "float",
+            DATA=DATA[name],
+            K=k,
+            CLUSTER=cluster,
+            THREADS=THREADS,
+            ROWS=rows,
+            V=v,
+            ALIGNED=int(aligned),
+            STAGED=0,
+        )
         groups = max(1, THREADS // WARP // -(-slice_ // (WARP * v)))
-        for staged in (True, False):
-            build = Build(
-                REAL="double" if words == 2 else "float",
-                DATA=DATA[name],
-                K=k,
-                CLUSTER=cluster,
-                THREADS=THREADS,
-                ROWS=rows,
-                V=v,
-                ALIGNED=int(aligned),
-                STAGED=int(staged),
-            )
-            shared_bytes = build.shared_bytes(batch, slice_, groups)
-            if shared_bytes <= device.shared_bytes and (aligned or not staged):
-                return cls(build, device.index, slice_, groups, shared_bytes)
-        return None
+        while groups:
+            for staged in (1, 0) if aligned else (0,):
+                mine = replace(build, STAGED=staged)
+                shared_bytes = mine.shared_bytes(batch, slice_, groups)
+                yield cls(mine, device.index, batch, slice_, groups, shared_bytes)
+            groups //= 2
 
     def __call__(
         self, problem: Any, state: Any, solver: Any, order: np.ndarray, rates: np.ndarray
     ) -> tuple[Any, tuple[Any, Any]]:
         """What `skmax.solvers.sgd.sgd_epoch` does. It returns before the device is done."""
         backend, dtype, m = problem.backend, problem.data.dtype, problem.n_models
-        xp, d, batch = backend.xp, problem.data.n_features, solver.batch_size
+        xp, d, batch = backend.xp, problem.data.n_features, self.batch
         per_model = [problem.l2, problem.l1, solver.momentum, solver.learning_rate]
         numbers = backend.asarray(np.vstack([rates, *per_model]).astype(dtype))  # in one transfer
         l2, l1, momentum, settle_rate = numbers[len(rates) :]

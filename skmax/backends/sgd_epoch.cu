@@ -91,6 +91,7 @@ constexpr int WARP = 32;
 constexpr int WARPS = THREADS / WARP;
 constexpr int CHUNK = WARP * V;          // features that a warp multiplies at once
 constexpr int PADDED = (K + 3) / 4 * 4;  // residuals of a row, for wide loads
+constexpr int AT_ONCE = K * sizeof(REAL) <= 64 ? 4 : 1;  // rows on their way from memory
 
 template <int N> struct alignas(N * sizeof(DATA)) Vector {
     DATA value[N];
@@ -358,22 +359,6 @@ extern "C" __global__ void CLUSTERED __launch_bounds__(THREADS, 1) sgd_epoch(
 #pragma unroll
         for (int k = 0; k < K; ++k) by_intercept[k] = 0;
         for (int r = thread; r < owned && mine + r < size; r += THREADS) {
-            REAL z[K], p[K];
-            REAL top = 0, total = 0;
-#pragma unroll
-            for (int k = 0; k < K; ++k) {
-                z[k] = s.intercept[k];
-                for (int block = 0; block < CLUSTER; ++block)
-                    z[k] += s.part[(block * owned + r) * K + k];
-                top = k == 0 || z[k] > top ? z[k] : top;
-            }
-#pragma unroll
-            for (int k = 0; k < K; ++k) {
-                z[k] -= top;
-                p[k] = exponential(z[k]);
-                total += p[k];
-            }
-            const REAL log_total = logarithm(total);
             const size_t visit = first + mine + r;
             int truth = label ? s.label[step % 2 * owned + r] : 0;
             if (!label) {
@@ -384,25 +369,42 @@ extern "C" __global__ void CLUSTERED __launch_bounds__(THREADS, 1) sgd_epoch(
             REAL kept = 1;
             if (smoothing)
                 for (int k = 0; k < K; ++k) kept -= smoothing[model * K + k];
-            REAL loss = 0;
-            int predicted = 0;
-            bool found = false;
-            const REAL w = weight ? s.weight[step % 2 * owned + r] : REAL(1);
+            auto wanted = [&](int k) {
+                const REAL t = label ? REAL(k == truth) : target[visit * K + k];
+                return smoothing ? kept * t + smoothing[model * K + k] : t;
+            };
+            REAL p[K];  // logits, then what they are exponentiated to, then residuals
+            REAL top = 0;
 #pragma unroll
             for (int k = 0; k < K; ++k) {
-                if (!found && z[k] == 0) {  // of equal logits, the first class counts
-                    predicted = k;
-                    found = true;
+                p[k] = s.intercept[k];
+                for (int block = 0; block < CLUSTER; ++block)
+                    p[k] += s.part[(block * owned + r) * K + k];
+                top = k == 0 || p[k] > top ? p[k] : top;
+            }
+            REAL total = 0, certain = 0, logit = 0;
+            int predicted = -1;  // of equal logits, the first class counts
+#pragma unroll
+            for (int k = 0; k < K; ++k) {
+                const REAL t = wanted(k);
+                p[k] -= top;
+                if (predicted < 0 && p[k] == 0) predicted = k;
+                if (t != 0) {
+                    certain += t;
+                    logit += t * p[k];
                 }
-                REAL t = label ? REAL(k == truth) : target[visit * K + k];
-                if (smoothing) t = kept * t + smoothing[model * K + k];
-                if (t != 0) loss -= t * (z[k] - log_total);
-                p[k] = w * (p[k] / total - t);
+                p[k] = exponential(p[k]);
+                total += p[k];
+            }
+            const REAL w = weight ? s.weight[step % 2 * owned + r] : REAL(1);
+            const REAL score = score_weight ? s.score[step % 2 * owned + r] : w;
+            loss_sum += w * (certain * logarithm(total) - logit);
+            correct_sum += predicted == truth ? score : REAL(0);
+#pragma unroll
+            for (int k = 0; k < K; ++k) {
+                p[k] = w * (p[k] / total - wanted(k));
                 by_intercept[k] += p[k];
             }
-            loss_sum += w * loss;
-            const REAL score = score_weight ? s.score[step % 2 * owned + r] : w;
-            correct_sum += found && predicted == truth ? score : REAL(0);
             for (int block = 0; block < CLUSTER; ++block) {
                 REAL *there = in_block(s.residual, block) + (mine + r) * PADDED;
 #pragma unroll
@@ -430,7 +432,7 @@ extern "C" __global__ void CLUSTERED __launch_bounds__(THREADS, 1) sgd_epoch(
             for (int k = 0; k < K; ++k)
 #pragma unroll
                 for (int j = 0; j < V; ++j) gradient[k][j] = 0;
-#pragma unroll 4
+#pragma unroll AT_ONCE
             for (int r = group; r < size; r += groups) {
                 REAL x[V];
                 load(x, row_of(step, r), s.shift, f, width);

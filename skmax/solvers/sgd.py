@@ -93,10 +93,10 @@ class SGD:
         """
         solver, models, before = self, np.arange(problem.n_models), state
         bound = self._bound(problem, state)
+        orders = _Orders(problem.order, rng if self.shuffle else None, max(self.max_iter))
         for epoch in count():
-            order = rng.permutation(problem.order) if self.shuffle else problem.order
             solver, before, state, report = solver._guarded(
-                problem, before, state, order, epoch, bound
+                problem, before, state, orders, epoch, bound
             )
             leaving = yield Epoch(models, state, *report, solver.learning_rate)
             if leaving is not None and leaving.any():
@@ -118,7 +118,7 @@ class SGD:
         problem: Problem,
         before: State,
         state: State,
-        order: np.ndarray,
+        orders: _Orders,
         epoch: int,
         bound: np.ndarray,
     ) -> tuple[SGD, State, State, tuple[np.ndarray, np.ndarray, np.ndarray]]:
@@ -128,12 +128,14 @@ class SGD:
         the next one is taken. Returns the solver with the rates that worked, where the epoch
         started and ended, and its (loss, accuracy, diverged).
         """
-        solver, n_steps = self, -(-len(order) // self.batch_size)
+        solver, order = self, orders.next()
+        n_steps = -(-len(order) // self.batch_size)
         run = problem.backend.fast_sgd_epoch(problem, self.batch_size) or sgd_epoch
         for _ in range(_MAX_RETRIES):
             quiet = np.errstate(over="ignore", invalid="ignore")
             with quiet, problem.backend.computing():
                 after, sums = run(problem, state, solver, order, solver.rates(epoch, n_steps))
+                orders.draw_ahead()
                 entropy, accuracy = (problem.backend.to_numpy(part) / len(order) for part in sums)
                 loss = entropy + penalty(problem, after.coef)
             diverged = ~(loss <= bound)
@@ -144,6 +146,32 @@ class SGD:
             slower = np.where(retrying, solver.learning_rate / 4, solver.learning_rate)
             solver = replace(solver, learning_rate=slower)
         return solver, state, after, (loss, accuracy, diverged)
+
+
+class _Orders:
+    """The order of the rows in one epoch after the other; at random, if there is an `rng`.
+
+    The next one can be drawn ahead, while a device works on what it was given.
+    """
+
+    def __init__(self, rows: np.ndarray, rng: np.random.Generator | None, planned: int):
+        self._rows, self._rng = rows, rng
+        self._left = planned
+        self._drawn: np.ndarray | None = None
+
+    def _draw(self) -> np.ndarray:
+        self._left -= 1
+        return self._rows if self._rng is None else self._rng.permutation(self._rows)
+
+    def next(self) -> np.ndarray:
+        """The order of the epoch that begins."""
+        order, self._drawn = self._draw() if self._drawn is None else self._drawn, None
+        return order
+
+    def draw_ahead(self) -> None:
+        """Draw the order of the epoch after this one, if one is planned."""
+        if self._drawn is None and self._left > 0:
+            self._drawn = self._draw()
 
 
 def sgd_epoch(

@@ -1,0 +1,734 @@
+"""The CuPy backend: on a GPU where there is one, and emulated on the CPU everywhere."""
+
+import json
+import pickle
+import re
+import shutil
+import subprocess
+import sys
+import types
+from dataclasses import replace
+from pathlib import Path
+
+import emulated_cupy
+import numpy as np
+import pytest
+import sklearn
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from scipy import sparse
+from test_backends import NAMES, SOFT, WEIGHT, Place, X, Y, assert_same, estimator
+
+import skmax.backends.cupy as cupy_backend
+from skmax import BatchedGridSearchCV, SoftmaxRegression
+from skmax.backends.cupy_dense import Build, Device, Plan, source
+from skmax.problem import Problem, State
+from skmax.solvers.sgd import SGD, sgd_epoch
+
+TOLERANCE = {"float64": 1e-9, "float32": 1e-5}
+ARCHITECTURES = ["sm_80", "sm_90", "sm_100"]
+
+
+@pytest.fixture(params=[pytest.param("device", marks=pytest.mark.gpu), "emulated"])
+def cuda(request, monkeypatch):
+    """CuPy on a GPU, or emulated."""
+    if request.param == "emulated":
+        emulated_cupy.install(monkeypatch)
+    return request.param
+
+
+@pytest.fixture
+def emulated(monkeypatch):
+    """CuPy emulated, whatever there is."""
+    return emulated_cupy.install(monkeypatch)
+
+
+# The same answers as on the CPU
+
+ALIKE = [
+    pytest.param({}, id="plain"),
+    pytest.param({"preconditioner": None}, id="no preconditioner"),
+    pytest.param({"fit_intercept": False}, id="no intercept"),
+    pytest.param({"l1_ratio": 0.5, "C": 0.1}, id="elastic net"),
+    pytest.param({"l1_ratio": 1.0, "C": 0.05, "max_iter": 6}, id="lasso"),
+    pytest.param({"C": np.inf}, id="no penalty"),
+    pytest.param({"class_weight": "balanced"}, id="class weights"),
+    pytest.param({"label_smoothing": 0.1}, id="label smoothing"),
+    pytest.param({"early_stopping": True, "max_iter": 6}, id="early stopping"),
+    pytest.param({"batch_size": 7}, id="a short last batch"),
+    pytest.param({"batch_size": 120, "shuffle": False}, id="full batches"),
+    pytest.param({"schedule": "constant", "momentum": 0.0, "tol": 0}, id="no momentum"),
+    pytest.param({"solver": "lbfgs", "max_iter": 30, "tol": 1e-3}, id="lbfgs"),
+]
+
+
+def assert_as_on_the_cpu(model, expected, dtype):
+    assert isinstance(model.coef_, np.ndarray)
+    assert isinstance(model.intercept_, np.ndarray)
+    assert model.coef_.dtype == expected.coef_.dtype
+    largest = np.abs(expected.coef_).max()
+    np.testing.assert_allclose(model.coef_, expected.coef_, rtol=0, atol=TOLERANCE[dtype] * largest)
+    assert model.n_iter_ == expected.n_iter_
+    np.testing.assert_allclose(model.loss_curve_, expected.loss_curve_, rtol=TOLERANCE[dtype])
+    np.testing.assert_allclose(model.accuracy_curve_, expected.accuracy_curve_, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("params", ALIKE)
+def test_numpy_input_gives_what_the_cpu_gives(cuda, params, dtype):
+    values = X.astype(dtype)
+    model = estimator(backend="cupy", **params).fit(values, Y)
+    expected = estimator(**params).fit(values, Y)
+    if params.get("solver") == "lbfgs":  # how far it comes depends on rounding errors
+        np.testing.assert_allclose(model.loss_curve_[-1], expected.loss_curve_[-1], rtol=1e-4)
+    else:
+        assert_as_on_the_cpu(model, expected, dtype)
+    assert isinstance(model.predict_proba(values), np.ndarray)
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "uint16", "int16", "float16", "bool", ">f4"])
+def test_narrow_dtypes_train_in_float32(cuda, dtype, order):
+    values = np.rint(20 * X + 50 if dtype != "bool" else X / 2)
+    values = np.asarray(np.clip(values, 0, 127).astype(dtype), order=order)
+    model = estimator(backend="cupy").fit(values, Y)
+    expected = estimator().fit(values, Y)
+    assert model.coef_.dtype == np.float32
+    assert_as_on_the_cpu(model, expected, "float32")
+
+
+def test_wide_integers_train_in_float64(cuda):
+    values = np.rint(20 * X).astype(np.int64) + 10**12
+    model = estimator(backend="cupy").fit(values, Y)
+    assert_as_on_the_cpu(model, estimator().fit(values, Y), "float64")
+
+
+def test_data_far_from_zero(cuda):
+    far = X + 1e7
+    model = estimator(backend="cupy").fit(far, Y)
+    assert_same(model, estimator().fit(far, Y), 1e-6)
+
+
+def test_sample_weights(cuda):
+    model = estimator(backend="cupy").fit(X, Y, sample_weight=WEIGHT)
+    assert_as_on_the_cpu(model, estimator().fit(X, Y, sample_weight=WEIGHT), "float64")
+
+
+def test_class_weights_count_in_the_loss_and_not_in_the_accuracy(cuda):
+    params = {"class_weight": {0: 3.0, 1: 0.5}}
+    model = estimator(backend="cupy", **params).fit(X, Y, sample_weight=WEIGHT)
+    expected = estimator(**params).fit(X, Y, sample_weight=WEIGHT)
+    assert_as_on_the_cpu(model, expected, "float64")
+
+
+@pytest.mark.parametrize("params", [{}, {"label_smoothing": 0.2}], ids=str)
+def test_soft_targets(cuda, params):
+    model = estimator(backend="cupy", **params).fit(X, SOFT)
+    assert_as_on_the_cpu(model, estimator(**params).fit(X, SOFT), "float64")
+
+
+def test_two_classes(cuda):
+    model = estimator(backend="cupy").fit(X, Y % 2)
+    assert_as_on_the_cpu(model, estimator().fit(X, Y % 2), "float64")
+
+
+def test_names_as_labels(cuda):
+    model = estimator(backend="cupy").fit(X, NAMES[Y])
+    assert list(model.classes_) == list(NAMES)
+    np.testing.assert_array_equal(model.predict(X), estimator().fit(X, NAMES[Y]).predict(X))
+
+
+def test_validation_data(cuda):
+    validation = {"X_val": X[:40], "y_val": Y[:40]}
+    model = estimator(backend="cupy").fit(X, Y, **validation)
+    expected = estimator().fit(X, Y, **validation)
+    assert model.validation_scores_ == pytest.approx(expected.validation_scores_)
+    np.testing.assert_allclose(
+        model.validation_loss_curve_, expected.validation_loss_curve_, rtol=1e-9
+    )
+
+
+def test_partial_fit(cuda):
+    model, expected = estimator(backend="cupy"), estimator()
+    for part in (slice(50), slice(50, 120)):
+        for trained in (model, expected):
+            trained.partial_fit(X[part], Y[part], classes=[0, 1, 2])
+    assert_as_on_the_cpu(model, expected, "float64")
+
+
+def test_warm_start(cuda):
+    model = estimator(backend="cupy", warm_start=True).fit(X, Y).fit(X, Y)
+    expected = estimator(warm_start=True).fit(X, Y).fit(X, Y)
+    assert_as_on_the_cpu(model, expected, "float64")
+
+
+def test_the_learning_rate_of_the_cpu_is_found(cuda):
+    model = estimator(backend="cupy", learning_rate="auto").fit(X, Y)
+    expected = estimator(learning_rate="auto").fit(X, Y)
+    assert model.learning_rate_ == pytest.approx(expected.learning_rate_, rel=1e-6)
+
+
+def test_a_diverging_learning_rate_is_caught(cuda):
+    with pytest.raises(ValueError, match=r"diverged in epoch 1.*learning_rate=1e\+06"):
+        estimator(backend="cupy", learning_rate=1e6).fit(X, Y)
+
+
+@pytest.mark.parametrize("partly", [False, True], ids=["fit", "partial_fit"])
+def test_models_of_NumPy_input_are_pickled_without_cupy(cuda, partly):
+    model = estimator(backend="cupy")
+    if partly:
+        model.partial_fit(X, Y, classes=[0, 1, 2])
+    else:
+        model.fit(X, Y)
+    model.set_params(backend="auto")  # the parameter's own value is a word, too
+    assert b"cupy" not in pickle.dumps(model)
+
+
+@pytest.mark.filterwarnings("ignore:L-BFGS had not converged")
+@pytest.mark.parametrize("dtype", ["float64", "float32", "int32", "bool"])
+@pytest.mark.parametrize(
+    "params", [{}, {"preconditioner": None}, {"solver": "lbfgs", "max_iter": 5}], ids=str
+)
+def test_sparse_rows(cuda, params, dtype):
+    values = sparse.csr_array(np.where(np.abs(X) > 1, np.rint(5 * X), 0).astype(dtype))
+    model = estimator(backend="cupy", **params).fit(values, Y, sample_weight=WEIGHT)
+    expected = estimator(**params).fit(values, Y, sample_weight=WEIGHT)
+    trained_in = "float64" if dtype in ("float64", "int32") else "float32"
+    if params.get("solver") == "lbfgs":
+        np.testing.assert_allclose(model.loss_curve_[-1], expected.loss_curve_[-1], rtol=1e-4)
+    else:
+        assert_as_on_the_cpu(model, expected, trained_in)
+    assert isinstance(model.predict(values), np.ndarray)
+
+
+@pytest.mark.parametrize("kind", ["dense", "uint8", "sparse"])
+def test_a_search_gives_the_scores_of_the_cpu(cuda, kind):
+    values = {
+        "dense": X,
+        "uint8": np.clip(np.rint(20 * X + 100), 0, 255).astype(np.uint8),
+        "sparse": sparse.csr_array(np.where(np.abs(X) > 1, X, 0)),
+    }[kind]
+    grid = {"C": [0.01, 0.1, 1.0], "learning_rate": [0.02, 0.05], "l1_ratio": [0.0, 0.5]}
+    searches = [
+        BatchedGridSearchCV(
+            estimator(backend=backend, tol=0), grid, cv=3, scoring="neg_log_loss"
+        ).fit(values, Y, sample_weight=WEIGHT)
+        for backend in ("cupy", "auto")
+    ]
+    scores = [search.cv_results_["mean_test_score"] for search in searches]
+    np.testing.assert_allclose(*scores, rtol=1e-4 if kind == "uint8" else 1e-9)
+    np.testing.assert_allclose(
+        searches[0].best_estimator_.coef_, searches[1].best_estimator_.coef_, atol=1e-4
+    )
+
+
+# The kernel, beside the reference
+
+
+def make_problem(backend, rng, *, m, k, n, d, dtype, batch, rare=()):
+    """A stack, where it starts, how it is trained and in which order, all at random."""
+    values = 3 * rng.normal(size=(n, d)) + 20
+    values = np.rint(values).astype(dtype) if dtype == np.uint8 else values.astype(dtype)
+    data = backend.rows_of(values, np.float64 if dtype == np.float64 else np.float32, shuffled=True)
+    labels = rng.integers(k, size=n)
+    labels[:k] = np.arange(k)
+    u = min(m, 3)
+    weight = (
+        rng.exponential(size=(n, u)) * (rng.random((n, u)) > 0.2) if "weights" in rare else None
+    )
+    if weight is not None:
+        weight[:k] = 1
+    soft = rng.dirichlet(np.ones(k), size=n) if "soft" in rare else None
+    problem = Problem.pose(
+        data,
+        np.arange(n),
+        labels if soft is None else soft,
+        sample_weight=weight,
+        score_weight=weight**2 if weight is not None and "scores" in rare else None,
+        masked=np.zeros((m, k), bool),
+        C=rng.choice([0.01, 1.0, np.inf], m),
+        l1_ratio=rng.choice([0.0, 0.5, 1.0], m) if "l1" in rare else np.zeros(m),
+        label_smoothing=rng.uniform(0, 0.3, m) * ("smoothing" in rare),
+        fit_intercept="no intercept" not in rare,
+        columns=rng.integers(u, size=m),
+    )
+    if "shift" in rare:
+        shift = np.full(d, 20.0).astype(np.float32 if dtype == np.uint8 else dtype)
+        problem = replace(problem, data=problem.data.with_(shift=shift))
+    of = problem.data.dtype
+    if "plain" not in rare:
+        mean = rng.normal(size=(m, 1, d)) + (0 if "shift" in rare else 20)
+        scale = rng.uniform(0.2, 0.5, size=(m, 1, d))
+        problem = replace(
+            problem, mean=backend.asarray(mean, of), inverse_scale=backend.asarray(scale, of)
+        )
+    if "masked" in rare and k > 2:
+        problem = replace(problem, masked=np.arange(k) == rng.integers(k, size=(m, 1)))
+    start = State.start(problem)
+    state = State(
+        *(
+            array + backend.asarray(0.001 * rng.normal(size=array.shape), of)
+            for array in (
+                start.coef,
+                start.intercept,
+                start.coef_velocity,
+                start.intercept_velocity,
+            )
+        )
+    )
+    rate = rng.uniform(0.5, 1, m) * (1e-5 if "plain" in rare else 0.01)
+    solver = SGD(
+        rate, rng.choice([0.0, 0.9], m), np.zeros(m, bool), ("linear",) * m, (3,) * m, batch, True
+    )
+    return problem, state, solver, rng.permutation(n)
+
+
+def run(epoch, problem, state, solver, order):
+    """What an epoch leaves, on the host, by name."""
+    rates = solver.rates(0, -(-len(order) // solver.batch_size))
+    after, sums = epoch(problem, state, solver, order, rates)
+    to_numpy = problem.backend.to_numpy
+    names = ("coef", "intercept", "coef_velocity", "intercept_velocity")
+    arrays = {name: to_numpy(getattr(after, name)) for name in names}
+    return arrays | {"loss": to_numpy(sums[0]), "correct": to_numpy(sums[1])}
+
+
+def assert_as_the_reference(case, plan, dtype):
+    found, expected = run(plan, *case), run(sgd_epoch, *case)
+    for name, values in expected.items():
+        scale = np.abs(np.where(np.abs(values) < 1e20, values, 0)).max() + 1e-30  # but for masks
+        tolerance = 1e-10 if dtype == np.float64 else 2e-4
+        np.testing.assert_allclose(
+            found[name] / scale, values / scale, atol=tolerance, rtol=1e-5, err_msg=name
+        )
+
+
+RARE = [
+    "weights", "scores", "soft", "l1", "smoothing", "shift", "plain", "masked", "no intercept",
+]  # fmt: skip
+H100 = Device(-1, 90, 132, 232448)
+
+
+@st.composite
+def cases(draw):
+    """What `make_problem` needs, and a device."""
+    shape = {
+        "m": draw(st.integers(1, 5)),
+        "k": draw(st.sampled_from([2, 3, 10])),
+        "n": draw(st.integers(12, 70)),
+        "d": draw(st.sampled_from([1, 3, 8, 30, 70, 132, 260])),
+        "dtype": draw(st.sampled_from([np.uint8, np.float32, np.float64])),
+        "batch": draw(st.sampled_from([1, 5, 16, 33, 64])),
+        "rare": draw(st.sets(st.sampled_from(RARE))),
+    }
+    device = replace(
+        H100, capability=draw(st.sampled_from([80, 90])), n_processors=draw(st.integers(1, 40))
+    )
+    return draw(st.integers(0, 2**32 - 1)), shape, device, draw(st.booleans())
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(cases())
+def test_the_kernel_equals_the_reference(emulated, case):
+    """To rounding: 1e-10 of the largest entry in float64, 2e-4 in float32."""
+    seed, shape, device, little_memory = case
+    backend = cupy_backend.CupyBackend()
+    problem, *rest = make_problem(backend, np.random.default_rng(seed), **shape)
+    plan = Plan.of(problem, shape["batch"], device)
+    if little_memory and plan.build.STAGED:
+        device = replace(device, shared_bytes=plan.shared_bytes - 1)
+        plan = Plan.of(problem, shape["batch"], device) or plan
+    emulated_cupy.Kernel.seed = seed % 2**31
+    assert_as_the_reference((problem, *rest), plan, shape["dtype"])
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.float64])
+@pytest.mark.parametrize("capability", [80, 90])
+def test_threads_may_run_in_any_order(emulated, dtype, capability):
+    """A missing barrier would show."""
+    backend, rng = cupy_backend.CupyBackend(), np.random.default_rng(1)
+    case = make_problem(
+        backend, rng, m=2, k=3, n=40, d=260, dtype=dtype, batch=16, rare=("l1", "weights")
+    )
+    plan = Plan.of(case[0], 16, replace(H100, capability=capability))
+    assert {80: 1, 90: 8}[capability] == plan.build.CLUSTER
+    results = []
+    for seed in range(4):
+        emulated_cupy.Kernel.seed = seed
+        results.append(run(plan, *case))
+    for other in results[1:]:
+        for name, values in results[0].items():
+            np.testing.assert_array_equal(other[name], values, err_msg=name)
+
+
+def test_a_stack_trains_in_one_launch_per_epoch(emulated):
+    values = np.rint(20 * X + 100).clip(0, 255).astype(np.uint8)
+    estimator(backend="cupy", max_iter=5, tol=0).fit(values, Y)
+    assert emulated_cupy.Kernel.launches == 5
+    grid = {"C": [0.1, 1.0], "learning_rate": [0.01, 0.02]}
+    BatchedGridSearchCV(estimator(backend="cupy", max_iter=4, tol=0), grid, cv=3, refit=False).fit(
+        values, Y
+    )
+    assert emulated_cupy.Kernel.launches == 5 + 4
+
+
+def test_uint8_is_uploaded_once_and_as_it_is(emulated, monkeypatch):
+    values = np.rint(20 * X + 100).clip(0, 255).astype(np.uint8)
+    uploads = []
+    original = emulated.asarray
+
+    def counted(array, dtype=None):
+        uploads.append((np.asarray(array).dtype.name, np.shape(array)))
+        return original(array, dtype=dtype)
+
+    monkeypatch.setattr(emulated, "asarray", counted)
+    estimator(backend="cupy").fit(values, Y)
+    assert [dtype for dtype, shape in uploads if shape == values.shape] == ["uint8"]
+
+
+@pytest.mark.parametrize(
+    ("shape", "device"),
+    [
+        ({"k": 33, "n": 80}, H100),
+        ({"k": 17, "n": 80, "dtype": np.float64}, H100),
+        ({"d": 9000, "k": 10}, replace(H100, capability=80, shared_bytes=166912)),
+    ],
+    ids=["many classes", "many classes in float64", "many weights"],
+)
+def test_what_the_kernel_does_not_serve_takes_the_generic_path(emulated, shape, device):
+    shape = {"m": 1, "k": 3, "n": 40, "d": 20, "dtype": np.float32, "batch": 16} | shape
+    problem, *_ = make_problem(cupy_backend.CupyBackend(), np.random.default_rng(0), **shape)
+    assert Plan.of(problem, 16, device) is None
+
+
+def test_shapes_that_the_kernel_does_not_serve_are_fitted(cuda):
+    rng = np.random.default_rng(0)
+    values, labels = rng.normal(size=(200, 5)), np.arange(200) % 66
+    model = estimator(backend="cupy").fit(values, labels)
+    assert_as_on_the_cpu(model, estimator().fit(values, labels), "float64")
+
+
+# X larger than the device
+
+
+@pytest.fixture
+def small_device(cuda, monkeypatch):
+    """A device that has room for no X, with room for a few rows in the pinned buffer."""
+    monkeypatch.setattr(cupy_backend.CupyBackend, "_free_bytes", lambda self: 0)
+    monkeypatch.setattr(cupy_backend, "_PIECE", 2000)
+
+
+@pytest.mark.parametrize("layout", ["C", "F", "big endian", "memory map", "uint8", "int64"])
+@pytest.mark.parametrize("params", [{}, {"l1_ratio": 0.5, "C": 0.1}], ids=str)
+def test_larger_data_are_streamed(small_device, tmp_path, layout, params):
+    values = {
+        "F": np.asfortranarray(X),
+        "big endian": X.astype(">f8"),
+        "uint8": np.rint(20 * X + 100).clip(0, 255).astype(np.uint8),
+        "int64": np.rint(20 * X).astype(np.int64),
+    }.get(layout, X)
+    if layout == "memory map":
+        np.save(tmp_path / "X.npy", X)
+        values = np.load(tmp_path / "X.npy", mmap_mode="r")
+    model = estimator(backend="cupy", **params).fit(values, Y)
+    expected = estimator(**params).fit(values, Y)
+    assert_as_on_the_cpu(model, expected, "float32" if layout == "uint8" else "float64")
+
+
+def test_streamed_batches_may_be_larger_than_the_buffer(small_device):
+    model = estimator(backend="cupy", batch_size=110).fit(X, Y)
+    assert_as_on_the_cpu(model, estimator(batch_size=110).fit(X, Y), "float64")
+
+
+def test_streamed_data_with_lbfgs_and_validation(small_device):
+    params = {"solver": "lbfgs", "max_iter": 5, "early_stopping": True}
+    model = estimator(backend="cupy", **params).fit(X, Y)
+    expected = estimator(**params).fit(X, Y)
+    np.testing.assert_allclose(model.loss_curve_, expected.loss_curve_, rtol=1e-6)
+    assert model.validation_scores_ == expected.validation_scores_
+
+
+def test_pieces_follow_one_another_through_the_buffer(emulated, small_device_in_emulation):
+    """Each piece is a launch: 50 rows of 5 float64 numbers fit, three batches of 16."""
+    estimator(backend="cupy", batch_size=16, max_iter=2, tol=0).fit(X, Y)
+    assert emulated_cupy.Kernel.launches == 2 * 3
+
+
+@pytest.fixture
+def small_device_in_emulation(emulated, monkeypatch):
+    monkeypatch.setattr(cupy_backend.CupyBackend, "_free_bytes", lambda self: 0)
+    monkeypatch.setattr(cupy_backend, "_PIECE", 2000)
+
+
+# Messages
+
+
+def test_a_full_device_is_named(emulated, monkeypatch):
+    def full(array, dtype=None):
+        raise emulated_cupy.OutOfMemoryError("Out of memory allocating 4,800 bytes.")
+
+    monkeypatch.setattr(emulated, "asarray", full)
+    with pytest.raises(MemoryError) as caught:
+        estimator(backend="cupy").fit(X, Y)
+    for part in ("GPU is out of memory", "4,800 bytes", "20.0 GB", "batch_size", "backend='numpy'"):
+        assert part in str(caught.value)
+
+
+def test_a_driver_that_fails_is_named(emulated, monkeypatch):
+    def absent():
+        raise RuntimeError("cudaErrorInsufficientDriver")
+
+    monkeypatch.setattr(emulated.cuda, "is_available", absent)
+    with pytest.raises(RuntimeError, match=r"finds none that it can use.*nvidia-smi.*driver"):
+        estimator(backend="cupy").fit(X, Y)
+
+
+@pytest.mark.parametrize("names", [["cupy-cuda12x"], ["cupy-cuda12x", "CuPy-CUDA13x", "numpy"]])
+def test_several_packages_of_cupy_are_named(emulated, monkeypatch, names):
+    installed = [types.SimpleNamespace(metadata={"Name": name}) for name in names]
+    monkeypatch.setattr("importlib.metadata.distributions", lambda: installed)
+    monkeypatch.setattr(emulated.cuda, "is_available", lambda: False)
+    with pytest.raises(RuntimeError) as caught:
+        estimator(backend="cupy").fit(X, Y)
+    told = "Several CuPy packages are installed" in str(caught.value)
+    assert told == (len(names) > 1)
+    if told:
+        assert "cupy-cuda12x, cupy-cuda13x" in str(caught.value)
+
+
+def test_sparse_data_with_too_many_entries_are_refused(emulated, monkeypatch):
+    monkeypatch.setattr(cupy_backend, "_MOST_ENTRIES", 599)
+    with pytest.raises(ValueError, match=r"600 entries.*backend='numpy'.*partial_fit"):
+        estimator(backend="cupy").fit(sparse.csr_array(X), Y)
+
+
+# Golden runs: seed, order, and weights after some steps
+
+GOLDEN = Path(__file__).parent / "golden_sgd.json"
+RUNS = {
+    "float64": ("float64", {}),
+    "float32": ("float32", {}),
+    "uint8": ("uint8", {}),
+    "lasso": ("float64", {"l1_ratio": 1.0, "C": 0.02}),
+    "plain": ("float64", {"preconditioner": None, "learning_rate": 1e-4, "momentum": 0.5}),
+}
+
+
+def golden_run(name, **params):
+    """A fit that depends on nothing but arithmetic and NumPy's PCG64."""
+    dtype, others = RUNS[name]
+    i, j = np.ogrid[:150, :9]
+    values = ((i * i * (j + 3) + 31 * j) % 97).astype(dtype)
+    labels = (values[:, 0].astype(int) + values[:, 1].astype(int)) % 3
+    return estimator(**others, **params).fit(values, labels)
+
+
+@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("backend", ["numpy", "cupy"])
+def test_golden_runs(cuda, name, backend):
+    """Made by this function with backend="numpy"; see `golden_sgd.json`."""
+    golden = json.loads(GOLDEN.read_text())
+    order = np.random.Generator(np.random.PCG64(golden["seed"])).permutation(150)
+    assert order[:10].tolist() == golden["order"]
+    assert np.random.RandomState(0).randint(np.iinfo(np.int32).max) == golden["seed"]
+    model = golden_run(name, backend=backend)
+    expected = golden["runs"][name]
+    tolerance = 1e-9 if RUNS[name][0] == "float64" else 2e-5
+    for attribute in ("coef_", "intercept_", "loss_curve_"):
+        values = np.array(expected[attribute])
+        np.testing.assert_allclose(
+            getattr(model, attribute), values, rtol=0, atol=tolerance * np.abs(values).max()
+        )
+
+
+# The compiler, which needs no GPU
+
+
+def nvrtc():
+    """NVIDIA's run-time compiler."""
+    import ctypes
+
+    import nvidia.cuda_nvrtc
+
+    (library,) = Path(next(iter(nvidia.cuda_nvrtc.__path__)), "lib").glob("libnvrtc.so*")
+    return ctypes.CDLL(str(library))
+
+
+def compiler_report(options):
+    """What ptxas says of the kernel."""
+    import ctypes
+
+    library, program, size = nvrtc(), ctypes.c_void_p(), ctypes.c_size_t()
+    code = source().encode()
+    assert library.nvrtcCreateProgram(ctypes.byref(program), code, b"k.cu", 0, None, None) == 0
+    words = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
+    failed = library.nvrtcCompileProgram(program, len(options), words)
+    library.nvrtcGetProgramLogSize(program, ctypes.byref(size))
+    log = ctypes.create_string_buffer(size.value)
+    library.nvrtcGetProgramLog(program, log)
+    library.nvrtcDestroyProgram(ctypes.byref(program))
+    assert not failed, log.value.decode()
+    return log.value.decode()
+
+
+def builds():
+    """Of Fashion-MNIST and of the extremes that the kernel serves, as `Plan.of` makes them."""
+    shapes = {
+        "Fashion-MNIST, uint8": (10, 784, np.uint8, 256),
+        "Fashion-MNIST, float32": (10, 784, np.float32, 256),
+        "embeddings, float16": (10, 768, np.float16, 256),
+        "float64": (10, 300, np.float64, 256),
+        "two classes": (2, 30, np.float64, 200),
+        "many classes": (32, 100, np.float32, 128),
+        "many classes, float64": (16, 100, np.float64, 128),
+        "rows that are not aligned": (26, 317, np.float32, 200),
+    }
+    return [
+        pytest.param(*shape, architecture, models, id=f"{name}, {models} models, {architecture}")
+        for name, shape in shapes.items()
+        for architecture in ARCHITECTURES
+        for models in ((1, 128) if architecture == "sm_90" else (1,))
+    ]
+
+
+@pytest.mark.parametrize(("k", "d", "dtype", "batch", "architecture", "m"), builds())
+def test_the_kernel_compiles_without_spilling_registers(
+    monkeypatch, k, d, dtype, batch, architecture, m
+):
+    pytest.importorskip("nvidia.cuda_nvrtc", reason="no nvidia-cuda-nvrtc-cu12")
+    emulated_cupy.install(monkeypatch)
+    monkeypatch.setattr("skmax.backends.cupy_dense.THREADS", 256)
+    rng = np.random.default_rng(0)
+    problem, *_ = make_problem(
+        cupy_backend.CupyBackend(), rng, m=m, k=k, n=max(k, 300), d=d, dtype=dtype, batch=batch
+    )
+    capability = int(architecture.removeprefix("sm_"))
+    memory = {80: 166912}.get(capability, 232448)
+    plan = Plan.of(problem, batch, Device(-1, capability, 132, memory))
+    report = compiler_report((*plan.build.options(), f"-arch={architecture}", "--ptxas-options=-v"))
+    assert "0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads" in report
+    assert "warning" not in report.lower()
+    registers = int(re.search(r"Used (\d+) registers", report)[1])
+    assert registers * plan.build.THREADS <= 65536
+
+
+def test_shared_memory_is_counted_as_the_kernel_cuts_it(emulated):
+    """The emulation fails where the kernel writes past what it was given; see emulated_cuda.h."""
+    build = Build("float", "unsigned char", 10, 8, 256, 8, 4, 1, 1)
+    slice_, groups, batch = 100, 8, 256
+    owned, weights = 32, 10 * slice_
+    reals = 2 * weights + groups * weights + 3 * slice_ + batch * 12 + 8 * owned * 10
+    reals += 12 + 12 + 80 + 8 * 8 * 10 + 4 * owned
+    ints = 2 * owned + 2 * batch
+    assert build.shared_bytes(batch, slice_, groups) == (
+        16 * 256 + 4 * reals + 4 * ints + 2 * batch * slice_
+    )
+
+
+# On a GPU alone
+
+
+@pytest.fixture
+def dispatch():
+    with sklearn.config_context(array_api_dispatch=True):
+        yield
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [np.uint8, np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("m", [1, 20])
+def test_the_kernel_on_a_gpu_with_poisoned_memory(dtype, m):
+    """Against the reference on the same device, with fresh data; twice, bit for bit."""
+    import cupy
+
+    backend = cupy_backend.CupyBackend()
+    rng = np.random.default_rng()
+    shape = {"m": m, "k": 10, "n": 3000, "d": 784, "batch": 256}
+    for rare in ((), ("weights", "scores"), ("l1", "smoothing"), ("soft",), ("shift", "masked")):
+        case = make_problem(backend, rng, dtype=dtype, rare=rare, **shape)
+        plan = Plan.of(case[0], 256, Device.of(backend.device))
+        poison = cupy.full(1 << 26, np.nan)  # what is freed now is what the next arrays get
+        del poison
+        assert_as_the_reference(case, plan, dtype)
+        first, second = run(plan, *case), run(plan, *case)
+        for name, values in first.items():
+            np.testing.assert_array_equal(second[name], values, err_msg=name)
+
+
+@pytest.mark.gpu
+def test_compute_sanitizer_finds_nothing():
+    tool = shutil.which("compute-sanitizer")
+    if tool is None:
+        pytest.skip("no usable GPU tools: compute-sanitizer is not on the PATH")
+    script = """
+        import numpy as np
+        from skmax import SoftmaxRegression
+        X, y = np.random.default_rng(0).integers(256, size=(600, 100), dtype=np.uint8), np.arange(600) % 3
+        SoftmaxRegression(backend="cupy", max_iter=2, learning_rate=0.01).fit(X, y)
+    """  # noqa: E501
+    for check in ("memcheck", "racecheck", "initcheck", "synccheck"):
+        command = [tool, "--tool", check, "--error-exitcode", "9", sys.executable, "-c"]
+        done = subprocess.run(
+            [*command, re.sub(r"(?m)^ {8}", "", script)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, f"{check}: {done.stdout}{done.stderr}"
+
+
+@pytest.mark.gpu
+def test_results_repeat_bit_for_bit():
+    first, second = (estimator(backend="cupy").fit(X, Y) for _ in range(2))
+    np.testing.assert_array_equal(first.coef_, second.coef_)
+
+
+@pytest.mark.gpu
+def test_predictions_on_Fashion_MNIST_are_those_of_the_cpu():
+    from skmax.datasets import fetch_fashion_mnist
+
+    try:
+        images, labels = fetch_fashion_mnist(return_X_y=True)
+        test, _ = fetch_fashion_mnist(subset="test", return_X_y=True)
+    except OSError as error:
+        pytest.skip(f"no usable GPU data: {error}")
+    params = {"max_iter": 3, "learning_rate": 0.03, "random_state": 0, "tol": 0}
+    there = SoftmaxRegression(backend="cupy", **params).fit(images, labels)
+    here = SoftmaxRegression(**params).fit(images, labels)
+    assert_as_on_the_cpu(there, here, "float32")
+    differ = there.predict(test) != here.predict(test)
+    logits = np.sort(here.decision_function(test[differ]), axis=1)
+    assert (logits[:, -1] - logits[:, -2] < 1e-4).all()
+
+
+@pytest.mark.gpu
+def test_cupy_input_and_backend_numpy(dispatch):
+    import cupy
+
+    model = estimator(backend="numpy").fit(cupy.asarray(X), cupy.asarray(Y))
+    assert isinstance(model.coef_, cupy.ndarray)
+    np.testing.assert_array_equal(model.coef_.get(), estimator().fit(X, Y).coef_)
+
+
+@pytest.mark.gpu
+def test_cupy_views_that_are_not_aligned(dispatch):
+    import cupy
+
+    values = cupy.asarray(np.rint(20 * X + 100).clip(0, 255).astype(np.uint8))
+    flat = cupy.empty(values.size + 1, np.uint8)
+    flat[1:] = values.ravel()
+    model = estimator().fit(flat[1:].reshape(values.shape), cupy.asarray(Y))
+    expected = estimator().fit(values, cupy.asarray(Y))
+    np.testing.assert_allclose(model.coef_.get(), expected.coef_.get(), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.gpu
+def test_tensors_of_torch(dispatch):
+    if not pytest.importorskip("torch").cuda.is_available():
+        pytest.skip("no usable GPU: PyTorch finds no CUDA device")
+    there = Place("torch", "cuda")
+    model = estimator().fit(there(X), there(Y))
+    assert there.holds(model.coef_, there(X))
+    assert_same(model, estimator().fit(X, Y))
