@@ -15,6 +15,7 @@
 #define HOST_EMULATION
 #define __device__
 #define __global__
+#define __noinline__
 #define __launch_bounds__(...)
 #define CLUSTERED
 

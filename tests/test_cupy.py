@@ -306,7 +306,7 @@ def assert_as_the_reference(case, plan, dtype):
 RARE = [
     "weights", "scores", "soft", "l1", "smoothing", "shift", "plain", "masked", "no intercept",
 ]  # fmt: skip
-H100 = Device(-1, 90, 132, 232448)
+H100 = Device(-1, 90, 132, 232448, 64)
 
 
 @st.composite
@@ -337,9 +337,11 @@ def test_the_kernel_equals_the_reference(emulated, case):
     backend = cupy_backend.CupyBackend()
     problem, *rest = make_problem(backend, np.random.default_rng(seed), **shape)
     plan = Plan.of(problem, shape["batch"], device)
-    if little_memory and plan.build.STAGED:
+    while little_memory:  # which takes smaller tiles
         device = replace(device, shared_bytes=plan.shared_bytes - 1)
-        plan = Plan.of(problem, shape["batch"], device) or plan
+        smaller = Plan.of(problem, shape["batch"], device)
+        little_memory = smaller is not None and smaller.tile > 8
+        plan = smaller or plan
     emulated_cupy.Kernel.seed = seed % 2**31
     assert_as_the_reference((problem, *rest), plan, shape["dtype"])
 
@@ -405,7 +407,7 @@ def test_what_the_kernel_does_not_serve_takes_the_generic_path(emulated, shape, 
 
 def test_shapes_that_the_kernel_does_not_serve_are_fitted(cuda):
     rng = np.random.default_rng(0)
-    values, labels = rng.normal(size=(200, 5)), np.arange(200) % 66
+    values, labels = rng.normal(size=(200, 5)), np.arange(200) % 25
     model = estimator(backend="cupy").fit(values, labels)
     assert_as_on_the_cpu(model, estimator().fit(values, labels), "float64")
 
@@ -583,7 +585,7 @@ def builds():
         "two classes": (2, 30, np.float64, 200),
         "many classes": (32, 100, np.float32, 128),
         "many classes, float64": (16, 100, np.float64, 128),
-        "rows that are not aligned": (26, 317, np.float32, 200),
+        "rows that are not aligned": (24, 317, np.float32, 200),
     }
     return [
         pytest.param(*shape, architecture, models, id=f"{name}, {models} models, {architecture}")
@@ -599,16 +601,17 @@ def test_the_kernel_compiles_without_spilling_registers(
 ):
     pytest.importorskip("nvidia.cuda_nvrtc", reason="no nvidia-cuda-nvrtc-cu12")
     emulated_cupy.install(monkeypatch)
-    monkeypatch.setattr("skmax.backends.cupy_dense.THREADS", 256)
     rng = np.random.default_rng(0)
     problem, *_ = make_problem(
         cupy_backend.CupyBackend(), rng, m=m, k=k, n=max(k, 300), d=d, dtype=dtype, batch=batch
     )
     capability = int(architecture.removeprefix("sm_"))
     memory = {80: 166912}.get(capability, 232448)
-    plan = Plan.of(problem, batch, Device(-1, capability, 132, memory))
+    plan = Plan.of(problem, batch, Device(-1, capability, 132, memory, 256))
     report = compiler_report((*plan.build.options(), f"-arch={architecture}", "--ptxas-options=-v"))
-    assert "0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads" in report
+    frames = re.findall(r"(\d+) bytes (stack frame|spill stores|spill loads)", report)
+    assert len(frames) >= 3
+    assert {size for size, _ in frames} == {"0"}
     assert "warning" not in report.lower()
     registers = int(re.search(r"Used (\d+) registers", report)[1])
     assert registers * plan.build.THREADS <= 65536
@@ -616,14 +619,14 @@ def test_the_kernel_compiles_without_spilling_registers(
 
 def test_shared_memory_is_counted_as_the_kernel_cuts_it(emulated):
     """The emulation fails where the kernel writes past what it was given; see emulated_cuda.h."""
-    build = Build("float", "unsigned char", 10, 8, 256, 8, 4, 1, 1)
-    slice_, groups, batch = 100, 8, 256
+    build = Build("float", "unsigned char", 10, 8, 256, 1, 4, 4)
+    slice_, tile, groups, batch = 100, 52, 19, 256
     owned, weights = 32, 10 * slice_
-    reals = 2 * weights + groups * weights + 3 * slice_ + batch * 12 + 8 * owned * 10
+    reals = 2 * weights + 3 * slice_ + groups * 10 * tile + batch * 12 + 8 * owned * 10
     reals += 12 + 12 + 80 + 8 * 8 * 10 + 4 * owned
     ints = 2 * owned + 2 * batch
-    assert build.shared_bytes(batch, slice_, groups) == (
-        16 * 256 + 4 * reals + 4 * ints + 2 * batch * slice_
+    assert build.shared_bytes(batch, slice_, tile, groups) == (
+        16 * 256 + 4 * reals + 4 * ints + 2 * batch * tile
     )
 
 

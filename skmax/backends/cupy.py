@@ -13,13 +13,11 @@ from scipy import sparse
 from sklearn.utils._array_api import _convert_to_numpy
 
 from skmax.backends.array_api import Backend, Rows, SparseRows, float_dtype_for
-from skmax.backends.cupy_dense import Device, Plan
+from skmax.backends.cupy_dense import ALIGNMENT, Device, Plan
 
 # Of the memory that is free, the share that X may take; a larger one stays on the host, and this
 # many bytes of it are on their way at a time.
 _SHARE, _PIECE = 0.5, 1 << 26
-# Rows begin at multiples of so many bytes, where nothing speaks against it.
-_ALIGNED = 16
 # Of a sparse matrix on the device.
 _MOST_ENTRIES = 2**31 - 1
 
@@ -33,7 +31,7 @@ class DeviceRows(Rows):
         if not self.X.flags.c_contiguous:
             return 0
         interface = getattr(self.X, "__cuda_array_interface__", None) or self.X.__array_interface__
-        return int(np.gcd(interface["data"][0], _ALIGNED))
+        return int(np.gcd(interface["data"][0], ALIGNMENT))
 
     def pieces(self, order: np.ndarray, batch: int) -> Iterator[tuple[Any, Any, slice]]:  # noqa: ARG002
         """X as it is, where each of the rows `order` is in it, and which of them these are.
@@ -46,7 +44,7 @@ class DeviceRows(Rows):
 class StreamedRows(Rows):
     """Rows of an array too large for the device: those asked for go there, in X's own dtype."""
 
-    alignment = _ALIGNED
+    alignment = ALIGNMENT
     backend: CupyBackend
 
     def rows(self, order: Any) -> Any:

@@ -29,7 +29,11 @@ DATA = {
 }
 THREADS, WARP = 256, 32
 # Numbers of 4 bytes that a thread may sum at once: more would not stay in its registers.
-_SUMS, _GRADIENTS, _MOST_CLASSES = 80, 128, 32
+_SUMS, _GRADIENTS, _MOST_CLASSES = 80, 96, 32
+# Multiply-adds per cycle of a multiprocessor, and the cycles that going on to the next tile takes.
+_LANES, _TURN = 128, 500
+# Bytes that X begins at a multiple of, where nothing speaks against it.
+ALIGNMENT = 16
 # Features that make a block of a cluster worthwhile; and the first devices that have clusters.
 _SLICE, _CLUSTERS_FROM = 32, 90
 
@@ -45,31 +49,27 @@ class Build:
     THREADS: int
     ROWS: int
     V: int
-    ALIGNED: int
-    STAGED: int
+    COPY: int
 
     def options(self) -> tuple[str, ...]:
         """Options of the compiler."""
         defined = ((field.name, getattr(self, field.name)) for field in fields(self))
         return ("-std=c++17", *(f"-D{name}={value}" for name, value in defined))
 
-    def shared_bytes(self, batch: int, slice_: int, groups: int) -> int:
-        """What `Shared` takes of a block's memory in the kernel."""
+    def shared_bytes(self, batch: int, slice_: int, tile: int, groups: int) -> int:
+        """What `lay_out` and `cut` take of a block's memory in the kernel."""
         real = 8 if self.REAL == "double" else 4
-        owned, weights = -(-batch // self.CLUSTER), self.K * slice_
         data = next(np.dtype(name).itemsize for name, type_ in DATA.items() if type_ == self.DATA)
-        reals = [weights, weights, groups * weights, slice_, slice_, slice_]
-        reals += [batch * (-(-self.K // 4) * 4), self.CLUSTER * owned * self.K, self.K, self.K]
-        reals += [self.CLUSTER * self.K, self.CLUSTER * (self.THREADS // WARP) * self.K]
-        halves = [
-            owned * real,
-            owned * real,
-            owned * 4,
-            batch * 4,
-            batch * slice_ * data * self.STAGED,
-        ]
-        pieces = [16 * self.THREADS, *(real * count for count in reals), *(2 * h for h in halves)]
-        return sum(-(-piece // 16) * 16 for piece in pieces)
+        owned, warps = -(-batch // self.CLUSTER), self.THREADS // WARP
+        across = min(self.THREADS, -(-batch // WARP) * WARP)
+        stride = tile if tile // self.V % 2 else tile + self.V
+        reals = [self.K * slice_] * 2 + [slice_] * 3 + [groups * self.K * tile]
+        reals += [batch * (-(-self.K // 4) * 4)]
+        reals += [self.CLUSTER * (self.THREADS // across) * owned * self.K]
+        reals += [self.K, self.K, self.CLUSTER * self.K, self.CLUSTER * warps * self.K]
+        reals += [2 * owned, 2 * owned]
+        pieces = [16 * self.THREADS, *(real * count for count in reals), 8 * owned, 8 * batch]
+        return sum(-(-piece // 16) * 16 for piece in [*pieces, 2 * batch * stride * data])
 
 
 @dataclass(frozen=True)
@@ -86,12 +86,15 @@ class Device:
         Its multiprocessors.
     shared_bytes : int
         Shared memory that a block may have.
+    threads : int
+        Threads that a block gets.
     """
 
     index: int
     capability: int
     n_processors: int
     shared_bytes: int
+    threads: int
 
     @classmethod
     def of(cls, device: Any) -> Device:
@@ -102,6 +105,7 @@ class Device:
             int(device.compute_capability),
             attributes["MultiProcessorCount"],
             attributes["MaxSharedMemoryPerBlockOptin"],
+            THREADS,
         )
 
 
@@ -119,6 +123,8 @@ class Plan:
         Rows per step.
     slice_ : int
         Features per block.
+    tile : int
+        Features that are in shared memory together.
     groups : int
         In how many parts a block sums a batch's gradient.
     shared_bytes : int
@@ -129,66 +135,27 @@ class Plan:
     device: int
     batch: int
     slice_: int
+    tile: int
     groups: int
     shared_bytes: int
 
     @classmethod
     def of(cls, problem: Any, batch_size: int, device: Device) -> Plan | None:
         """The plan for a problem on dense rows; None if the kernel does not serve it."""
-        data, (m, k) = problem.data, problem.masked.shape
-        d, batch = data.n_features, min(batch_size, len(problem.order))
+        data, batch = problem.data, min(batch_size, len(problem.order))
+        (m, k), d, name = problem.masked.shape, data.n_features, dtype_name(data.X)
         words = np.dtype(data.dtype).itemsize // 4
-        if dtype_name(data.X) not in DATA or words * k > _MOST_CLASSES or not data.alignment:
+        if name not in DATA or words * k > _MOST_CLASSES or not data.alignment:
             return None
-        clusters = [1]
-        if device.capability >= _CLUSTERS_FROM:
-            most = min(device.n_processors // m, d // _SLICE, 8)
-            best = next(cluster for cluster in (8, 4, 2, 1) if cluster <= max(1, most))
-            clusters = [cluster for cluster in (1, 2, 4, 8) if cluster >= best]
-        for cluster in clusters:
-            for plan in cls._variants(problem, batch, device, cluster):
-                if plan.shared_bytes <= device.shared_bytes:
-                    return plan
-        return None
+        return _plan(device, m, k, d, batch, name, words, data.alignment == ALIGNMENT)
 
-    @classmethod
-    def _variants(cls, problem: Any, batch: int, device: Device, cluster: int) -> Iterator[Plan]:
-        """Plans with so many blocks per model, from the best to the one that needs least memory."""
-        data, k, d = problem.data, problem.n_classes, problem.data.n_features
-        name, words = dtype_name(data.X), np.dtype(data.dtype).itemsize // 4
-        size = np.dtype(name).itemsize
-        slice_ = -(-d // (4 * cluster)) * 4
-        # A thread loads and stores up to 16 bytes at once.
-        v = next(
-            v
-            for v in (4, 2, 1)
-            if v == 1
-            or (v * max(size, 4 * words) <= 16 and v * k * words <= _GRADIENTS and slice_ > v * 16)
-        )
-        rows = next(
-            r
-            for r in (8, 4, 2, 1)
-            if r == 1 or (r * k * words <= _SUMS and r * THREADS <= batch * WARP)
-        )
-        aligned = d % v == 0 and d * size % 4 == 0 and data.alignment == 16
-        build = Build(
-            REAL="double" if words == 2 else "float",
-            DATA=DATA[name],
-            K=k,
-            CLUSTER=cluster,
-            THREADS=THREADS,
-            ROWS=rows,
-            V=v,
-            ALIGNED=int(aligned),
-            STAGED=0,
-        )
-        groups = max(1, THREADS // WARP // -(-slice_ // (WARP * v)))
-        while groups:
-            for staged in (1, 0) if aligned else (0,):
-                mine = replace(build, STAGED=staged)
-                shared_bytes = mine.shared_bytes(batch, slice_, groups)
-                yield cls(mine, device.index, batch, slice_, groups, shared_bytes)
-            groups //= 2
+    def cycles(self) -> float:
+        """About how long a step takes: what plans are compared by."""
+        build, quads = self.build, self.tile // self.build.V
+        product = self.batch * build.K * self.slice_ / _LANES
+        backward = product * build.THREADS / (quads * self.groups)
+        update = build.K * self.slice_ * self.groups / _LANES
+        return product + backward + update + _TURN * 2 * -(-self.slice_ // self.tile)
 
     def __call__(
         self, problem: Any, state: Any, solver: Any, order: np.ndarray, rates: np.ndarray
@@ -242,17 +209,71 @@ class Plan:
                 gradient_sum,
                 sums,
                 np.int32(self.slice_),
+                np.int32(self.tile),
                 np.int32(self.groups),
             )
             null = np.uintp(0)
             compiled(self.build, self.device, self.shared_bytes)(
                 (m * self.build.CLUSTER,),
-                (THREADS,),
+                (self.build.THREADS,),
                 tuple(null if argument is None else argument for argument in arguments),
                 shared_mem=self.shared_bytes,
             )
             total = total + xp.sum(sums, axis=1)
         return replace(state, **changed), (total[:, 0], total[:, 1])
+
+
+@cache
+def _plan(
+    device: Device, m: int, k: int, d: int, batch: int, name: str, words: int, aligned: bool
+) -> Plan | None:
+    clusters = [1]
+    if device.capability >= _CLUSTERS_FROM:
+        most = max(1, min(device.n_processors // m, d // _SLICE, 8))
+        best = next(cluster for cluster in (8, 4, 2, 1) if cluster <= most)
+        clusters = [cluster for cluster in (1, 2, 4, 8) if cluster >= best]
+    for cluster in clusters:
+        plans = [
+            plan
+            for plan in _variants(device, cluster, k, d, batch, name, words, aligned)
+            if plan.shared_bytes <= device.shared_bytes
+        ]
+        if plans:
+            return min(plans, key=Plan.cycles)
+    return None
+
+
+def _variants(
+    device: Device, cluster: int, k: int, d: int, batch: int, name: str, words: int, aligned: bool
+) -> Iterator[Plan]:
+    """Plans with so many blocks per model, which differ in their tiles and groups."""
+    size, slice_ = np.dtype(name).itemsize, -(-d // (4 * cluster)) * 4
+    v = next(  # a thread loads and stores up to 16 bytes at once
+        v
+        for v in (4, 2, 1)
+        if v == 1
+        or (v * max(size, 4 * words) <= 16 and v * k * words <= _GRADIENTS and slice_ > v * 8)
+    )
+    copy = v * size
+    build = Build(
+        REAL="double" if words == 2 else "float",
+        DATA=DATA[name],
+        K=k,
+        CLUSTER=cluster,
+        THREADS=device.threads,
+        ROWS=-(-batch // device.threads),
+        V=v,
+        COPY=copy if aligned and copy % 4 == 0 and d * size % copy == 0 else 0,
+    )
+    if build.ROWS * k * words > _SUMS:
+        return
+    for share in (1, 2, 4, 8):
+        for n_tiles in range(1, slice_ // 4 + 1):
+            tile = -(-slice_ // (4 * n_tiles)) * 4
+            groups = device.threads // (tile // v) // share
+            if groups:
+                shared_bytes = build.shared_bytes(batch, slice_, tile, groups)
+                yield Plan(build, device.index, batch, slice_, tile, groups, shared_bytes)
 
 
 def _taken(xp: Any, weights: Any, visits: Any) -> Any:

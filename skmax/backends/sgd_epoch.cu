@@ -12,16 +12,20 @@
 // Only logits and residuals cross between blocks. All sums are taken in a fixed order, so that two
 // runs are equal to the last bit.
 //
+// Batches pass through shared memory in tiles of features: each tile is copied there while the one
+// before is worked on. The forward phase takes them in order and the backward phase in the opposite
+// order, so that the last one is read once; with a single tile, all of X is.
+//
 // The build defines
 //   REAL     float or double: weights and arithmetic
 //   DATA     the type of X; half where it is float16
 //   K        classes
 //   CLUSTER  blocks per model: 1, or up to 8 from compute capability 9.0 on
 //   THREADS  threads per block, a multiple of 32
-//   ROWS     rows of X that a warp multiplies at once
+//   ROWS     rows of a batch per thread in the forward phase
 //   V        neighbouring features that a thread multiplies at once: 1, 2 or 4
-//   ALIGNED  1 where rows and slices of X begin at multiples of 4 bytes and of V values
-//   STAGED   1 where the slice of a batch is copied to shared memory one step ahead; needs ALIGNED
+//   COPY     bytes that are copied at once, 4, 8 or 16: what rows, slices and tiles are multiples
+//            of; 0 where there is no such number
 // and HOST_EMULATION, with definitions of the primitives below, where it is built for a CPU.
 
 #ifndef HOST_EMULATION
@@ -63,7 +67,7 @@ __device__ inline REAL from_lane(REAL value, int lane_mask) {
     return __shfl_xor_sync(0xffffffffu, value, lane_mask);
 }
 
-// Copies 4 or 8 bytes to shared memory; they are there after wait_for_copies and a barrier.
+// Copies 4, 8 or 16 bytes to shared memory; they are there after wait_for_copies and a barrier.
 template <int BYTES> __device__ inline void copy_ahead(void *to, const void *from) {
     unsigned shared = static_cast<unsigned>(__cvta_generic_to_shared(to));
     asm volatile("cp.async.ca.shared.global [%0], [%1], %2;"
@@ -89,15 +93,11 @@ template <typename T> __device__ inline REAL to_real(T value) {
 
 constexpr int WARP = 32;
 constexpr int WARPS = THREADS / WARP;
-constexpr int CHUNK = WARP * V;          // features that a warp multiplies at once
-constexpr int PADDED = (K + 3) / 4 * 4;  // residuals of a row, for wide loads
-constexpr int AT_ONCE = K * sizeof(REAL) <= 64 ? 4 : 1;  // rows on their way from memory
+constexpr int PADDED = (K + 3) / 4 * 4;                  // residuals of a row, for wide loads
+constexpr int AT_ONCE = K * sizeof(REAL) <= 64 ? 4 : 1;  // rows on their way from shared memory
 
-template <int N> struct alignas(N * sizeof(DATA)) Vector {
-    DATA value[N];
-};
-struct alignas(V * sizeof(REAL)) RealVector {
-    REAL value[V];
+template <typename T> struct alignas(V * sizeof(T)) Vector {
+    T value[V];
 };
 
 // Sums over the lanes of a warp of N values each. Afterwards a lane holds the sums of the `held`
@@ -129,33 +129,52 @@ __device__ inline REAL warp_sum(REAL value) {
     return value;
 }
 
-__device__ inline REAL exponential(float x) { return expf(x); }
-__device__ inline REAL exponential(double x) { return exp(x); }
-__device__ inline REAL logarithm(float x) { return logf(x); }
-__device__ inline REAL logarithm(double x) { return log(x); }
+__device__ inline float exponential(float x) { return expf(x); }
+__device__ __noinline__ double exponential(double x) { return exp(x); }
+__device__ inline float logarithm(float x) { return logf(x); }
+__device__ __noinline__ double logarithm(double x) { return log(x); }
 
 // The proximal operator of the L1 penalty.
 __device__ inline REAL shrunk(REAL w, REAL threshold) {
     return w - (w > threshold ? threshold : (w < -threshold ? -threshold : w));
 }
 
+// Of the features of a block, those that pass through shared memory together; and how threads share
+// the rows of a batch in the forward phase: `across` rows at a time, each by `parts` threads.
+struct Layout {
+    int batch, owned, slice, tile, stride, groups, across, parts;
+};
+
+__device__ inline Layout lay_out(int batch, int slice, int tile, int groups) {
+    Layout l;
+    l.batch = batch;
+    l.owned = (batch + CLUSTER - 1) / CLUSTER;
+    l.slice = slice;
+    l.tile = tile;
+    l.stride = tile / V % 2 ? tile : tile + V;  // so that neighbouring rows are in other banks
+    l.groups = groups;
+    l.across = ROWS > 1 || batch > THREADS - WARP ? THREADS : (batch + WARP - 1) / WARP * WARP;
+    l.parts = THREADS / l.across;
+    return l;
+}
+
 // What a block keeps in shared memory, cut from one piece. skmax.backends.cupy_dense computes its
 // size in the same way.
 struct Shared {
-    double *sums;                                       // (THREADS, 2)
-    REAL *coef, *velocity;                              // (K, slice)
-    REAL *gradient;                                     // (groups, K, slice)
-    REAL *mean, *inverse_scale, *shift;                 // (slice,)
-    REAL *residual;                                     // (batch, PADDED)
-    REAL *part;                                         // (CLUSTER, owned, K)
-    REAL *intercept, *intercept_velocity;               // (K,)
-    REAL *at_mean, *by_intercept;                       // (CLUSTER, K), (CLUSTER, WARPS, K)
-    REAL *weight, *score;                               // (2, owned): of this step and the next
-    int *label, *place;                                 // (2, owned), (2, batch)
-    DATA *tile;                                         // (2, batch, slice)
+    double *sums;                          // (THREADS, 2)
+    REAL *coef, *velocity;                 // (K, slice)
+    REAL *mean, *inverse_scale, *shift;    // (slice,)
+    REAL *gradient;                        // (groups, K, tile)
+    REAL *residual;                        // (batch, PADDED)
+    REAL *part;                            // (CLUSTER * parts, owned, K)
+    REAL *intercept, *intercept_velocity;  // (K,)
+    REAL *at_mean, *by_intercept;          // (CLUSTER, K), (CLUSTER, WARPS, K)
+    REAL *weight, *score;                  // (2, owned): of this step and the next
+    int *label, *place;                    // (2, owned), (2, batch)
+    DATA *rows;                            // (2, batch, stride)
 };
 
-__device__ inline Shared cut(char *memory, int batch, int owned, int slice, int groups) {
+__device__ inline Shared cut(char *memory, const Layout &l) {
     Shared s;
     size_t used = 0;
     auto take = [&](size_t bytes) {
@@ -166,41 +185,31 @@ __device__ inline Shared cut(char *memory, int batch, int owned, int slice, int 
     auto reals = [&](size_t count) { return reinterpret_cast<REAL *>(take(count * sizeof(REAL))); };
     auto ints = [&](size_t count) { return reinterpret_cast<int *>(take(count * sizeof(int))); };
     s.sums = reinterpret_cast<double *>(take(2 * THREADS * sizeof(double)));
-    s.coef = reals(K * slice);
-    s.velocity = reals(K * slice);
-    s.gradient = reals(groups * K * slice);
-    s.mean = reals(slice);
-    s.inverse_scale = reals(slice);
-    s.shift = reals(slice);
-    s.residual = reals(batch * PADDED);
-    s.part = reals(CLUSTER * owned * K);
+    s.coef = reals(K * l.slice);
+    s.velocity = reals(K * l.slice);
+    s.mean = reals(l.slice);
+    s.inverse_scale = reals(l.slice);
+    s.shift = reals(l.slice);
+    s.gradient = reals(l.groups * K * l.tile);
+    s.residual = reals(l.batch * PADDED);
+    s.part = reals(CLUSTER * l.parts * l.owned * K);
     s.intercept = reals(K);
     s.intercept_velocity = reals(K);
     s.at_mean = reals(CLUSTER * K);
     s.by_intercept = reals(CLUSTER * WARPS * K);
-    s.weight = reals(2 * owned);
-    s.score = reals(2 * owned);
-    s.label = ints(2 * owned);
-    s.place = ints(2 * batch);
-    s.tile = reinterpret_cast<DATA *>(take(STAGED ? 2 * batch * slice * sizeof(DATA) : 0));
+    s.weight = reals(2 * l.owned);
+    s.score = reals(2 * l.owned);
+    s.label = ints(2 * l.owned);
+    s.place = ints(2 * l.batch);
+    s.rows = reinterpret_cast<DATA *>(take(2 * l.batch * l.stride * sizeof(DATA)));
     return s;
 }
 
-// V neighbouring values of X from feature `f` on, less the shift; zero beyond `width`.
-__device__ inline void load(REAL (&x)[V], const DATA *row, const REAL *shift, int f, int width) {
-#if ALIGNED
-    if (f < width) {
-        const Vector<V> values = *reinterpret_cast<const Vector<V> *>(row + f);
+// V neighbouring values of X, less the shift.
+__device__ inline void load(REAL (&x)[V], const DATA *from, const Vector<REAL> &minus) {
+    const Vector<DATA> values = *reinterpret_cast<const Vector<DATA> *>(from);
 #pragma unroll
-        for (int j = 0; j < V; ++j) x[j] = to_real(values.value[j]) - shift[f + j];
-    } else {
-#pragma unroll
-        for (int j = 0; j < V; ++j) x[j] = 0;
-    }
-#else
-#pragma unroll
-    for (int j = 0; j < V; ++j) x[j] = f + j < width ? to_real(row[f + j]) - shift[f + j] : REAL(0);
-#endif
+    for (int j = 0; j < V; ++j) x[j] = to_real(values.value[j]) - minus.value[j];
 }
 
 extern "C" __global__ void CLUSTERED __launch_bounds__(THREADS, 1) sgd_epoch(
@@ -224,49 +233,53 @@ extern "C" __global__ void CLUSTERED __launch_bounds__(THREADS, 1) sgd_epoch(
     REAL *intercept, REAL *intercept_velocity,  // (m, K), in and out
     REAL *gradient_sum,          // (m, K, d), in and out: the gradients of all steps; null without L1
     double *sums,                // (m, CLUSTER, 2), out: loss and correct
-    int slice, int groups)       // features per block; parts of a batch in the backward product
+    int slice, int tile, int groups)  // features per block and per tile; parts of a batch, backward
 {
     const int thread = threadIdx.x, lane = thread % WARP, warp = thread / WARP;
     const int rank = blockIdx.x % CLUSTER, model = blockIdx.x / CLUSTER;
     const int models = gridDim.x / CLUSTER;
-    const int owned = (batch + CLUSTER - 1) / CLUSTER, mine = rank * owned;
-    const int begin = rank * slice;
+    const Layout l = lay_out(batch, slice, tile, groups);
+    const Shared s = cut(reinterpret_cast<char *>(shared_memory), l);
+    const int owned = l.owned, mine = rank * owned;  // rows of a batch
+    const int begin = rank * slice;                  // features
     const int width = begin >= d ? 0 : (d - begin < slice ? d - begin : slice);
-    const Shared s = cut(reinterpret_cast<char *>(shared_memory), batch, owned, slice, groups);
+    const int tiles = (slice + tile - 1) / tile;
+    const int steps = (n + batch - 1) / batch;
+    auto rows_in = [&](int step) {
+        const int left = n - step * batch;
+        return left < batch ? left : batch;
+    };
 
-    // This step's and the next step's indices, labels and weights; then the next one's rows of X.
+    // A step's indices, labels and weights.
     auto fetch_indices = [&](int step) {
-        const int first = step * batch, size = first >= n ? 0 : (n - first < batch ? n - first : batch);
-        const int half = step % 2 * owned;
+        if (step >= steps) return;
+        const int first = step * batch, size = rows_in(step), slot = step % 2;
         for (int r = thread; r < size; r += THREADS)
-            copy_ahead<sizeof(int)>(s.place + step % 2 * batch + r, place + first + r);
+            copy_ahead<sizeof(int)>(s.place + slot * batch + r, place + first + r);
         for (int r = thread; r < owned && mine + r < size; r += THREADS) {
             const size_t row = first + mine + r;
-            if (label) copy_ahead<sizeof(int)>(s.label + half + r, label + row);
-            if (weight) copy_ahead<sizeof(REAL)>(s.weight + half + r, weight + row * u + column[model]);
+            const int at = slot * owned + r;
+            if (label) copy_ahead<sizeof(int)>(s.label + at, label + row);
+            if (weight) copy_ahead<sizeof(REAL)>(s.weight + at, weight + row * u + column[model]);
             if (score_weight)
-                copy_ahead<sizeof(REAL)>(s.score + half + r, score_weight + row * u + column[model]);
+                copy_ahead<sizeof(REAL)>(s.score + at, score_weight + row * u + column[model]);
         }
     };
-    auto fetch_tile = [&](int step) {
-#if STAGED
-        const int first = step * batch, size = first >= n ? 0 : (n - first < batch ? n - first : batch);
-        const int words = width * sizeof(DATA) / 4;
-        for (int i = thread; i < size * words; i += THREADS) {
-            const int r = i / words, word = i % words;
-            const int at = step % 2 * batch + r;
-            const DATA *row = X + static_cast<size_t>(s.place[at]) * d + begin;
-            copy_ahead<4>(reinterpret_cast<char *>(s.tile + at * slice) + 4 * word,
-                          reinterpret_cast<const char *>(row) + 4 * word);
-        }
-#endif
-    };
-    auto row_of = [&](int step, int r) -> const DATA * {
-#if STAGED
-        return s.tile + (step % 2 * batch + r) * slice;
+    // One of a step's tiles.
+    auto fetch_tile = [&](int step, int of_slice, int buffer) {
+        if (step >= steps) return;
+        const int from = of_slice * tile, left = width - from;
+        const int count = left < 0 ? 0 : (left < tile ? left : tile), size = rows_in(step);
+        for (int r = warp; r < size; r += WARPS) {
+            const DATA *row = X + size_t(s.place[step % 2 * batch + r]) * d + begin + from;
+            DATA *to = s.rows + (buffer * batch + r) * l.stride;
+#if COPY
+            constexpr int ITEMS = COPY / sizeof(DATA);
+            for (int f = lane * ITEMS; f < count; f += WARP * ITEMS) copy_ahead<COPY>(to + f, row + f);
 #else
-        return X + static_cast<size_t>(s.place[step % 2 * batch + r]) * d + begin;
+            for (int f = lane; f < count; f += WARP) to[f] = row[f];
 #endif
+        }
     };
     // Products of a class's weights with the mean, summed over the features of all blocks.
     auto from_mean = [&](int k) {
@@ -277,13 +290,15 @@ extern "C" __global__ void CLUSTERED __launch_bounds__(THREADS, 1) sgd_epoch(
 
     cluster_barrier();  // the other blocks' memory exists once they have begun
     fetch_indices(0);
+    fetch_indices(1);
     for (int f = thread; f < slice; f += THREADS) {
         const bool inside = f < width;
-        const size_t feature = begin + f;
-        s.mean[f] = inside && mean ? mean[model * size_t(d) + feature] : REAL(0);
-        s.inverse_scale[f] = inside && inverse_scale ? inverse_scale[model * size_t(d) + feature] : REAL(1);
-        s.shift[f] = inside && shift ? shift[feature] : REAL(0);
+        const size_t i = model * size_t(d) + begin + f;
+        s.mean[f] = inside && mean ? mean[i] : REAL(0);
+        s.inverse_scale[f] = inside && inverse_scale ? inverse_scale[i] : REAL(1);
+        s.shift[f] = inside && shift ? shift[begin + f] : REAL(0);
     }
+    for (int i = thread; i < 2 * batch * l.stride; i += THREADS) s.rows[i] = {};
     for (int k = warp; k < K; k += WARPS) {
         REAL dot = 0;
         for (int f = lane; f < slice; f += WARP) {
@@ -302,54 +317,64 @@ extern "C" __global__ void CLUSTERED __launch_bounds__(THREADS, 1) sgd_epoch(
         s.intercept[k] = intercept[model * K + k] + from_mean(k);
         s.intercept_velocity[k] = intercept_velocity[model * K + k];
     }
-    fetch_tile(0);
-    fetch_indices(1);
-    wait_for_copies();
-    cluster_barrier();
+    fetch_tile(0, 0, 0);
+    cluster_barrier();  // at_mean[rank] is this block's own from here on
 
     const REAL penalty = l2[model], lasso = l1[model], keep = momentum[model];
-    const int chunks = (width + CHUNK - 1) / CHUNK;
+    const int quads = tile / V, quad = thread % quads, group = thread / quads;
     double loss_sum = 0, correct_sum = 0;
-    const int steps = (n + batch - 1) / batch;
+    int buffer = 0;  // of s.rows: what is worked on
     for (int step = 0; step < steps; ++step) {
-        const int first = step * batch, size = n - first < batch ? n - first : batch;
+        const int first = step * batch, size = rows_in(step);
         const REAL of_step = rate[step * size_t(models) + model];
-        fetch_tile(step + 1);
+        // Tiles go 0, 1, ..., and back; the next but one is fetched into the memory of this one.
+        auto turn = [&](int next) {
+            wait_for_copies();
+            __syncthreads();
+            if (next < tiles) fetch_tile(step, next, 1 - buffer);
+            else if (2 * tiles - 2 - next >= 0) fetch_tile(step, 2 * tiles - 2 - next, 1 - buffer);
+            else fetch_tile(step + 1, 0, 1 - buffer);
+        };
 
         // Forward.
-        for (int top = warp * ROWS; top < size; top += WARPS * ROWS) {
-            REAL logit[ROWS * K];
+        REAL logit[ROWS][K];
 #pragma unroll
-            for (int i = 0; i < ROWS * K; ++i) logit[i] = 0;
-            const DATA *row[ROWS];
+        for (int i = 0; i < ROWS; ++i)
 #pragma unroll
-            for (int r = 0; r < ROWS; ++r) row[r] = row_of(step, top + r < size ? top + r : top);
-            for (int f = lane * V; f < chunks * CHUNK; f += CHUNK) {
+            for (int k = 0; k < K; ++k) logit[i][k] = 0;
+        const int part = thread / l.across, top = thread % l.across;
+        for (int t = 0; t < tiles; ++t) {
+            if (t) buffer = 1 - buffer;
+            turn(t + 1);
+            if (part >= l.parts) continue;
+            for (int q = part; q < quads && t * tile + q * V < slice; q += l.parts) {
+                const int f = t * tile + q * V;
+                const Vector<REAL> minus = *reinterpret_cast<const Vector<REAL> *>(s.shift + f);
                 REAL x[ROWS][V];
 #pragma unroll
-                for (int r = 0; r < ROWS; ++r) load(x[r], row[r], s.shift, f, width);
-                if (f < slice) {
+                for (int i = 0; i < ROWS; ++i) {
+                    const int r = top + i * THREADS < batch ? top + i * THREADS : 0;
+                    load(x[i], s.rows + (buffer * batch + r) * l.stride + q * V, minus);
+                }
 #pragma unroll
-                    for (int k = 0; k < K; ++k) {
-                        const RealVector w = *reinterpret_cast<const RealVector *>(s.coef + k * slice + f);
+                for (int k = 0; k < K; ++k) {
+                    const Vector<REAL> w = *reinterpret_cast<const Vector<REAL> *>(s.coef + k * slice + f);
 #pragma unroll
-                        for (int r = 0; r < ROWS; ++r)
+                    for (int i = 0; i < ROWS; ++i)
 #pragma unroll
-                            for (int j = 0; j < V; ++j) logit[r * K + k] += x[r][j] * w.value[j];
-                    }
+                        for (int j = 0; j < V; ++j) logit[i][k] += x[i][j] * w.value[j];
                 }
             }
-            int held_from, held;
-            reduce<ROWS * K>(logit, lane, held_from, held);
-            constexpr int MOST = (ROWS * K + WARP - 1) / WARP;
+        }
 #pragma unroll
-            for (int i = 0; i < MOST; ++i) {
-                const int r = top + (held_from + i) / K, k = (held_from + i) % K;
-                if (i < held && r < size) {
-                    const int owner = r / owned;
-                    REAL *parts = in_block(s.part, owner) + (rank * owned + r - owner * owned) * K;
-                    parts[k] = logit[i] - s.at_mean[rank * K + k];
-                }
+        for (int i = 0; i < ROWS; ++i) {
+            const int r = top + i * THREADS;
+            if (part < l.parts && r < size) {
+                const int owner = r / owned, source = rank * l.parts + part;
+                REAL *there = in_block(s.part, owner) + (source * owned + r - owner * owned) * K;
+#pragma unroll
+                for (int k = 0; k < K; ++k)
+                    there[k] = logit[i][k] - (part ? REAL(0) : s.at_mean[rank * K + k]);
             }
         }
         cluster_barrier();
@@ -374,31 +399,31 @@ extern "C" __global__ void CLUSTERED __launch_bounds__(THREADS, 1) sgd_epoch(
                 return smoothing ? kept * t + smoothing[model * K + k] : t;
             };
             REAL p[K];  // logits, then what they are exponentiated to, then residuals
-            REAL top = 0;
+            REAL largest = 0;
 #pragma unroll
             for (int k = 0; k < K; ++k) {
                 p[k] = s.intercept[k];
-                for (int block = 0; block < CLUSTER; ++block)
-                    p[k] += s.part[(block * owned + r) * K + k];
-                top = k == 0 || p[k] > top ? p[k] : top;
+                for (int source = 0; source < CLUSTER * l.parts; ++source)
+                    p[k] += s.part[(source * owned + r) * K + k];
+                largest = k == 0 || p[k] > largest ? p[k] : largest;
             }
-            REAL total = 0, certain = 0, logit = 0;
+            REAL total = 0, certain = 0, hoped = 0;
             int predicted = -1;  // of equal logits, the first class counts
 #pragma unroll
             for (int k = 0; k < K; ++k) {
                 const REAL t = wanted(k);
-                p[k] -= top;
+                p[k] -= largest;
                 if (predicted < 0 && p[k] == 0) predicted = k;
                 if (t != 0) {
                     certain += t;
-                    logit += t * p[k];
+                    hoped += t * p[k];
                 }
                 p[k] = exponential(p[k]);
                 total += p[k];
             }
             const REAL w = weight ? s.weight[step % 2 * owned + r] : REAL(1);
             const REAL score = score_weight ? s.score[step % 2 * owned + r] : w;
-            loss_sum += w * (certain * logarithm(total) - logit);
+            loss_sum += w * (certain * logarithm(total) - hoped);
             correct_sum += predicted == truth ? score : REAL(0);
 #pragma unroll
             for (int k = 0; k < K; ++k) {
@@ -415,84 +440,94 @@ extern "C" __global__ void CLUSTERED __launch_bounds__(THREADS, 1) sgd_epoch(
             int held_from, held;
             reduce<K>(by_intercept, lane, held_from, held);
             constexpr int MOST = (K + WARP - 1) / WARP;
-            for (int block = 0; block < CLUSTER; ++block)
+            for (int block = 0; block < CLUSTER; ++block) {
+                REAL *there = in_block(s.by_intercept, block) + (rank * WARPS + warp) * K;
 #pragma unroll
                 for (int i = 0; i < MOST; ++i)
-                    if (i < held)
-                        in_block(s.by_intercept, block)[(rank * WARPS + warp) * K + held_from + i] =
-                            by_intercept[i];
+                    if (i < held) there[held_from + i] = by_intercept[i];
+            }
         }
         cluster_barrier();
 
-        // Backward.
-        for (int task = warp; task < chunks * groups; task += WARPS) {
-            const int group = task / chunks, f = task % chunks * CHUNK + lane * V;
-            REAL gradient[K][V];
-#pragma unroll
-            for (int k = 0; k < K; ++k)
-#pragma unroll
-                for (int j = 0; j < V; ++j) gradient[k][j] = 0;
-#pragma unroll AT_ONCE
-            for (int r = group; r < size; r += groups) {
-                REAL x[V];
-                load(x, row_of(step, r), s.shift, f, width);
-                const REAL *residual = s.residual + r * PADDED;
+        for (int t = tiles - 1; t >= 0; --t) {
+            // Backward.
+            if (t < tiles - 1) {
+                buffer = 1 - buffer;
+                turn(2 * tiles - 1 - t);
+            }
+            const int from = t * tile;
+            if (group < groups && from + quad * V < slice) {
+                const Vector<REAL> minus =
+                    *reinterpret_cast<const Vector<REAL> *>(s.shift + from + quad * V);
+                REAL gradient[K][V];
 #pragma unroll
                 for (int k = 0; k < K; ++k)
 #pragma unroll
-                    for (int j = 0; j < V; ++j) gradient[k][j] += residual[k] * x[j];
-            }
-            if (f < slice) {
+                    for (int j = 0; j < V; ++j) gradient[k][j] = 0;
+#pragma unroll AT_ONCE
+                for (int r = group; r < size; r += groups) {
+                    REAL x[V];
+                    load(x, s.rows + (buffer * batch + r) * l.stride + quad * V, minus);
+                    const REAL *residual = s.residual + r * PADDED;
+#pragma unroll
+                    for (int k = 0; k < K; ++k)
+#pragma unroll
+                        for (int j = 0; j < V; ++j) gradient[k][j] += residual[k] * x[j];
+                }
 #pragma unroll
                 for (int k = 0; k < K; ++k) {
-                    RealVector out;
+                    Vector<REAL> out;
 #pragma unroll
                     for (int j = 0; j < V; ++j) out.value[j] = gradient[k][j];
-                    *reinterpret_cast<RealVector *>(s.gradient + (group * K + k) * slice + f) = out;
+                    *reinterpret_cast<Vector<REAL> *>(s.gradient + (group * K + k) * tile + quad * V) = out;
                 }
             }
-        }
-        __syncthreads();
+            __syncthreads();
 
-        // Update.
-        fetch_indices(step + 2);
-        for (int k = warp; k < K; k += WARPS) {
-            REAL of_intercept = 0;
-            for (int i = lane; i < CLUSTER * WARPS; i += WARP) of_intercept += s.by_intercept[i * K + k];
-            of_intercept = warp_sum(of_intercept);
-            REAL dot = 0;
-            for (int f = lane; f < width; f += WARP) {
-                REAL g = 0;
-                for (int group = 0; group < groups; ++group) g += s.gradient[(group * K + k) * slice + f];
-                g -= of_intercept * s.mean[f];
-                if (gradient_sum) gradient_sum[(model * size_t(K) + k) * d + begin + f] += g;
-                const REAL before = s.coef[k * slice + f], scale = s.inverse_scale[f];
-                const REAL descent = of_step * ((g / size + penalty * before) * scale * scale);
-                REAL v = keep * s.velocity[k * slice + f] - descent;
-                REAL w = before + v;
-                if (lasso > 0) {
-                    w = shrunk(w, of_step * (lasso * scale * scale));
-                    v = w - before;
+            // Update.
+            if (t == 0) fetch_indices(step + 2);
+            for (int k = warp; k < K; k += WARPS) {
+                REAL of_intercept = 0;
+                for (int i = lane; i < CLUSTER * WARPS; i += WARP)
+                    of_intercept += s.by_intercept[i * K + k];
+                of_intercept = warp_sum(of_intercept);
+                REAL dot = 0;
+                for (int i = lane; i < tile && from + i < width; i += WARP) {
+                    const int f = from + i, at = k * slice + f;
+                    REAL g = 0;
+                    for (int part = 0; part < groups; ++part)
+                        g += s.gradient[(part * K + k) * tile + i];
+                    g -= of_intercept * s.mean[f];
+                    if (gradient_sum) gradient_sum[(model * size_t(K) + k) * d + begin + f] += g;
+                    const REAL before = s.coef[at], scale = s.inverse_scale[f];
+                    const REAL descent = of_step * ((g / size + penalty * before) * scale * scale);
+                    REAL v = keep * s.velocity[at] - descent;
+                    REAL w = before + v;
+                    if (lasso > 0) {
+                        w = shrunk(w, of_step * (lasso * scale * scale));
+                        v = w - before;
+                    }
+                    s.coef[at] = w;
+                    s.velocity[at] = v;
+                    dot += w * s.mean[f];
                 }
-                s.coef[k * slice + f] = w;
-                s.velocity[k * slice + f] = v;
-                dot += w * s.mean[f];
-            }
-            dot = warp_sum(dot);
-            if (lane == 0) {
-                s.at_mean[rank * K + k] = dot;
-                if (fit_intercept) {
-                    const REAL v = keep * s.intercept_velocity[k] - of_step * (of_intercept / size);
-                    s.intercept_velocity[k] = v;
-                    s.intercept[k] += v;
+                dot = warp_sum(dot);
+                if (lane == 0) {
+                    s.at_mean[rank * K + k] = dot + (t < tiles - 1 ? s.at_mean[rank * K + k] : REAL(0));
+                    if (t == 0 && fit_intercept) {
+                        const REAL v = keep * s.intercept_velocity[k] - of_step * (of_intercept / size);
+                        s.intercept_velocity[k] = v;
+                        s.intercept[k] += v;
+                    }
                 }
             }
         }
-        wait_for_copies();
-        __syncthreads();
+        buffer = 1 - buffer;
     }
 
     // What was learned, to global memory; under L1, after one more step from the mean gradient.
+    wait_for_copies();
+    cluster_barrier();
     for (int k = warp; k < K; k += WARPS) {
         REAL dot = 0;
         for (int f = lane; f < width; f += WARP) {
