@@ -306,7 +306,7 @@ def assert_as_the_reference(case, plan, dtype):
 RARE = [
     "weights", "scores", "soft", "l1", "smoothing", "shift", "plain", "masked", "no intercept",
 ]  # fmt: skip
-H100 = Device(-1, 90, 132, 232448, 64)
+H100 = Device(-1, 132, 232448, 8, 64)
 
 
 @st.composite
@@ -322,7 +322,7 @@ def cases(draw):
         "rare": draw(st.sets(st.sampled_from(RARE))),
     }
     device = replace(
-        H100, capability=draw(st.sampled_from([80, 90])), n_processors=draw(st.integers(1, 40))
+        H100, cluster=draw(st.sampled_from([1, 8])), n_processors=draw(st.integers(1, 40))
     )
     return draw(st.integers(0, 2**32 - 1)), shape, device, draw(st.booleans())
 
@@ -347,15 +347,15 @@ def test_the_kernel_equals_the_reference(emulated, case):
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.float64])
-@pytest.mark.parametrize("capability", [80, 90])
-def test_threads_may_run_in_any_order(emulated, dtype, capability):
+@pytest.mark.parametrize("cluster", [1, 2, 8])
+def test_threads_may_run_in_any_order(emulated, dtype, cluster):
     """A missing barrier would show."""
     backend, rng = cupy_backend.CupyBackend(), np.random.default_rng(1)
     case = make_problem(
         backend, rng, m=2, k=3, n=40, d=260, dtype=dtype, batch=16, rare=("l1", "weights")
     )
-    plan = Plan.of(case[0], 16, replace(H100, capability=capability))
-    assert {80: 1, 90: 8}[capability] == plan.build.CLUSTER
+    plan = Plan.of(case[0], 16, replace(H100, cluster=cluster))
+    assert cluster == plan.build.CLUSTER
     results = []
     for seed in range(4):
         emulated_cupy.Kernel.seed = seed
@@ -395,7 +395,7 @@ def test_uint8_is_uploaded_once_and_as_it_is(emulated, monkeypatch):
     [
         ({"k": 33, "n": 80}, H100),
         ({"k": 17, "n": 80, "dtype": np.float64}, H100),
-        ({"d": 9000, "k": 10}, replace(H100, capability=80, shared_bytes=166912)),
+        ({"d": 9000, "k": 10}, replace(H100, cluster=1, shared_bytes=166912)),
     ],
     ids=["many classes", "many classes in float64", "many weights"],
 )
@@ -605,9 +605,8 @@ def test_the_kernel_compiles_without_spilling_registers(
     problem, *_ = make_problem(
         cupy_backend.CupyBackend(), rng, m=m, k=k, n=max(k, 300), d=d, dtype=dtype, batch=batch
     )
-    capability = int(architecture.removeprefix("sm_"))
-    memory = {80: 166912}.get(capability, 232448)
-    plan = Plan.of(problem, batch, Device(-1, capability, 132, memory, 256))
+    memory, cluster = (166912, 1) if architecture == "sm_80" else (232448, 8)
+    plan = Plan.of(problem, batch, Device(-1, 132, memory, cluster, 256))
     report = compiler_report((*plan.build.options(), f"-arch={architecture}", "--ptxas-options=-v"))
     frames = re.findall(r"(\d+) bytes (stack frame|spill stores|spill loads)", report)
     assert len(frames) >= 3
@@ -619,7 +618,7 @@ def test_the_kernel_compiles_without_spilling_registers(
 
 def test_shared_memory_is_counted_as_the_kernel_cuts_it(emulated):
     """The emulation fails where the kernel writes past what it was given; see emulated_cuda.h."""
-    build = Build("float", "unsigned char", 10, 8, 256, 1, 4, 4)
+    build = Build("float", "unsigned char", 10, 8, 256, 1, 4, 0, 4)
     slice_, tile, groups, batch = 100, 52, 19, 256
     owned, weights = 32, 10 * slice_
     reals = 2 * weights + 3 * slice_ + groups * 10 * tile + batch * 12 + 8 * owned * 10

@@ -34,8 +34,9 @@ _SUMS, _GRADIENTS, _MOST_CLASSES = 80, 96, 32
 _LANES, _TURN = 128, 500
 # Bytes that X begins at a multiple of, where nothing speaks against it.
 ALIGNMENT = 16
-# Features that make a block of a cluster worthwhile; and the first devices that have clusters.
-_SLICE, _CLUSTERS_FROM = 32, 90
+# Features that make a block worthwhile, the most blocks of a cluster on any device that has
+# clusters, and the compute capability of the first of them, times ten.
+_SLICE, _CLUSTER, _CLUSTERS_FROM = 32, 8, 90
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class Build:
     THREADS: int
     ROWS: int
     V: int
+    SHIFTED: int
     COPY: int
 
     def options(self) -> tuple[str, ...]:
@@ -80,20 +82,20 @@ class Device:
     ----------
     index : int
         Its number.
-    capability : int
-        Ten times its compute capability.
     n_processors : int
         Its multiprocessors.
     shared_bytes : int
         Shared memory that a block may have.
+    cluster : int
+        The most blocks that a model gets.
     threads : int
         Threads that a block gets.
     """
 
     index: int
-    capability: int
     n_processors: int
     shared_bytes: int
+    cluster: int
     threads: int
 
     @classmethod
@@ -102,9 +104,9 @@ class Device:
         attributes = device.attributes
         return cls(
             device.id,
-            int(device.compute_capability),
             attributes["MultiProcessorCount"],
             attributes["MaxSharedMemoryPerBlockOptin"],
+            _CLUSTER if int(device.compute_capability) >= _CLUSTERS_FROM else 1,
             THREADS,
         )
 
@@ -147,7 +149,8 @@ class Plan:
         words = np.dtype(data.dtype).itemsize // 4
         if name not in DATA or words * k > _MOST_CLASSES or not data.alignment:
             return None
-        return _plan(device, m, k, d, batch, name, words, data.alignment == ALIGNMENT)
+        shifted, aligned = data.subtrahend is not None, data.alignment == ALIGNMENT
+        return _plan(device, m, k, d, batch, name, words, shifted, aligned)
 
     def cycles(self) -> float:
         """About how long a step takes: what plans are compared by."""
@@ -225,17 +228,22 @@ class Plan:
 
 @cache
 def _plan(
-    device: Device, m: int, k: int, d: int, batch: int, name: str, words: int, aligned: bool
+    device: Device,
+    m: int,
+    k: int,
+    d: int,
+    batch: int,
+    name: str,
+    words: int,
+    shifted: bool,
+    aligned: bool,
 ) -> Plan | None:
-    clusters = [1]
-    if device.capability >= _CLUSTERS_FROM:
-        most = max(1, min(device.n_processors // m, d // _SLICE, 8))
-        best = next(cluster for cluster in (8, 4, 2, 1) if cluster <= most)
-        clusters = [cluster for cluster in (1, 2, 4, 8) if cluster >= best]
-    for cluster in clusters:
+    best = max(1, min(device.n_processors // m, d // _SLICE, device.cluster))
+    clusters = [1 << i for i in range(device.cluster.bit_length())]
+    for cluster in clusters[best.bit_length() - 1 :]:  # with more blocks, each needs less memory
         plans = [
             plan
-            for plan in _variants(device, cluster, k, d, batch, name, words, aligned)
+            for plan in _variants(device, cluster, k, d, batch, name, words, shifted, aligned)
             if plan.shared_bytes <= device.shared_bytes
         ]
         if plans:
@@ -244,7 +252,15 @@ def _plan(
 
 
 def _variants(
-    device: Device, cluster: int, k: int, d: int, batch: int, name: str, words: int, aligned: bool
+    device: Device,
+    cluster: int,
+    k: int,
+    d: int,
+    batch: int,
+    name: str,
+    words: int,
+    shifted: bool,
+    aligned: bool,
 ) -> Iterator[Plan]:
     """Plans with so many blocks per model, which differ in their tiles and groups."""
     size, slice_ = np.dtype(name).itemsize, -(-d // (4 * cluster)) * 4
@@ -263,6 +279,7 @@ def _variants(
         THREADS=device.threads,
         ROWS=-(-batch // device.threads),
         V=v,
+        SHIFTED=int(shifted),
         COPY=copy if aligned and copy % 4 == 0 and d * size % copy == 0 else 0,
     )
     if build.ROWS * k * words > _SUMS:

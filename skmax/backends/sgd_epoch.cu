@@ -24,6 +24,7 @@
 //   THREADS  threads per block, a multiple of 32
 //   ROWS     rows of a batch per thread in the forward phase
 //   V        neighbouring features that a thread multiplies at once: 1, 2 or 4
+//   SHIFTED  1 where something is subtracted from X
 //   COPY     bytes that are copied at once, 4, 8 or 16: what rows, slices and tiles are multiples
 //            of; 0 where there is no such number
 // and HOST_EMULATION, with definitions of the primitives below, where it is built for a CPU.
@@ -162,7 +163,7 @@ __device__ inline Layout lay_out(int batch, int slice, int tile, int groups) {
 // size in the same way.
 struct Shared {
     double *sums;                          // (THREADS, 2)
-    REAL *coef, *velocity;                 // (K, slice)
+    REAL *coef, *velocity;                 // (slice / V, K, V): see at
     REAL *mean, *inverse_scale, *shift;    // (slice,)
     REAL *gradient;                        // (groups, K, tile)
     REAL *residual;                        // (batch, PADDED)
@@ -205,11 +206,14 @@ __device__ inline Shared cut(char *memory, const Layout &l) {
     return s;
 }
 
+// Where a weight is: those that a thread multiplies lie together.
+__device__ inline int at(int k, int f) { return f / V * (K * V) + k * V + f % V; }
+
 // V neighbouring values of X, less the shift.
-__device__ inline void load(REAL (&x)[V], const DATA *from, const Vector<REAL> &minus) {
+__device__ inline void load(REAL (&x)[V], const DATA *from, const Vector<REAL> &shift) {
     const Vector<DATA> values = *reinterpret_cast<const Vector<DATA> *>(from);
 #pragma unroll
-    for (int j = 0; j < V; ++j) x[j] = to_real(values.value[j]) - minus.value[j];
+    for (int j = 0; j < V; ++j) x[j] = to_real(values.value[j]) - (SHIFTED ? shift.value[j] : REAL(0));
 }
 
 extern "C" __global__ void CLUSTERED __launch_bounds__(THREADS, 1) sgd_epoch(
@@ -304,8 +308,8 @@ extern "C" __global__ void CLUSTERED __launch_bounds__(THREADS, 1) sgd_epoch(
         for (int f = lane; f < slice; f += WARP) {
             const size_t i = (model * size_t(K) + k) * d + begin + f;
             const REAL w = f < width ? coef[i] : REAL(0);
-            s.coef[k * slice + f] = w;
-            s.velocity[k * slice + f] = f < width ? velocity[i] : REAL(0);
+            s.coef[at(k, f)] = w;
+            s.velocity[at(k, f)] = f < width ? velocity[i] : REAL(0);
             if (f < width && mean) dot += w * mean[model * size_t(d) + begin + f];
         }
         dot = warp_sum(dot);
@@ -347,9 +351,12 @@ extern "C" __global__ void CLUSTERED __launch_bounds__(THREADS, 1) sgd_epoch(
             if (t) buffer = 1 - buffer;
             turn(t + 1);
             if (part >= l.parts) continue;
-            for (int q = part; q < quads && t * tile + q * V < slice; q += l.parts) {
+            const int left = (slice - t * tile) / V, end = left < quads ? left : quads;
+#pragma unroll 2
+            for (int q = part; q < end; q += l.parts) {
                 const int f = t * tile + q * V;
                 const Vector<REAL> minus = *reinterpret_cast<const Vector<REAL> *>(s.shift + f);
+                const Vector<REAL> *coefs = reinterpret_cast<const Vector<REAL> *>(s.coef + at(0, f));
                 REAL x[ROWS][V];
 #pragma unroll
                 for (int i = 0; i < ROWS; ++i) {
@@ -358,7 +365,7 @@ extern "C" __global__ void CLUSTERED __launch_bounds__(THREADS, 1) sgd_epoch(
                 }
 #pragma unroll
                 for (int k = 0; k < K; ++k) {
-                    const Vector<REAL> w = *reinterpret_cast<const Vector<REAL> *>(s.coef + k * slice + f);
+                    const Vector<REAL> w = coefs[k];
 #pragma unroll
                     for (int i = 0; i < ROWS; ++i)
 #pragma unroll
@@ -493,22 +500,22 @@ extern "C" __global__ void CLUSTERED __launch_bounds__(THREADS, 1) sgd_epoch(
                 of_intercept = warp_sum(of_intercept);
                 REAL dot = 0;
                 for (int i = lane; i < tile && from + i < width; i += WARP) {
-                    const int f = from + i, at = k * slice + f;
+                    const int f = from + i, here = at(k, f);
                     REAL g = 0;
                     for (int part = 0; part < groups; ++part)
                         g += s.gradient[(part * K + k) * tile + i];
                     g -= of_intercept * s.mean[f];
                     if (gradient_sum) gradient_sum[(model * size_t(K) + k) * d + begin + f] += g;
-                    const REAL before = s.coef[at], scale = s.inverse_scale[f];
+                    const REAL before = s.coef[here], scale = s.inverse_scale[f];
                     const REAL descent = of_step * ((g / size + penalty * before) * scale * scale);
-                    REAL v = keep * s.velocity[at] - descent;
+                    REAL v = keep * s.velocity[here] - descent;
                     REAL w = before + v;
                     if (lasso > 0) {
                         w = shrunk(w, of_step * (lasso * scale * scale));
                         v = w - before;
                     }
-                    s.coef[at] = w;
-                    s.velocity[at] = v;
+                    s.coef[here] = w;
+                    s.velocity[here] = v;
                     dot += w * s.mean[f];
                 }
                 dot = warp_sum(dot);
@@ -532,14 +539,14 @@ extern "C" __global__ void CLUSTERED __launch_bounds__(THREADS, 1) sgd_epoch(
         REAL dot = 0;
         for (int f = lane; f < width; f += WARP) {
             const size_t i = (model * size_t(K) + k) * d + begin + f;
-            REAL w = s.coef[k * slice + f];
+            REAL w = s.coef[at(k, f)];
             if (settle && lasso > 0) {
                 const REAL scale = s.inverse_scale[f], of_end = settle_rate[model];
                 w -= of_end * ((gradient_sum[i] / settle + penalty * w) * scale * scale);
                 w = shrunk(w, of_end * (lasso * scale * scale));
             }
             coef[i] = w;
-            velocity[i] = s.velocity[k * slice + f];
+            velocity[i] = s.velocity[at(k, f)];
             dot += w * s.mean[f];
         }
         dot = warp_sum(dot);
