@@ -33,12 +33,13 @@ class DeviceRows(Rows):
         interface = getattr(self.X, "__cuda_array_interface__", None) or self.X.__array_interface__
         return int(np.gcd(interface["data"][0], ALIGNMENT))
 
-    def pieces(self, order: np.ndarray, batch: int) -> Iterator[tuple[Any, Any, slice]]:  # noqa: ARG002
-        """X as it is, where each of the rows `order` is in it, and which of them these are.
+    def pieces(self, order: np.ndarray, batch: int) -> Iterator[tuple[Any, Any, Any, slice]]:  # noqa: ARG002
+        """X, where in it the rows visited are, which rows these are, and which part of `order`.
 
-        Pieces hold whole batches.
+        Pieces hold whole batches; here, there is one.
         """
-        yield self.X, self.backend.asarray(order.astype(np.int32)), slice(0, len(order))
+        visits = self.backend.asarray(order.astype(np.int32))
+        yield self.X, visits, visits, slice(0, len(order))
 
 
 class StreamedRows(Rows):
@@ -58,13 +59,14 @@ class StreamedRows(Rows):
             order = self.backend.to_numpy(order)
         return self.backend.buffer.send(self.X, order)
 
-    def pieces(self, order: np.ndarray, batch: int) -> Iterator[tuple[Any, Any, slice]]:
-        """Rows in the order of `order`, their positions, and which of them these are."""
+    def pieces(self, order: np.ndarray, batch: int) -> Iterator[tuple[Any, Any, Any, slice]]:
+        """Rows in the order of `order`; the rest as `DeviceRows` has it."""
         size = max(1, self.backend.buffer.capacity(self.X) // batch) * batch
         for first in range(0, len(order), size):
             piece = slice(first, min(first + size, len(order)))
-            X = self.backend.buffer.send(self.X, order[piece])
-            yield X, self.backend.asarray(np.arange(len(X), dtype=np.int32)), piece
+            place = self.backend.asarray(np.arange(piece.stop - first, dtype=np.int32))
+            visits = self.backend.asarray(order[piece])
+            yield self.backend.buffer.send(self.X, order[piece]), place, visits, piece
 
 
 class PinnedBuffer:

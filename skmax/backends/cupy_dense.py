@@ -177,8 +177,7 @@ class Plan:
         lasso, weight = bool(problem.l1.any()), problem.sample_weight
         gradient_sum = xp.zeros_like(state.coef) if lasso else None
         total: Any = 0
-        for X, place, piece in problem.data.pieces(order, batch):
-            visits = backend.asarray(order[piece])
+        for X, place, visits, piece in problem.data.pieces(order, batch):
             soft = problem.targets.ndim == 2
             target = xp.take(problem.targets, visits, axis=0)
             sums = xp.empty((m, self.build.CLUSTER, 2), dtype=xp.float64)

@@ -135,9 +135,9 @@ __device__ __noinline__ double exponential(double x) { return exp(x); }
 __device__ inline float logarithm(float x) { return logf(x); }
 __device__ __noinline__ double logarithm(double x) { return log(x); }
 
-// The proximal operator of the L1 penalty.
-__device__ inline REAL shrunk(REAL w, REAL threshold) {
-    return w - (w > threshold ? threshold : (w < -threshold ? -threshold : w));
+// What the proximal operator of the L1 penalty takes off a weight.
+__device__ inline REAL excess(REAL w, REAL threshold) {
+    return w > threshold ? threshold : (w < -threshold ? -threshold : w);
 }
 
 // Of the features of a block, those that pass through shared memory together; and how threads share
@@ -511,8 +511,9 @@ extern "C" __global__ void CLUSTERED __launch_bounds__(THREADS, 1) sgd_epoch(
                     REAL v = keep * s.velocity[here] - descent;
                     REAL w = before + v;
                     if (lasso > 0) {
-                        w = shrunk(w, of_step * (lasso * scale * scale));
-                        v = w - before;
+                        const REAL taken = excess(w, of_step * (lasso * scale * scale));
+                        w -= taken;
+                        v -= taken;
                     }
                     s.coef[here] = w;
                     s.velocity[here] = v;
@@ -543,7 +544,7 @@ extern "C" __global__ void CLUSTERED __launch_bounds__(THREADS, 1) sgd_epoch(
             if (settle && lasso > 0) {
                 const REAL scale = s.inverse_scale[f], of_end = settle_rate[model];
                 w -= of_end * ((gradient_sum[i] / settle + penalty * w) * scale * scale);
-                w = shrunk(w, of_end * (lasso * scale * scale));
+                w -= excess(w, of_end * (lasso * scale * scale));
             }
             coef[i] = w;
             velocity[i] = s.velocity[at(k, f)];

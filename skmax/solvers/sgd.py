@@ -275,8 +275,8 @@ class _Step:
         velocity = self.momentum * state.coef_velocity - descent
         coef = state.coef + velocity
         if self.has_lasso:
-            coef = soft_threshold(self.xp, coef, rate * self.threshold)
-            velocity = coef - state.coef
+            shrunk = soft_threshold(self.xp, coef, rate * self.threshold)
+            velocity, coef = velocity - (coef - shrunk), shrunk
         state = replace(state, coef=coef, coef_velocity=velocity)
         if not self.fit_intercept:
             return state
