@@ -160,7 +160,8 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
     backend : {"auto", "numpy", "cupy"}, default="auto"
         Where `fit` and `partial_fit` compute. "auto": where X is, under scikit-learn's
         `array_api_dispatch`; without that, with NumPy. "numpy", "cupy": there, X being moved in its
-        own dtype, and fitted attributes coming back in X's own type.
+        own dtype, and fitted attributes coming back in X's own type. What of X would fill more than
+        half of a GPU's free memory stays where it is, and is moved batch by batch.
 
     Attributes
     ----------
