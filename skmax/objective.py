@@ -157,8 +157,11 @@ def penalty(problem: Problem, coef: Array) -> np.ndarray:
     """The penalty of each model, of shape (m,), on the host."""
     backend, xp = problem.backend, problem.backend.xp
     coef = xp.astype(coef, backend.dtype(np.float64), copy=False)
-    squares, moduli = xp.sum(coef * coef, axis=(1, 2)), xp.sum(xp.abs(coef), axis=(1, 2))
-    return problem.l2 / 2 * backend.to_numpy(squares) + problem.l1 * backend.to_numpy(moduli)
+    norms = [xp.sum(coef * coef, axis=(1, 2))]
+    if problem.l1.any():
+        norms.append(xp.sum(xp.abs(coef), axis=(1, 2)))
+    squares, *moduli = backend.to_numpy(xp.stack(norms))  # moved at once
+    return problem.l2 / 2 * squares + sum(problem.l1 * norm for norm in moduli)
 
 
 def soft_threshold(xp: Any, coef: Array, threshold: Array) -> Array:

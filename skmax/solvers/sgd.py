@@ -136,7 +136,8 @@ class SGD:
             with quiet, problem.backend.computing():
                 after, sums = run(problem, state, solver, order, solver.rates(epoch, n_steps))
                 orders.draw_ahead()
-                entropy, accuracy = (problem.backend.to_numpy(part) / len(order) for part in sums)
+                together = problem.backend.xp.stack(list(sums))
+                entropy, accuracy = problem.backend.to_numpy(together) / len(order)
                 loss = entropy + penalty(problem, after.coef)
             diverged = ~(loss <= bound)
             retrying = diverged & self.retry
