@@ -131,11 +131,44 @@ class Elsewhere:
     """The type of CuPy's arrays, of which there are none."""
 
 
+class SparseMatrix:
+    """What CuPy's sparse matrices can do of what SciPy's can, which do not know them."""
+
+    __array_ufunc__ = None  # NumPy leaves products to this
+
+    def __init__(self, matrix):
+        self._matrix = matrix
+        self.shape, self.dtype, self.nnz = matrix.shape, matrix.dtype, matrix.nnz
+        self.ndim = 2
+
+    def __getitem__(self, rows):
+        return SparseMatrix(self._matrix[rows])
+
+    def __matmul__(self, dense):
+        return self._matrix @ dense
+
+    def __rmatmul__(self, dense):
+        return dense @ self._matrix
+
+    @property
+    def T(self):
+        return SparseMatrix(self._matrix.T)
+
+    def astype(self, dtype):
+        return SparseMatrix(self._matrix.astype(dtype))
+
+    def multiply(self, other):
+        return SparseMatrix(self._matrix.multiply(other._matrix).tocsr())
+
+    def toarray(self):
+        return self._matrix.toarray()
+
+
 def csr_matrix(parts, shape):
     """Of floats only, with indices of 32 bits."""
     assert parts[0].dtype in (np.float32, np.float64)
     assert parts[1].dtype == parts[2].dtype == np.int32
-    return sparse.csr_matrix(parts, shape=shape)
+    return SparseMatrix(sparse.csr_matrix(parts, shape=shape))
 
 
 def module(name, **attributes):

@@ -22,6 +22,7 @@ from test_backends import NAMES, SOFT, WEIGHT, Place, X, Y, assert_same, estimat
 import skmax.backends.cupy as cupy_backend
 from skmax import BatchedGridSearchCV, SoftmaxRegression
 from skmax.backends.cupy_dense import Build, Device, Plan, source
+from skmax.objective import logit_chunks
 from skmax.problem import Problem, State
 from skmax.solvers.sgd import SGD, sgd_epoch
 
@@ -199,6 +200,17 @@ def test_sparse_rows(cuda, params, dtype):
     else:
         assert_as_on_the_cpu(model, expected, trained_in)
     assert isinstance(model.predict(values), np.ndarray)
+
+
+def test_logits_of_sparse_rows(cuda):
+    values = np.where(np.abs(X) > 1, X, 0)
+    coef, intercept = np.random.default_rng(0).normal(size=(3, 5)), np.arange(3.0)
+    backend = cupy_backend.CupyBackend()
+    data = backend.rows_of(sparse.csr_array(values), np.float64)
+    order = np.arange(len(values))[::-1]
+    parts = logit_chunks(data, backend.asarray(coef), backend.asarray(intercept), order)
+    logits = np.concatenate([backend.to_numpy(part).reshape(-1, 3) for part in parts])
+    np.testing.assert_allclose(logits, values[order] @ coef.T + intercept, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", ["dense", "uint8", "sparse"])
