@@ -21,7 +21,7 @@ from test_backends import NAMES, SOFT, WEIGHT, Place, X, Y, assert_same, estimat
 
 import skmax.backends.cupy as cupy_backend
 from skmax import BatchedGridSearchCV, SoftmaxRegression
-from skmax.backends.cupy_dense import Build, Device, Plan, source
+from skmax.backends.cupy_dense import Device, Plan, source
 from skmax.objective import logit_chunks
 from skmax.problem import Problem, State
 from skmax.solvers.sgd import SGD, sgd_epoch
@@ -626,19 +626,6 @@ def test_the_kernel_compiles_without_spilling_registers(
     assert "warning" not in report.lower()
     registers = int(re.search(r"Used (\d+) registers", report)[1])
     assert registers * plan.build.THREADS <= 65536
-
-
-def test_shared_memory_is_counted_as_the_kernel_cuts_it(emulated):
-    """The emulation fails where the kernel writes past what it was given; see emulated_cuda.h."""
-    build = Build("float", "unsigned char", 10, 8, 256, 1, 4, 0, 4)
-    slice_, tile, groups, batch = 100, 52, 19, 256
-    owned, weights = 32, 10 * slice_
-    reals = 2 * weights + 3 * slice_ + groups * 10 * tile + batch * 12 + 8 * owned * 10
-    reals += 12 + 12 + 80 + 8 * 8 * 10 + 4 * owned
-    ints = 2 * owned + 2 * batch
-    assert build.shared_bytes(batch, slice_, tile, groups) == (
-        16 * 256 + 4 * reals + 4 * ints + 2 * batch * tile
-    )
 
 
 # On a GPU alone

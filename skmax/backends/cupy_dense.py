@@ -49,6 +49,7 @@ class Build:
     CLUSTER: int
     THREADS: int
     ROWS: int
+    SHARE: int
     V: int
     SHIFTED: int
     COPY: int
@@ -65,10 +66,11 @@ class Build:
         owned, warps = -(-batch // self.CLUSTER), self.THREADS // WARP
         across = min(self.THREADS, -(-batch // WARP) * WARP)
         stride = tile if tile // self.V % 2 else tile + self.V
-        reals = [self.K * slice_] * 2 + [slice_] * 3 + [groups * self.K * tile]
+        reals = [self.K * slice_] * 2 + [self.K * slice_ // self.V]
+        reals += [slice_] * 3 + [groups * self.K * tile]
         reals += [batch * (-(-self.K // 4) * 4)]
         reals += [self.CLUSTER * (self.THREADS // across) * owned * self.K]
-        reals += [self.K, self.K, self.CLUSTER * self.K, self.CLUSTER * warps * self.K]
+        reals += [self.K] * 3 + [self.CLUSTER * self.K, self.CLUSTER * warps * self.K]
         reals += [2 * owned, 2 * owned]
         pieces = [16 * self.THREADS, *(real * count for count in reals), 8 * owned, 8 * batch]
         return sum(-(-piece // 16) * 16 for piece in [*pieces, 2 * batch * stride * data])
@@ -269,19 +271,20 @@ def _variants(
         if v == 1
         or (v * max(size, 4 * words) <= 16 and v * k * words <= _GRADIENTS and slice_ > v * 8)
     )
-    copy = v * size
+    copy, rows = v * size, -(-batch // device.threads)
     build = Build(
         REAL="double" if words == 2 else "float",
         DATA=DATA[name],
         K=k,
         CLUSTER=cluster,
         THREADS=device.threads,
-        ROWS=-(-batch // device.threads),
+        ROWS=rows,
+        SHARE=max(n for n in (1, 2, 4) if n == 1 or n * rows * k * words <= _SUMS),
         V=v,
         SHIFTED=int(shifted),
         COPY=copy if aligned and copy % 4 == 0 and d * size % copy == 0 else 0,
     )
-    if build.ROWS * k * words > _SUMS:
+    if rows * k * words > _SUMS:
         return
     for share in (1, 2, 4, 8):
         for n_tiles in range(1, slice_ // 4 + 1):

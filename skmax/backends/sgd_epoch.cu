@@ -23,6 +23,7 @@
 //   CLUSTER  blocks per model: 1, or up to 8 from compute capability 9.0 on
 //   THREADS  threads per block, a multiple of 32
 //   ROWS     rows of a batch per thread in the forward phase
+//   SHARE    threads that multiply these and their neighbours' rows together, each some features
 //   V        neighbouring features that a thread multiplies at once: 1, 2 or 4
 //   SHIFTED  1 where something is subtracted from X
 //   COPY     bytes that are copied at once, 4, 8 or 16: what rows, slices and tiles are multiples
@@ -93,6 +94,7 @@ template <typename T> __device__ inline REAL to_real(T value) {
 }
 
 constexpr int WARP = 32;
+constexpr REAL LOWEST = REAL(-3e38);  // below all logits
 constexpr int WARPS = THREADS / WARP;
 constexpr int PADDED = (K + 3) / 4 * 4;                  // residuals of a row, for wide loads
 constexpr int AT_ONCE = K * sizeof(REAL) <= 64 ? 4 : 1;  // rows on their way from shared memory
@@ -100,30 +102,6 @@ constexpr int AT_ONCE = K * sizeof(REAL) <= 64 ? 4 : 1;  // rows on their way fr
 template <typename T> struct alignas(V * sizeof(T)) Vector {
     T value[V];
 };
-
-// Sums over the lanes of a warp of N values each. Afterwards a lane holds the sums of the `held`
-// values from `first` on; N - 1 exchanges or a few more do it, not 5 N.
-template <int N> __device__ inline void reduce(REAL (&value)[N], int lane, int &first, int &held) {
-    first = 0;
-    held = N;
-    int size = N;
-#pragma unroll
-    for (int mask = WARP / 2; mask > 0; mask /= 2) {
-        const int lower = (size + 1) / 2;
-        const bool upper = lane & mask;
-#pragma unroll
-        for (int i = 0; i < (N + 1) / 2; ++i) {
-            if (i < lower) {
-                const REAL low = value[i];
-                const REAL high = i + lower < size ? value[i + lower < N ? i + lower : 0] : REAL(0);
-                value[i] = (upper ? high : low) + from_lane(upper ? low : high, mask);
-            }
-        }
-        first += upper ? lower : 0;
-        held = upper ? held - lower : (held < lower ? held : lower);
-        size = lower;
-    }
-}
 
 __device__ inline REAL warp_sum(REAL value) {
     for (int mask = WARP / 2; mask > 0; mask /= 2) value += from_lane(value, mask);
@@ -164,12 +142,14 @@ __device__ inline Layout lay_out(int batch, int slice, int tile, int groups) {
 struct Shared {
     double *sums;                          // (THREADS, 2)
     REAL *coef, *velocity;                 // (slice / V, K, V): see at
+    REAL *dot;                             // (slice / V, K): of these weights with the mean
     REAL *mean, *inverse_scale, *shift;    // (slice,)
-    REAL *gradient;                        // (groups, K, tile)
+    REAL *gradient;                        // (groups, tile / V, K, V)
     REAL *residual;                        // (batch, PADDED)
-    REAL *part;                            // (CLUSTER * parts, owned, K)
+    REAL *part;                            // (CLUSTER * parts, K, owned)
     REAL *intercept, *intercept_velocity;  // (K,)
     REAL *at_mean, *by_intercept;          // (CLUSTER, K), (CLUSTER, WARPS, K)
+    REAL *of_intercept;                    // (K,): the sums of by_intercept
     REAL *weight, *score;                  // (2, owned): of this step and the next
     int *label, *place;                    // (2, owned), (2, batch)
     DATA *rows;                            // (2, batch, stride)
@@ -188,6 +168,7 @@ __device__ inline Shared cut(char *memory, const Layout &l) {
     s.sums = reinterpret_cast<double *>(take(2 * THREADS * sizeof(double)));
     s.coef = reals(K * l.slice);
     s.velocity = reals(K * l.slice);
+    s.dot = reals(K * l.slice / V);
     s.mean = reals(l.slice);
     s.inverse_scale = reals(l.slice);
     s.shift = reals(l.slice);
@@ -198,6 +179,7 @@ __device__ inline Shared cut(char *memory, const Layout &l) {
     s.intercept_velocity = reals(K);
     s.at_mean = reals(CLUSTER * K);
     s.by_intercept = reals(CLUSTER * WARPS * K);
+    s.of_intercept = reals(K);
     s.weight = reals(2 * l.owned);
     s.score = reals(2 * l.owned);
     s.label = ints(2 * l.owned);
@@ -269,20 +251,42 @@ extern "C" __global__ void CLUSTERED __launch_bounds__(THREADS, 1) sgd_epoch(
                 copy_ahead<sizeof(REAL)>(s.score + at, score_weight + row * u + column[model]);
         }
     };
-    // One of a step's tiles.
+    // One of a step's tiles, each value by a thread that multiplies its feature later.
+    const int quads = tile / V, quad = thread % quads, group = thread / quads;
+    const int spread = THREADS / quads;
     auto fetch_tile = [&](int step, int of_slice, int buffer) {
         if (step >= steps) return;
-        const int from = of_slice * tile, left = width - from;
-        const int count = left < 0 ? 0 : (left < tile ? left : tile), size = rows_in(step);
-        for (int r = warp; r < size; r += WARPS) {
-            const DATA *row = X + size_t(s.place[step % 2 * batch + r]) * d + begin + from;
-            DATA *to = s.rows + (buffer * batch + r) * l.stride;
+        const int from = of_slice * tile + quad * V, size = rows_in(step);
+        if (group >= spread || from >= width) return;
+        const int *where = s.place + step % 2 * batch;
+        DATA *to = s.rows + buffer * batch * l.stride + quad * V;
+#pragma unroll 8
+        for (int r = group; r < size; r += spread) {
+            const DATA *row = X + size_t(where[r]) * d + begin + from;
 #if COPY
-            constexpr int ITEMS = COPY / sizeof(DATA);
-            for (int f = lane * ITEMS; f < count; f += WARP * ITEMS) copy_ahead<COPY>(to + f, row + f);
+            copy_ahead<COPY>(to + r * l.stride, row);
 #else
-            for (int f = lane; f < count; f += WARP) to[f] = row[f];
+#pragma unroll
+            for (int j = 0; j < V; ++j)
+                if (from + j < width) to[r * l.stride + j] = row[j];
 #endif
+        }
+    };
+    // Products of the weights with the mean; and their sums, which all blocks get.
+    auto dot_with_mean = [&]() {
+        for (int i = thread; i < slice / V * K; i += THREADS) {
+            REAL dot = 0;
+#pragma unroll
+            for (int j = 0; j < V; ++j) dot += s.coef[i * V + j] * s.mean[i / K * V + j];
+            s.dot[i] = dot;
+        }
+    };
+    auto send_at_mean = [&]() {
+        for (int k = warp; k < K; k += WARPS) {
+            REAL sum = 0;
+            for (int q = lane; q < slice / V; q += WARP) sum += s.dot[q * K + k];
+            sum = warp_sum(sum);
+            if (lane < CLUSTER) in_block(s.at_mean, lane)[rank * K + k] = sum;
         }
     };
     // Products of a class's weights with the mean, summed over the features of all blocks.
@@ -303,29 +307,26 @@ extern "C" __global__ void CLUSTERED __launch_bounds__(THREADS, 1) sgd_epoch(
         s.shift[f] = inside && shift ? shift[begin + f] : REAL(0);
     }
     for (int i = thread; i < 2 * batch * l.stride; i += THREADS) s.rows[i] = {};
-    for (int k = warp; k < K; k += WARPS) {
-        REAL dot = 0;
+    for (int k = warp; k < K; k += WARPS)
         for (int f = lane; f < slice; f += WARP) {
             const size_t i = (model * size_t(K) + k) * d + begin + f;
-            const REAL w = f < width ? coef[i] : REAL(0);
-            s.coef[at(k, f)] = w;
+            s.coef[at(k, f)] = f < width ? coef[i] : REAL(0);
             s.velocity[at(k, f)] = f < width ? velocity[i] : REAL(0);
-            if (f < width && mean) dot += w * mean[model * size_t(d) + begin + f];
         }
-        dot = warp_sum(dot);
-        if (lane < CLUSTER) in_block(s.at_mean, lane)[rank * K + k] = dot;
-    }
     wait_for_copies();
+    __syncthreads();
+    dot_with_mean();
+    fetch_tile(0, 0, 0);
+    __syncthreads();
+    send_at_mean();
     cluster_barrier();
     for (int k = thread; k < K; k += THREADS) {
         s.intercept[k] = intercept[model * K + k] + from_mean(k);
         s.intercept_velocity[k] = intercept_velocity[model * K + k];
     }
-    fetch_tile(0, 0, 0);
-    cluster_barrier();  // at_mean[rank] is this block's own from here on
+    cluster_barrier();  // at_mean may be written again
 
     const REAL penalty = l2[model], lasso = l1[model], keep = momentum[model];
-    const int quads = tile / V, quad = thread % quads, group = thread / quads;
     double loss_sum = 0, correct_sum = 0;
     int buffer = 0;  // of s.rows: what is worked on
     for (int step = 0; step < steps; ++step) {
@@ -341,58 +342,86 @@ extern "C" __global__ void CLUSTERED __launch_bounds__(THREADS, 1) sgd_epoch(
         };
 
         // Forward.
-        REAL logit[ROWS][K];
+        REAL logit[ROWS][SHARE][K];
 #pragma unroll
         for (int i = 0; i < ROWS; ++i)
 #pragma unroll
-            for (int k = 0; k < K; ++k) logit[i][k] = 0;
-        const int part = thread / l.across, top = thread % l.across;
+            for (int j = 0; j < SHARE; ++j)
+#pragma unroll
+                for (int k = 0; k < K; ++k) logit[i][j][k] = 0;
+        const int part = thread / l.across, mate = thread % SHARE, own = thread % l.across;
         for (int t = 0; t < tiles; ++t) {
             if (t) buffer = 1 - buffer;
             turn(t + 1);
+            if (t == 0) send_at_mean();
             if (part >= l.parts) continue;
             const int left = (slice - t * tile) / V, end = left < quads ? left : quads;
-#pragma unroll 2
-            for (int q = part; q < end; q += l.parts) {
+            const DATA *rows[ROWS][SHARE];
+#pragma unroll
+            for (int i = 0; i < ROWS; ++i)
+#pragma unroll
+                for (int j = 0; j < SHARE; ++j) {
+                    const int r = own - mate + j + i * THREADS;
+                    rows[i][j] = s.rows + (buffer * batch + (r < batch ? r : 0)) * l.stride;
+                }
+            for (int q = part * SHARE + mate; q < end; q += l.parts * SHARE) {
                 const int f = t * tile + q * V;
                 const Vector<REAL> minus = *reinterpret_cast<const Vector<REAL> *>(s.shift + f);
                 const Vector<REAL> *coefs = reinterpret_cast<const Vector<REAL> *>(s.coef + at(0, f));
-                REAL x[ROWS][V];
+                REAL x[ROWS][SHARE][V];
 #pragma unroll
-                for (int i = 0; i < ROWS; ++i) {
-                    const int r = top + i * THREADS < batch ? top + i * THREADS : 0;
-                    load(x[i], s.rows + (buffer * batch + r) * l.stride + q * V, minus);
-                }
+                for (int i = 0; i < ROWS; ++i)
+#pragma unroll
+                    for (int j = 0; j < SHARE; ++j) load(x[i][j], rows[i][j] + q * V, minus);
 #pragma unroll
                 for (int k = 0; k < K; ++k) {
                     const Vector<REAL> w = coefs[k];
 #pragma unroll
                     for (int i = 0; i < ROWS; ++i)
 #pragma unroll
-                        for (int j = 0; j < V; ++j) logit[i][k] += x[i][j] * w.value[j];
+                        for (int j = 0; j < SHARE; ++j)
+#pragma unroll
+                            for (int v = 0; v < V; ++v) logit[i][j][k] += x[i][j][v] * w.value[v];
                 }
             }
         }
+        if (part < l.parts) {
 #pragma unroll
-        for (int i = 0; i < ROWS; ++i) {
-            const int r = top + i * THREADS;
-            if (part < l.parts && r < size) {
-                const int owner = r / owned, source = rank * l.parts + part;
-                REAL *there = in_block(s.part, owner) + (source * owned + r - owner * owned) * K;
+            for (int i = 0; i < ROWS; ++i) {
+                // Sums over the threads that share rows; afterwards, each has its own row.
 #pragma unroll
-                for (int k = 0; k < K; ++k)
-                    there[k] = logit[i][k] - (part ? REAL(0) : s.at_mean[rank * K + k]);
+                for (int half = SHARE / 2; half > 0; half /= 2)
+#pragma unroll
+                    for (int j = 0; j < half; ++j)
+#pragma unroll
+                        for (int k = 0; k < K; ++k) {
+                            const REAL low = logit[i][j][k], high = logit[i][j + half][k];
+                            const bool upper = mate & half;
+                            logit[i][j][k] = (upper ? high : low) + from_lane(upper ? low : high, half);
+                        }
+                const int r = own + i * THREADS;
+                if (r < size) {
+                    const int owner = r / owned, source = rank * l.parts + part;
+                    REAL *there = in_block(s.part, owner) + source * K * owned + r - owner * owned;
+#pragma unroll
+                    for (int k = 0; k < K; ++k) there[k * owned] = logit[i][0][k];
+                }
             }
         }
         cluster_barrier();
 
-        // Softmax.
-        REAL by_intercept[K];
+        // Softmax. As many threads as there are blocks share a row, each some of its classes.
+        constexpr int OWN = (K + CLUSTER - 1) / CLUSTER;
+        const int one = thread % CLUSTER;
+        REAL by_intercept[OWN];
 #pragma unroll
-        for (int k = 0; k < K; ++k) by_intercept[k] = 0;
-        for (int r = thread; r < owned && mine + r < size; r += THREADS) {
-            const size_t visit = first + mine + r;
-            int truth = label ? s.label[step % 2 * owned + r] : 0;
+        for (int i = 0; i < OWN; ++i) by_intercept[i] = 0;
+        for (int top = 0; top < owned; top += THREADS / CLUSTER) {
+            const int r = top + thread / CLUSTER;
+            const bool inside = r < owned && mine + r < size;
+            const int here = inside ? r : 0;
+            const size_t visit = inside ? first + mine + r : 0;
+            int truth = label ? s.label[step % 2 * owned + here] : 0;
             if (!label) {
                 REAL most = target[visit * K];
                 for (int k = 1; k < K; ++k)
@@ -405,57 +434,95 @@ extern "C" __global__ void CLUSTERED __launch_bounds__(THREADS, 1) sgd_epoch(
                 const REAL t = label ? REAL(k == truth) : target[visit * K + k];
                 return smoothing ? kept * t + smoothing[model * K + k] : t;
             };
-            REAL p[K];  // logits, then what they are exponentiated to, then residuals
-            REAL largest = 0;
+            REAL p[OWN];  // logits, then what they are exponentiated to, then residuals
+            REAL largest = LOWEST;
 #pragma unroll
-            for (int k = 0; k < K; ++k) {
-                p[k] = s.intercept[k];
-                for (int source = 0; source < CLUSTER * l.parts; ++source)
-                    p[k] += s.part[(source * owned + r) * K + k];
-                largest = k == 0 || p[k] > largest ? p[k] : largest;
+            for (int i = 0; i < OWN; ++i) {
+                const int k = i * CLUSTER + one;
+                p[i] = LOWEST;
+                if (k < K) {
+                    p[i] = s.intercept[k];
+#pragma unroll
+                    for (int block = 0; block < CLUSTER; ++block) p[i] -= s.at_mean[block * K + k];
+                }
+            }
+#pragma unroll
+            for (int block = 0; block < CLUSTER; ++block)
+                for (int part = 0; part < l.parts; ++part)
+#pragma unroll
+                    for (int i = 0; i < OWN; ++i) {
+                        const int k = i * CLUSTER + one;
+                        if (k < K) p[i] += s.part[((block * l.parts + part) * K + k) * owned + here];
+                    }
+#pragma unroll
+            for (int i = 0; i < OWN; ++i) largest = p[i] > largest ? p[i] : largest;
+#pragma unroll
+            for (int mask = 1; mask < CLUSTER; mask *= 2) {
+                const REAL other = from_lane(largest, mask);
+                largest = other > largest ? other : largest;
             }
             REAL total = 0, certain = 0, hoped = 0;
-            int predicted = -1;  // of equal logits, the first class counts
+            REAL predicted = K;  // of equal logits, the first class counts
 #pragma unroll
-            for (int k = 0; k < K; ++k) {
-                const REAL t = wanted(k);
-                p[k] -= largest;
-                if (predicted < 0 && p[k] == 0) predicted = k;
-                if (t != 0) {
-                    certain += t;
-                    hoped += t * p[k];
+            for (int i = 0; i < OWN; ++i) {
+                const int k = i * CLUSTER + one;
+                if (k < K) {
+                    const REAL t = wanted(k);
+                    p[i] -= largest;
+                    if (p[i] == 0 && k < predicted) predicted = k;
+                    if (t != 0) {
+                        certain += t;
+                        hoped += t * p[i];
+                    }
+                    p[i] = exponential(p[i]);
+                    total += p[i];
                 }
-                p[k] = exponential(p[k]);
-                total += p[k];
             }
+#pragma unroll
+            for (int mask = 1; mask < CLUSTER; mask *= 2) {
+                total += from_lane(total, mask);
+                certain += from_lane(certain, mask);
+                hoped += from_lane(hoped, mask);
+                const REAL other = from_lane(predicted, mask);
+                predicted = other < predicted ? other : predicted;
+            }
+            if (!inside) continue;
             const REAL w = weight ? s.weight[step % 2 * owned + r] : REAL(1);
-            const REAL score = score_weight ? s.score[step % 2 * owned + r] : w;
-            loss_sum += w * (certain * logarithm(total) - hoped);
-            correct_sum += predicted == truth ? score : REAL(0);
-#pragma unroll
-            for (int k = 0; k < K; ++k) {
-                p[k] = w * (p[k] / total - wanted(k));
-                by_intercept[k] += p[k];
+            if (one == 0) {
+                const REAL score = score_weight ? s.score[step % 2 * owned + r] : w;
+                loss_sum += w * (certain * logarithm(total) - hoped);
+                correct_sum += predicted == truth ? score : REAL(0);
             }
-            for (int block = 0; block < CLUSTER; ++block) {
-                REAL *there = in_block(s.residual, block) + (mine + r) * PADDED;
+            const REAL share = 1 / total;
 #pragma unroll
-                for (int k = 0; k < K; ++k) there[k] = p[k];
+            for (int i = 0; i < OWN; ++i) {
+                const int k = i * CLUSTER + one;
+                if (k < K) {
+                    p[i] = w * (p[i] * share - wanted(k));
+                    by_intercept[i] += p[i];
+#pragma unroll
+                    for (int block = 0; block < CLUSTER; ++block)
+                        in_block(s.residual, block)[(mine + r) * PADDED + k] = p[i];
+                }
             }
         }
-        {
-            int held_from, held;
-            reduce<K>(by_intercept, lane, held_from, held);
-            constexpr int MOST = (K + WARP - 1) / WARP;
-            for (int block = 0; block < CLUSTER; ++block) {
-                REAL *there = in_block(s.by_intercept, block) + (rank * WARPS + warp) * K;
 #pragma unroll
-                for (int i = 0; i < MOST; ++i)
-                    if (i < held) there[held_from + i] = by_intercept[i];
-            }
+        for (int i = 0; i < OWN; ++i) {
+#pragma unroll
+            for (int mask = CLUSTER; mask < WARP; mask *= 2)
+                by_intercept[i] += from_lane(by_intercept[i], mask);
+            const int k = i * CLUSTER + one;
+            for (int block = lane / CLUSTER; k < K && block < CLUSTER; block += WARP / CLUSTER)
+                in_block(s.by_intercept, block)[(rank * WARPS + warp) * K + k] = by_intercept[i];
         }
         cluster_barrier();
 
+        for (int k = warp; k < K; k += WARPS) {
+            REAL sum = 0;
+            for (int i = lane; i < CLUSTER * WARPS; i += WARP) sum += s.by_intercept[i * K + k];
+            sum = warp_sum(sum);
+            if (lane == 0) s.of_intercept[k] = sum;
+        }
         for (int t = tiles - 1; t >= 0; --t) {
             // Backward.
             if (t < tiles - 1) {
@@ -481,52 +548,59 @@ extern "C" __global__ void CLUSTERED __launch_bounds__(THREADS, 1) sgd_epoch(
 #pragma unroll
                         for (int j = 0; j < V; ++j) gradient[k][j] += residual[k] * x[j];
                 }
+                Vector<REAL> *sum = reinterpret_cast<Vector<REAL> *>(s.gradient) + (group * quads + quad) * K;
 #pragma unroll
                 for (int k = 0; k < K; ++k) {
                     Vector<REAL> out;
 #pragma unroll
                     for (int j = 0; j < V; ++j) out.value[j] = gradient[k][j];
-                    *reinterpret_cast<Vector<REAL> *>(s.gradient + (group * K + k) * tile + quad * V) = out;
+                    sum[k] = out;
                 }
             }
             __syncthreads();
 
-            // Update.
+            // Update. A thread moves a class's weights of V features.
             if (t == 0) fetch_indices(step + 2);
-            for (int k = warp; k < K; k += WARPS) {
-                REAL of_intercept = 0;
-                for (int i = lane; i < CLUSTER * WARPS; i += WARP)
-                    of_intercept += s.by_intercept[i * K + k];
-                of_intercept = warp_sum(of_intercept);
-                REAL dot = 0;
-                for (int i = lane; i < tile && from + i < width; i += WARP) {
-                    const int f = from + i, here = at(k, f);
-                    REAL g = 0;
-                    for (int part = 0; part < groups; ++part)
-                        g += s.gradient[(part * K + k) * tile + i];
-                    g -= of_intercept * s.mean[f];
-                    if (gradient_sum) gradient_sum[(model * size_t(K) + k) * d + begin + f] += g;
-                    const REAL before = s.coef[here], scale = s.inverse_scale[f];
-                    const REAL descent = of_step * ((g / size + penalty * before) * scale * scale);
-                    REAL v = keep * s.velocity[here] - descent;
-                    REAL w = before + v;
-                    if (lasso > 0) {
-                        const REAL taken = excess(w, of_step * (lasso * scale * scale));
-                        w -= taken;
-                        v -= taken;
-                    }
-                    s.coef[here] = w;
-                    s.velocity[here] = v;
-                    dot += w * s.mean[f];
+            const REAL per_row = REAL(1) / size;
+            const int left = (slice - from) / V, count = (left < quads ? left : quads) * K;
+            for (int i = thread; i < count; i += THREADS) {
+                const int f = from + i / K * V, k = i % K, here = (from / V) * K + i;
+                const REAL of_intercept = s.of_intercept[k];
+                REAL g[V];
+#pragma unroll
+                for (int j = 0; j < V; ++j) g[j] = -of_intercept * s.mean[f + j];
+#pragma unroll 8
+                for (int part = 0; part < groups; ++part) {
+                    const Vector<REAL> of_part =
+                        reinterpret_cast<const Vector<REAL> *>(s.gradient)[part * quads * K + i];
+#pragma unroll
+                    for (int j = 0; j < V; ++j) g[j] += of_part.value[j];
                 }
-                dot = warp_sum(dot);
-                if (lane == 0) {
-                    s.at_mean[rank * K + k] = dot + (t < tiles - 1 ? s.at_mean[rank * K + k] : REAL(0));
-                    if (t == 0 && fit_intercept) {
-                        const REAL v = keep * s.intercept_velocity[k] - of_step * (of_intercept / size);
-                        s.intercept_velocity[k] = v;
-                        s.intercept[k] += v;
+                Vector<REAL> w = reinterpret_cast<Vector<REAL> *>(s.coef)[here];
+                Vector<REAL> v = reinterpret_cast<Vector<REAL> *>(s.velocity)[here];
+                REAL dot = 0;
+#pragma unroll
+                for (int j = 0; j < V; ++j) {
+                    if (f + j >= width) break;
+                    if (gradient_sum) gradient_sum[(model * size_t(K) + k) * d + begin + f + j] += g[j];
+                    const REAL scale = s.inverse_scale[f + j];
+                    const REAL mean_gradient = g[j] * per_row + penalty * w.value[j];
+                    v.value[j] = keep * v.value[j] - of_step * (mean_gradient * scale * scale);
+                    w.value[j] += v.value[j];
+                    if (lasso > 0) {
+                        const REAL taken = excess(w.value[j], of_step * (lasso * scale * scale));
+                        w.value[j] -= taken;
+                        v.value[j] -= taken;
                     }
+                    dot += w.value[j] * s.mean[f + j];
+                }
+                reinterpret_cast<Vector<REAL> *>(s.coef)[here] = w;
+                reinterpret_cast<Vector<REAL> *>(s.velocity)[here] = v;
+                s.dot[here] = dot;
+                if (f == 0 && fit_intercept) {
+                    const REAL by = keep * s.intercept_velocity[k] - of_step * (of_intercept * per_row);
+                    s.intercept_velocity[k] = by;
+                    s.intercept[k] += by;
                 }
             }
         }
@@ -535,24 +609,23 @@ extern "C" __global__ void CLUSTERED __launch_bounds__(THREADS, 1) sgd_epoch(
 
     // What was learned, to global memory; under L1, after one more step from the mean gradient.
     wait_for_copies();
-    cluster_barrier();
-    for (int k = warp; k < K; k += WARPS) {
-        REAL dot = 0;
+    __syncthreads();
+    for (int k = warp; k < K; k += WARPS)
         for (int f = lane; f < width; f += WARP) {
             const size_t i = (model * size_t(K) + k) * d + begin + f;
-            REAL w = s.coef[at(k, f)];
             if (settle && lasso > 0) {
                 const REAL scale = s.inverse_scale[f], of_end = settle_rate[model];
+                REAL w = s.coef[at(k, f)];
                 w -= of_end * ((gradient_sum[i] / settle + penalty * w) * scale * scale);
-                w -= excess(w, of_end * (lasso * scale * scale));
+                s.coef[at(k, f)] = w - excess(w, of_end * (lasso * scale * scale));
             }
-            coef[i] = w;
+            coef[i] = s.coef[at(k, f)];
             velocity[i] = s.velocity[at(k, f)];
-            dot += w * s.mean[f];
         }
-        dot = warp_sum(dot);
-        if (lane < CLUSTER) in_block(s.at_mean, lane)[rank * K + k] = dot;
-    }
+    __syncthreads();
+    dot_with_mean();
+    __syncthreads();
+    send_at_mean();
     s.sums[2 * thread] = loss_sum;
     s.sums[2 * thread + 1] = correct_sum;
     cluster_barrier();
