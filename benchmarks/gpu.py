@@ -727,7 +727,7 @@ def launching(function: Callable[[], object]) -> float:
 
 def compiled_as(plan: Plan) -> Row:
     """What the compiler made of a build."""
-    kernel = cupy_dense.compiled(plan.build, plan.device, plan.shared_bytes)
+    kernel = cupy_dense.compiled(plan.build, plan.device)
     return {
         "registers": kernel.num_regs,
         "spilled bytes": kernel.local_size_bytes,

@@ -25,12 +25,27 @@ class Weights:
     def __init__(self, problem: Problem):
         self.kept: list[tuple[Array, Array] | None] = [None] * problem.n_models
         self._xp = problem.backend.xp
+        self._together: set[int] = set()
+
+    def _copy(self, array: Array) -> Array:
+        return self._xp.asarray(array, copy=True)
 
     def keep(self, epoch: Epoch, position: int) -> None:
         """Copy the weights of the model at a position in the epoch's stack."""
-        coef = self._xp.asarray(epoch.state.coef[position, ...], copy=True)
-        intercept = self._xp.asarray(epoch.state.intercept[position, ...], copy=True)
+        coef = self._copy(epoch.state.coef[position, ...])
+        intercept = self._copy(epoch.state.intercept[position, ...])
         self.kept[epoch.models[position]] = coef, intercept  # at once: Ctrl-C may come any time
+
+    def keep_all(self, epoch: Epoch) -> None:
+        """Copy the weights of all models at once: on a GPU, every copy takes a launch."""
+        staying = set(epoch.models.tolist())
+        for model in self._together - staying:  # would keep the copies of all others, too
+            coef, intercept = map(self._copy, self.kept[model] or ())
+            self.kept[model] = coef, intercept
+        self._together = staying
+        coef, intercept = self._copy(epoch.state.coef), self._copy(epoch.state.intercept)
+        for position, model in enumerate(epoch.models):
+            self.kept[model] = coef[position, ...], intercept[position, ...]
 
 
 class Record(Consumer):
@@ -59,8 +74,8 @@ class Record(Consumer):
         """Take down the epoch."""
         self.last = epoch
         self.learning_rate[epoch.models] = epoch.learning_rate
+        self.weights.keep_all(epoch)
         for position, model in enumerate(epoch.models):
-            self.weights.keep(epoch, position)
             self.loss[model].append(float(epoch.loss[position]))
             self.accuracy[model].append(float(epoch.accuracy[position]))
         return False

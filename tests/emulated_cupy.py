@@ -5,6 +5,7 @@ thread (see emulated_cuda.h).
 """
 
 import ctypes
+import functools
 import hashlib
 import shutil
 import subprocess
@@ -185,13 +186,18 @@ def empty(shape, dtype=float):
     ).reshape(shape)
 
 
+@functools.cache  # as CuPy's are
 def raw_module(code, options=()):
-    return types.SimpleNamespace(get_function=lambda name: Kernel(code, options, name))
+    return types.SimpleNamespace(
+        get_function=functools.cache(lambda name: Kernel(code, options, name))
+    )
 
 
 def install(monkeypatch):
     """Let `import cupy` find this, and build kernels with fewer threads."""
     import array_api_compat.numpy
+
+    from skmax.backends.cupy_dense import compiled
 
     if COMPILER is None:
         pytest.skip("no g++, which builds the kernels for the CPU")
@@ -212,6 +218,7 @@ def install(monkeypatch):
         ascontiguousarray=np.ascontiguousarray,
         asnumpy=np.array,
         zeros=np.zeros,
+        empty=empty,
         RawModule=raw_module,
         get_default_memory_pool=lambda: types.SimpleNamespace(free_bytes=lambda: 0),
     )
@@ -223,4 +230,5 @@ def install(monkeypatch):
     monkeypatch.setitem(sys.modules, "array_api_compat.cupy", array_api_compat.numpy)
     monkeypatch.setattr("skmax.backends.cupy_dense.THREADS", 64)
     monkeypatch.setattr(Kernel, "launches", 0)
+    compiled.cache_clear()
     return cupy

@@ -21,7 +21,7 @@ from test_backends import NAMES, SOFT, WEIGHT, Place, X, Y, assert_same, estimat
 
 import skmax.backends.cupy as cupy_backend
 from skmax import BatchedGridSearchCV, SoftmaxRegression
-from skmax.backends.cupy_dense import Device, Plan, source
+from skmax.backends.cupy_dense import Device, Plan, compiled, source
 from skmax.objective import logit_chunks
 from skmax.problem import Problem, State
 from skmax.solvers.sgd import SGD, sgd_epoch
@@ -161,6 +161,23 @@ def test_warm_start(cuda):
     model = estimator(backend="cupy", warm_start=True).fit(X, Y).fit(X, Y)
     expected = estimator(warm_start=True).fit(X, Y).fit(X, Y)
     assert_as_on_the_cpu(model, expected, "float64")
+
+
+def test_batches_of_any_size_follow_one_another(cuda):
+    """Equal builds of the kernel share what is set for one of them."""
+    model, expected = estimator(backend="cupy"), estimator()
+    for part in (slice(120), slice(40), slice(120)):
+        for trained in (model, expected):
+            trained.partial_fit(X[part], Y[part], classes=[0, 1, 2])
+    assert_as_on_the_cpu(model, expected, "float64")
+
+
+def test_coefficients_in_any_layout_go_on(cuda):
+    models = [estimator(backend=backend, warm_start=True).fit(X, Y) for backend in ("cupy", "auto")]
+    for model in models:
+        model.coef_ = np.asfortranarray(model.coef_)
+        model.fit(X, Y)
+    assert_as_on_the_cpu(*models, "float64")
 
 
 def test_the_learning_rate_of_the_cpu_is_found(cuda):
@@ -354,6 +371,7 @@ def test_the_kernel_equals_the_reference(emulated, case):
         smaller = Plan.of(problem, shape["batch"], device)
         little_memory = smaller is not None and smaller.tile > 8
         plan = smaller or plan
+    compiled.cache_clear()  # no device has now more and now less memory
     emulated_cupy.Kernel.seed = seed % 2**31
     assert_as_the_reference((problem, *rest), plan, shape["dtype"])
 
@@ -619,7 +637,9 @@ def test_the_kernel_compiles_without_spilling_registers(
     )
     memory, cluster = (166912, 1) if architecture == "sm_80" else (232448, 8)
     plan = Plan.of(problem, batch, Device(-1, 132, memory, cluster, 256))
-    report = compiler_report((*plan.build.options(), f"-arch={architecture}", "--ptxas-options=-v"))
+    report = compiler_report(
+        (*plan.build.options(), f"-arch={architecture}", "-ftz=true", "--ptxas-options=-v")
+    )
     frames = re.findall(r"(\d+) bytes (stack frame|spill stores|spill loads)", report)
     assert len(frames) >= 3
     assert {size for size, _ in frames} == {"0"}

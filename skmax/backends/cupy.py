@@ -53,9 +53,7 @@ class StreamedRows(Rows):
         return self._as_floats(self._gather(order))
 
     def _gather(self, order: Any) -> Any:
-        if isinstance(order, slice):
-            order = np.arange(*order.indices(self.n_samples))
-        else:
+        if not isinstance(order, slice):
             order = self.backend.to_numpy(order)
         return self.backend.buffer.send(self.X, order)
 
@@ -85,11 +83,38 @@ class PinnedBuffer:
         """How many rows of X fit a half."""
         return _PIECE // (X.dtype.itemsize * X.shape[1])
 
-    def send(self, X: np.ndarray, order: np.ndarray) -> Any:
+    def send_all(self, X: np.ndarray) -> Any:
+        """X, on the device. CuPy itself would take page-locked memory as large as X."""
+        there = self._cupy.empty(X.shape, X.dtype.newbyteorder("="))
+        size = max(1, self.capacity(X))
+        for first in range(0, len(X), size):
+            there[first : first + size] = self.send(X, slice(first, first + size))
+        return there
+
+    def send(self, X: np.ndarray, order: np.ndarray | slice) -> Any:
         """The rows `order` of X, on the device once what it does now is done."""
         native = X.dtype.newbyteorder("=")
-        if len(order) > self.capacity(X):
-            return self._cupy.asarray(np.ascontiguousarray(X[order], dtype=native))
+        if isinstance(order, slice):
+            X, n = X[order], len(range(*order.indices(len(X))))
+        else:
+            n = len(order)
+        if n > self.capacity(X):
+            rows = X if isinstance(order, slice) else X[order]
+            return self._cupy.asarray(np.ascontiguousarray(rows, dtype=native))
+        half, sent = self._next_half()
+        rows = half[: n * X.shape[1] * native.itemsize].view(native).reshape(n, X.shape[1])
+        if isinstance(order, slice):
+            rows[...] = X
+        elif X.flags.c_contiguous and X.flags.aligned and X.dtype.isnative:
+            np.take(X, order, axis=0, out=rows, mode="clip")
+        else:  # which np.take would first copy whole
+            rows[...] = X[order]
+        there = self._cupy.asarray(rows)
+        sent.record()
+        return there
+
+    def _next_half(self) -> Any:
+        """The half that has been sent, and the event that says so."""
         if self._halves is None:
             from cupyx import empty_pinned
 
@@ -97,17 +122,8 @@ class PinnedBuffer:
                 (empty_pinned((_PIECE,), np.uint8), self._cupy.cuda.Event()) for _ in range(2)
             ]
         self._turn = 1 - self._turn
-        half, sent = self._halves[self._turn]
-        sent.synchronize()
-        n_bytes = len(order) * X.shape[1] * native.itemsize
-        rows = half[:n_bytes].view(native).reshape(len(order), X.shape[1])
-        if X.flags.c_contiguous and X.flags.aligned and X.dtype.isnative:
-            np.take(X, order, axis=0, out=rows, mode="clip")
-        else:  # which np.take would first copy whole
-            rows[...] = X[order]
-        there = self._cupy.asarray(rows)
-        sent.record()
-        return there
+        self._halves[self._turn][1].synchronize()
+        return self._halves[self._turn]
 
 
 class CupyBackend(Backend):
@@ -150,11 +166,13 @@ class CupyBackend(Backend):
 
     def asarray(self, array: Any, dtype: Any = None) -> Any:
         """A host array, moved to the device."""
-        return self.cupy.asarray(array, dtype=dtype)
+        with self.device:
+            return self.cupy.asarray(array, dtype=dtype)
 
     def zeros(self, shape: tuple[int, ...], dtype: Any) -> Any:
         """An array of zeros on the device."""
-        return self.cupy.zeros(shape, dtype=dtype)
+        with self.device:
+            return self.cupy.zeros(shape, dtype=dtype)
 
     def to_numpy(self, array: Any) -> np.ndarray:
         """An array of this backend, moved to the host."""
@@ -194,8 +212,8 @@ class CupyBackend(Backend):
                 return StreamedRows(self, X, self.dtype(dtype))
         with self.computing():
             if isinstance(X, np.ndarray):
-                X = self.cupy.asarray(X.astype(X.dtype.newbyteorder("="), copy=False))
-            if shuffled:
+                X = self.buffer.send_all(X)
+            elif shuffled:
                 X = self.cupy.ascontiguousarray(X)
             return DeviceRows(self, X, self.dtype(dtype))
 

@@ -37,6 +37,8 @@ ALIGNMENT = 16
 # Features that make a block worthwhile, the most blocks of a cluster on any device that has
 # clusters, and the compute capability of the first of them, times ten.
 _SLICE, _CLUSTER, _CLUSTERS_FROM = 32, 8, 90
+# Processors that any group of them has.
+_NEIGHBOURS = 16
 
 
 @dataclass(frozen=True)
@@ -121,8 +123,8 @@ class Plan:
     ----------
     build : Build
         The kernel.
-    device : int
-        Number of the device.
+    device : Device
+        Where.
     batch : int
         Rows per step.
     slice_ : int
@@ -136,7 +138,7 @@ class Plan:
     """
 
     build: Build
-    device: int
+    device: Device
     batch: int
     slice_: int
     tile: int
@@ -174,7 +176,8 @@ class Plan:
         columns = backend.asarray(problem.columns.astype(np.int32))
         # These are written to.
         changed = {
-            field.name: xp.asarray(getattr(state, field.name), copy=True) for field in fields(state)
+            field.name: xp.asarray(getattr(state, field.name), copy=True, order="C")
+            for field in fields(state)
         }
         lasso, weight = bool(problem.l1.any()), problem.sample_weight
         gradient_sum = xp.zeros_like(state.coef) if lasso else None
@@ -216,11 +219,19 @@ class Plan:
                 np.int32(self.tile),
                 np.int32(self.groups),
             )
-            null = np.uintp(0)
-            compiled(self.build, self.device, self.shared_bytes)(
+            null, contiguous = np.uintp(0), backend.cupy.ascontiguousarray
+            compiled(self.build, self.device)(
                 (m * self.build.CLUSTER,),
                 (self.build.THREADS,),
-                tuple(null if argument is None else argument for argument in arguments),
+                tuple(
+                    null
+                    if argument is None
+                    # A kernel sees no strides.
+                    else argument
+                    if isinstance(argument, np.generic)
+                    else contiguous(argument)
+                    for argument in arguments
+                ),
                 shared_mem=self.shared_bytes,
             )
             total = total + xp.sum(sums, axis=1)
@@ -239,7 +250,9 @@ def _plan(
     shifted: bool,
     aligned: bool,
 ) -> Plan | None:
-    best = max(1, min(device.n_processors // m, d // _SLICE, device.cluster))
+    # The blocks of a cluster are neighbours: of a group of processors, some may be left over.
+    free = device.n_processors - device.n_processors % _NEIGHBOURS
+    best = max(1, min(free // m, d // _SLICE, device.cluster))
     clusters = [1 << i for i in range(device.cluster.bit_length())]
     for cluster in clusters[best.bit_length() - 1 :]:  # with more blocks, each needs less memory
         plans = [
@@ -292,7 +305,7 @@ def _variants(
             groups = device.threads // (tile // v) // share
             if groups:
                 shared_bytes = build.shared_bytes(batch, slice_, tile, groups)
-                yield Plan(build, device.index, batch, slice_, tile, groups, shared_bytes)
+                yield Plan(build, device, batch, slice_, tile, groups, shared_bytes)
 
 
 def _taken(xp: Any, weights: Any, visits: Any) -> Any:
@@ -305,10 +318,11 @@ def source() -> str:
 
 
 @cache
-def compiled(build: Build, device: int, shared_bytes: int) -> Any:  # noqa: ARG001
-    """The kernel, ready for a device, which is the current one, and for so much shared memory."""
+def compiled(build: Build, device: Device) -> Any:
+    """The kernel, ready for a device, which is the current one."""
     import cupy
 
     kernel = cupy.RawModule(code=source(), options=build.options()).get_function("sgd_epoch")
-    kernel.max_dynamic_shared_size_bytes = shared_bytes
+    # Once for all launches: equal builds share what is set here.
+    kernel.max_dynamic_shared_size_bytes = device.shared_bytes
     return kernel
