@@ -16,6 +16,7 @@
 #define __device__
 #define __global__
 #define __noinline__
+#define __forceinline__ inline
 #define __launch_bounds__(...)
 #define CLUSTERED
 

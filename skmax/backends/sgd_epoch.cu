@@ -198,71 +198,95 @@ __device__ inline void load(REAL (&x)[V], const DATA *from, const Vector<REAL> &
     for (int j = 0; j < V; ++j) x[j] = to_real(values.value[j]) - (SHIFTED ? shift.value[j] : REAL(0));
 }
 
-extern "C" __global__ void CLUSTERED __launch_bounds__(THREADS, 1) sgd_epoch(
-    const DATA *X,               // rows of d values
-    const int *place,            // (n,): the row of X that is visited when
-    int n, int batch, int d,
-    const REAL *shift,           // (d,), or null: none
-    const int *label,            // (n,), in the order of the visits; or null
-    const REAL *target,          // (n, K), likewise; or null
-    const REAL *weight,          // (n, u), likewise; or null: all 1
-    const REAL *score_weight,    // (n, u), likewise; or null: as weight
-    int u, const int *column,    // (m,): a model's weights
-    const REAL *smoothing,       // (m, K), or null: none
-    const REAL *mean,            // (m, d), or null: zero
-    const REAL *inverse_scale,   // (m, d), or null: one
-    const REAL *rate,            // (steps, m)
-    const REAL *l2, const REAL *l1, const REAL *momentum, const REAL *settle_rate,  // (m,)
-    int settle,                  // rows visited in the whole epoch if it ends here, else 0
-    int fit_intercept,
-    REAL *coef, REAL *velocity,  // (m, K, d), in and out
-    REAL *intercept, REAL *intercept_velocity,  // (m, K), in and out
-    REAL *gradient_sum,          // (m, K, d), in and out: the gradients of all steps; null without L1
-    double *sums,                // (m, CLUSTER, 2), out: loss and correct
-    int slice, int tile, int groups)  // features per block and per tile; parts of a batch, backward
-{
-    const int thread = threadIdx.x, lane = thread % WARP, warp = thread / WARP;
-    const int rank = blockIdx.x % CLUSTER, model = blockIdx.x / CLUSTER;
-    const int models = gridDim.x / CLUSTER;
-    const Layout l = lay_out(batch, slice, tile, groups);
-    const Shared s = cut(reinterpret_cast<char *>(shared_memory), l);
-    const int owned = l.owned, mine = rank * owned;  // rows of a batch
-    const int begin = rank * slice;                  // features
-    const int width = begin >= d ? 0 : (d - begin < slice ? d - begin : slice);
-    const int tiles = (slice + tile - 1) / tile;
-    const int steps = (n + batch - 1) / batch;
-    auto rows_in = [&](int step) {
-        const int left = n - step * batch;
-        return left < batch ? left : batch;
-    };
+// The kernel's arguments; which are null says what there is none of.
+struct Arguments {
+    const DATA *X;               // rows of d values
+    const int *place;            // (n,): the row of X that is visited when
+    int n, batch, d;
+    const REAL *shift;           // (d,), or null
+    const int *label;            // (n,), in the order of the visits; or null: see target
+    const REAL *target;          // (n, K), likewise; or null
+    const REAL *weight;          // (n, u), likewise; or null: all 1
+    const REAL *score_weight;    // (n, u), likewise; or null: as weight
+    int u;
+    const int *column;           // (m,): a model's weights
+    const REAL *smoothing;       // (m, K), or null
+    const REAL *mean;            // (m, d), or null: zero
+    const REAL *inverse_scale;   // (m, d), or null: one
+    const REAL *rate;            // (steps, m)
+    const REAL *l2, *l1, *momentum, *settle_rate;  // (m,)
+    int settle;                  // rows visited in the whole epoch if it ends here, else 0
+    int fit_intercept;
+    REAL *coef, *velocity;       // (m, K, d), in and out
+    REAL *intercept, *intercept_velocity;          // (m, K), in and out
+    REAL *gradient_sum;          // (m, K, d), in and out: of all steps; null without L1
+    double *sums;                // (m, CLUSTER, 2), out: loss and correct
+};
+
+// A thread of a block at work.
+struct Worker {
+    const Arguments a;
+    const Layout l;
+    const Shared s;
+    const int thread, lane, warp, rank, model, models, steps;
+    const int mine;                // the first of the rows of a batch that the block owns
+    const int begin, width;        // its features
+    const int tiles, quads;        // its tiles, and how often V features are in one
+    const int quad, group;         // of a tile's features and a batch's rows, those of this thread
+    const REAL penalty, lasso, keep;
+    double loss = 0, correct = 0;
+    int buffer = 0;                // which of s.rows is worked on
+
+    __device__ __forceinline__ Worker(const Arguments &a, const Layout &l)
+        : a(a), l(l), s(cut(reinterpret_cast<char *>(shared_memory), l)), thread(threadIdx.x),
+          lane(thread % WARP), warp(thread / WARP), rank(blockIdx.x % CLUSTER),
+          model(blockIdx.x / CLUSTER), models(gridDim.x / CLUSTER),
+          steps((a.n + a.batch - 1) / a.batch), mine(rank * l.owned), begin(rank * l.slice),
+          width(begin >= a.d ? 0 : (a.d - begin < l.slice ? a.d - begin : l.slice)),
+          tiles((l.slice + l.tile - 1) / l.tile), quads(l.tile / V), quad(thread % quads),
+          group(thread / quads), penalty(a.l2[model]), lasso(a.l1[model]),
+          keep(a.momentum[model]) {}
+
+    __device__ __forceinline__ int rows_in(int step) const {
+        const int left = a.n - step * l.batch;
+        return left < l.batch ? left : l.batch;
+    }
+
+    // Where a weight of this block's is in memory that all share.
+    __device__ __forceinline__ size_t in_all(int k, int f) const {
+        return (model * size_t(K) + k) * a.d + begin + f;
+    }
+
+    __device__ __forceinline__ Vector<REAL> *vectors(REAL *values) const {
+        return reinterpret_cast<Vector<REAL> *>(values);
+    }
 
     // A step's indices, labels and weights.
-    auto fetch_indices = [&](int step) {
+    __device__ __forceinline__ void fetch_indices(int step) const {
         if (step >= steps) return;
-        const int first = step * batch, size = rows_in(step), slot = step % 2;
+        const int first = step * l.batch, size = rows_in(step), slot = step % 2;
         for (int r = thread; r < size; r += THREADS)
-            copy_ahead<sizeof(int)>(s.place + slot * batch + r, place + first + r);
-        for (int r = thread; r < owned && mine + r < size; r += THREADS) {
+            copy_ahead<sizeof(int)>(s.place + slot * l.batch + r, a.place + first + r);
+        for (int r = thread; r < l.owned && mine + r < size; r += THREADS) {
             const size_t row = first + mine + r;
-            const int at = slot * owned + r;
-            if (label) copy_ahead<sizeof(int)>(s.label + at, label + row);
-            if (weight) copy_ahead<sizeof(REAL)>(s.weight + at, weight + row * u + column[model]);
-            if (score_weight)
-                copy_ahead<sizeof(REAL)>(s.score + at, score_weight + row * u + column[model]);
+            const int here = slot * l.owned + r;
+            if (a.label) copy_ahead<sizeof(int)>(s.label + here, a.label + row);
+            const size_t i = row * a.u + a.column[model];
+            if (a.weight) copy_ahead<sizeof(REAL)>(s.weight + here, a.weight + i);
+            if (a.score_weight) copy_ahead<sizeof(REAL)>(s.score + here, a.score_weight + i);
         }
-    };
+    }
+
     // One of a step's tiles, each value by a thread that multiplies its feature later.
-    const int quads = tile / V, quad = thread % quads, group = thread / quads;
-    const int spread = THREADS / quads;
-    auto fetch_tile = [&](int step, int of_slice, int buffer) {
+    __device__ __forceinline__ void fetch_tile(int step, int tile, int to_buffer) const {
         if (step >= steps) return;
-        const int from = of_slice * tile + quad * V, size = rows_in(step);
+        const int from = tile * l.tile + quad * V, size = rows_in(step), spread = THREADS / quads;
         if (group >= spread || from >= width) return;
-        const int *where = s.place + step % 2 * batch;
-        DATA *to = s.rows + buffer * batch * l.stride + quad * V;
+        const int *where = s.place + step % 2 * l.batch;
+        DATA *to = s.rows + to_buffer * l.batch * l.stride + quad * V;
 #pragma unroll 8
         for (int r = group; r < size; r += spread) {
-            const DATA *row = X + size_t(where[r]) * d + begin + from;
+            const DATA *row = a.X + size_t(where[r]) * a.d + begin + from;
 #if COPY
             copy_ahead<COPY>(to + r * l.stride, row);
 #else
@@ -271,77 +295,80 @@ extern "C" __global__ void CLUSTERED __launch_bounds__(THREADS, 1) sgd_epoch(
                 if (from + j < width) to[r * l.stride + j] = row[j];
 #endif
         }
-    };
-    // Products of the weights with the mean; and their sums, which all blocks get.
-    auto dot_with_mean = [&]() {
-        for (int i = thread; i < slice / V * K; i += THREADS) {
+    }
+
+    // Goes on to the tile that has been fetched, and fetches the one that is next in line: tiles go
+    // 0, 1, ..., and back.
+    __device__ __forceinline__ void turn(int step, int next) const {
+        wait_for_copies();
+        __syncthreads();
+        const int back = 2 * tiles - 2 - next;
+        if (next < tiles) fetch_tile(step, next, 1 - buffer);
+        else if (back >= 0) fetch_tile(step, back, 1 - buffer);
+        else fetch_tile(step + 1, 0, 1 - buffer);
+    }
+
+    __device__ __forceinline__ void dot_with_mean() const {
+        for (int i = thread; i < l.slice / V * K; i += THREADS) {
             REAL dot = 0;
 #pragma unroll
             for (int j = 0; j < V; ++j) dot += s.coef[i * V + j] * s.mean[i / K * V + j];
             s.dot[i] = dot;
         }
-    };
-    auto send_at_mean = [&]() {
+    }
+
+    // Sends the sums of these products to all blocks.
+    __device__ __forceinline__ void send_at_mean() const {
         for (int k = warp; k < K; k += WARPS) {
             REAL sum = 0;
-            for (int q = lane; q < slice / V; q += WARP) sum += s.dot[q * K + k];
+            for (int q = lane; q < l.slice / V; q += WARP) sum += s.dot[q * K + k];
             sum = warp_sum(sum);
             if (lane < CLUSTER) in_block(s.at_mean, lane)[rank * K + k] = sum;
         }
-    };
-    // Products of a class's weights with the mean, summed over the features of all blocks.
-    auto from_mean = [&](int k) {
+    }
+
+    // What the weights of all blocks make of the mean.
+    __device__ __forceinline__ REAL from_mean(int k) const {
         REAL sum = 0;
+#pragma unroll
         for (int block = 0; block < CLUSTER; ++block) sum += s.at_mean[block * K + k];
         return sum;
-    };
-
-    cluster_barrier();  // the other blocks' memory exists once they have begun
-    fetch_indices(0);
-    fetch_indices(1);
-    for (int f = thread; f < slice; f += THREADS) {
-        const bool inside = f < width;
-        const size_t i = model * size_t(d) + begin + f;
-        s.mean[f] = inside && mean ? mean[i] : REAL(0);
-        s.inverse_scale[f] = inside && inverse_scale ? inverse_scale[i] : REAL(1);
-        s.shift[f] = inside && shift ? shift[begin + f] : REAL(0);
     }
-    for (int i = thread; i < 2 * batch * l.stride; i += THREADS) s.rows[i] = {};
-    for (int k = warp; k < K; k += WARPS)
-        for (int f = lane; f < slice; f += WARP) {
-            const size_t i = (model * size_t(K) + k) * d + begin + f;
-            s.coef[at(k, f)] = f < width ? coef[i] : REAL(0);
-            s.velocity[at(k, f)] = f < width ? velocity[i] : REAL(0);
+
+    __device__ __forceinline__ void start() const {
+        cluster_barrier();  // the other blocks' memory exists once they have begun
+        fetch_indices(0);
+        fetch_indices(1);
+        for (int f = thread; f < l.slice; f += THREADS) {
+            const bool inside = f < width;
+            const size_t i = model * size_t(a.d) + begin + f;
+            s.mean[f] = inside && a.mean ? a.mean[i] : REAL(0);
+            s.inverse_scale[f] = inside && a.inverse_scale ? a.inverse_scale[i] : REAL(1);
+            s.shift[f] = inside && a.shift ? a.shift[begin + f] : REAL(0);
         }
-    wait_for_copies();
-    __syncthreads();
-    dot_with_mean();
-    fetch_tile(0, 0, 0);
-    __syncthreads();
-    send_at_mean();
-    cluster_barrier();
-    for (int k = thread; k < K; k += THREADS) {
-        s.intercept[k] = intercept[model * K + k] + from_mean(k);
-        s.intercept_velocity[k] = intercept_velocity[model * K + k];
+        // What no row reaches is multiplied by zero, and must be a number.
+        for (int i = thread; i < 2 * l.batch * l.stride; i += THREADS) s.rows[i] = {};
+        for (int k = warp; k < K; k += WARPS)
+            for (int f = lane; f < l.slice; f += WARP) {
+                s.coef[at(k, f)] = f < width ? a.coef[in_all(k, f)] : REAL(0);
+                s.velocity[at(k, f)] = f < width ? a.velocity[in_all(k, f)] : REAL(0);
+            }
+        wait_for_copies();
+        __syncthreads();
+        fetch_tile(0, 0, 0);
+        dot_with_mean();
+        __syncthreads();
+        send_at_mean();
+        cluster_barrier();
+        for (int k = thread; k < K; k += THREADS) {
+            s.intercept[k] = a.intercept[model * K + k] + from_mean(k);
+            s.intercept_velocity[k] = a.intercept_velocity[model * K + k];
+        }
+        cluster_barrier();  // at_mean may be written again
     }
-    cluster_barrier();  // at_mean may be written again
 
-    const REAL penalty = l2[model], lasso = l1[model], keep = momentum[model];
-    double loss_sum = 0, correct_sum = 0;
-    int buffer = 0;  // of s.rows: what is worked on
-    for (int step = 0; step < steps; ++step) {
-        const int first = step * batch, size = rows_in(step);
-        const REAL of_step = rate[step * size_t(models) + model];
-        // Tiles go 0, 1, ..., and back; the next but one is fetched into the memory of this one.
-        auto turn = [&](int next) {
-            wait_for_copies();
-            __syncthreads();
-            if (next < tiles) fetch_tile(step, next, 1 - buffer);
-            else if (2 * tiles - 2 - next >= 0) fetch_tile(step, 2 * tiles - 2 - next, 1 - buffer);
-            else fetch_tile(step + 1, 0, 1 - buffer);
-        };
-
-        // Forward.
+    // What the block's features make of the logits of all rows, sent to the rows' owners.
+    __device__ __forceinline__ void forward(int step) {
         REAL logit[ROWS][SHARE][K];
 #pragma unroll
         for (int i = 0; i < ROWS; ++i)
@@ -349,111 +376,103 @@ extern "C" __global__ void CLUSTERED __launch_bounds__(THREADS, 1) sgd_epoch(
             for (int j = 0; j < SHARE; ++j)
 #pragma unroll
                 for (int k = 0; k < K; ++k) logit[i][j][k] = 0;
-        const int part = thread / l.across, mate = thread % SHARE, own = thread % l.across;
+        const int part = thread / l.across, own = thread % l.across, mate = thread % SHARE;
         for (int t = 0; t < tiles; ++t) {
             if (t) buffer = 1 - buffer;
-            turn(t + 1);
+            turn(step, t + 1);
             if (t == 0) send_at_mean();
-            if (part >= l.parts) continue;
-            const int left = (slice - t * tile) / V, end = left < quads ? left : quads;
-            const DATA *rows[ROWS][SHARE];
+            if (part < l.parts) multiply(logit, t, part, own - mate, mate);
+        }
+        if (part >= l.parts) return;
+#pragma unroll
+        for (int i = 0; i < ROWS; ++i) {
+            // Sums over the threads that share rows; afterwards, each has its own row.
+#pragma unroll
+            for (int mask = SHARE / 2; mask > 0; mask /= 2)
+#pragma unroll
+                for (int j = 0; j < mask; ++j)
+#pragma unroll
+                    for (int k = 0; k < K; ++k) {
+                        const REAL low = logit[i][j][k], high = logit[i][j + mask][k];
+                        const bool upper = mate & mask;
+                        logit[i][j][k] = (upper ? high : low) + from_lane(upper ? low : high, mask);
+                    }
+            const int r = own + i * THREADS, owner = r / l.owned;
+            if (r < rows_in(step)) {
+                REAL *there = in_block(s.part, owner) + (rank * l.parts + part) * K * l.owned;
+#pragma unroll
+                for (int k = 0; k < K; ++k) there[k * l.owned + r - owner * l.owned] = logit[i][0][k];
+            }
+        }
+    }
+
+    // Adds the products of a tile and SHARE rows from `top` on, of which each thread takes a share.
+    __device__ __forceinline__ void multiply(
+        REAL (&logit)[ROWS][SHARE][K], int t, int part, int top, int mate) const {
+        const DATA *rows[ROWS][SHARE];
+#pragma unroll
+        for (int i = 0; i < ROWS; ++i)
+#pragma unroll
+            for (int j = 0; j < SHARE; ++j) {
+                const int r = top + j + i * THREADS;
+                rows[i][j] = s.rows + (buffer * l.batch + (r < l.batch ? r : 0)) * l.stride;
+            }
+        const int left = (l.slice - t * l.tile) / V, end = left < quads ? left : quads;
+        for (int q = part * SHARE + mate; q < end; q += l.parts * SHARE) {
+            const int here = t * quads + q;
+            const Vector<REAL> shift = vectors(s.shift)[here];
+            REAL x[ROWS][SHARE][V];
 #pragma unroll
             for (int i = 0; i < ROWS; ++i)
 #pragma unroll
-                for (int j = 0; j < SHARE; ++j) {
-                    const int r = own - mate + j + i * THREADS;
-                    rows[i][j] = s.rows + (buffer * batch + (r < batch ? r : 0)) * l.stride;
-                }
-            for (int q = part * SHARE + mate; q < end; q += l.parts * SHARE) {
-                const int f = t * tile + q * V;
-                const Vector<REAL> minus = *reinterpret_cast<const Vector<REAL> *>(s.shift + f);
-                const Vector<REAL> *coefs = reinterpret_cast<const Vector<REAL> *>(s.coef + at(0, f));
-                REAL x[ROWS][SHARE][V];
+                for (int j = 0; j < SHARE; ++j) load(x[i][j], rows[i][j] + q * V, shift);
+#pragma unroll
+            for (int k = 0; k < K; ++k) {
+                const Vector<REAL> w = vectors(s.coef)[here * K + k];
 #pragma unroll
                 for (int i = 0; i < ROWS; ++i)
 #pragma unroll
-                    for (int j = 0; j < SHARE; ++j) load(x[i][j], rows[i][j] + q * V, minus);
+                    for (int j = 0; j < SHARE; ++j)
 #pragma unroll
-                for (int k = 0; k < K; ++k) {
-                    const Vector<REAL> w = coefs[k];
-#pragma unroll
-                    for (int i = 0; i < ROWS; ++i)
-#pragma unroll
-                        for (int j = 0; j < SHARE; ++j)
-#pragma unroll
-                            for (int v = 0; v < V; ++v) logit[i][j][k] += x[i][j][v] * w.value[v];
-                }
+                        for (int v = 0; v < V; ++v) logit[i][j][k] += x[i][j][v] * w.value[v];
             }
         }
-        if (part < l.parts) {
-#pragma unroll
-            for (int i = 0; i < ROWS; ++i) {
-                // Sums over the threads that share rows; afterwards, each has its own row.
-#pragma unroll
-                for (int half = SHARE / 2; half > 0; half /= 2)
-#pragma unroll
-                    for (int j = 0; j < half; ++j)
-#pragma unroll
-                        for (int k = 0; k < K; ++k) {
-                            const REAL low = logit[i][j][k], high = logit[i][j + half][k];
-                            const bool upper = mate & half;
-                            logit[i][j][k] = (upper ? high : low) + from_lane(upper ? low : high, half);
-                        }
-                const int r = own + i * THREADS;
-                if (r < size) {
-                    const int owner = r / owned, source = rank * l.parts + part;
-                    REAL *there = in_block(s.part, owner) + source * K * owned + r - owner * owned;
-#pragma unroll
-                    for (int k = 0; k < K; ++k) there[k * owned] = logit[i][0][k];
-                }
-            }
-        }
-        cluster_barrier();
+    }
 
-        // Softmax. As many threads as there are blocks share a row, each some of its classes.
+    // The loss of the block's own rows, and its derivatives by their logits, sent to all blocks. As
+    // many threads as there are blocks share a row, each some of its classes: k = one, one + CLUSTER...
+    __device__ __forceinline__ void softmax(int step) {
         constexpr int OWN = (K + CLUSTER - 1) / CLUSTER;
-        const int one = thread % CLUSTER;
+        const int one = thread % CLUSTER, size = rows_in(step), slot = step % 2 * l.owned;
         REAL by_intercept[OWN];
 #pragma unroll
         for (int i = 0; i < OWN; ++i) by_intercept[i] = 0;
-        for (int top = 0; top < owned; top += THREADS / CLUSTER) {
+        for (int top = 0; top < l.owned; top += THREADS / CLUSTER) {
             const int r = top + thread / CLUSTER;
-            const bool inside = r < owned && mine + r < size;
+            const bool inside = r < l.owned && mine + r < size;
             const int here = inside ? r : 0;
-            const size_t visit = inside ? first + mine + r : 0;
-            int truth = label ? s.label[step % 2 * owned + here] : 0;
-            if (!label) {
-                REAL most = target[visit * K];
-                for (int k = 1; k < K; ++k)
-                    if (target[visit * K + k] > most) most = target[visit * K + (truth = k)];
-            }
+            const size_t visit = inside ? step * l.batch + mine + r : 0;
+            const int truth = a.label ? s.label[slot + here] : likeliest(visit);
             REAL kept = 1;
-            if (smoothing)
-                for (int k = 0; k < K; ++k) kept -= smoothing[model * K + k];
+            for (int k = 0; a.smoothing && k < K; ++k) kept -= a.smoothing[model * K + k];
             auto wanted = [&](int k) {
-                const REAL t = label ? REAL(k == truth) : target[visit * K + k];
-                return smoothing ? kept * t + smoothing[model * K + k] : t;
+                const REAL t = a.label ? REAL(k == truth) : a.target[visit * K + k];
+                return a.smoothing ? kept * t + a.smoothing[model * K + k] : t;
             };
             REAL p[OWN];  // logits, then what they are exponentiated to, then residuals
             REAL largest = LOWEST;
 #pragma unroll
             for (int i = 0; i < OWN; ++i) {
                 const int k = i * CLUSTER + one;
-                p[i] = LOWEST;
-                if (k < K) {
-                    p[i] = s.intercept[k];
-#pragma unroll
-                    for (int block = 0; block < CLUSTER; ++block) p[i] -= s.at_mean[block * K + k];
-                }
+                p[i] = k < K ? s.intercept[k] - from_mean(k) : LOWEST;
             }
+#pragma unroll CLUSTER
+            for (int source = 0; source < CLUSTER * l.parts; ++source)
 #pragma unroll
-            for (int block = 0; block < CLUSTER; ++block)
-                for (int part = 0; part < l.parts; ++part)
-#pragma unroll
-                    for (int i = 0; i < OWN; ++i) {
-                        const int k = i * CLUSTER + one;
-                        if (k < K) p[i] += s.part[((block * l.parts + part) * K + k) * owned + here];
-                    }
+                for (int i = 0; i < OWN; ++i) {
+                    const int k = i * CLUSTER + one;
+                    if (k < K) p[i] += s.part[(source * K + k) * l.owned + here];
+                }
 #pragma unroll
             for (int i = 0; i < OWN; ++i) largest = p[i] > largest ? p[i] : largest;
 #pragma unroll
@@ -466,17 +485,16 @@ extern "C" __global__ void CLUSTERED __launch_bounds__(THREADS, 1) sgd_epoch(
 #pragma unroll
             for (int i = 0; i < OWN; ++i) {
                 const int k = i * CLUSTER + one;
-                if (k < K) {
-                    const REAL t = wanted(k);
-                    p[i] -= largest;
-                    if (p[i] == 0 && k < predicted) predicted = k;
-                    if (t != 0) {
-                        certain += t;
-                        hoped += t * p[i];
-                    }
-                    p[i] = exponential(p[i]);
-                    total += p[i];
+                if (k >= K) continue;
+                const REAL t = wanted(k);
+                p[i] -= largest;
+                if (p[i] == 0 && k < predicted) predicted = k;
+                if (t != 0) {
+                    certain += t;
+                    hoped += t * p[i];
                 }
+                p[i] = exponential(p[i]);
+                total += p[i];
             }
 #pragma unroll
             for (int mask = 1; mask < CLUSTER; mask *= 2) {
@@ -487,23 +505,21 @@ extern "C" __global__ void CLUSTERED __launch_bounds__(THREADS, 1) sgd_epoch(
                 predicted = other < predicted ? other : predicted;
             }
             if (!inside) continue;
-            const REAL w = weight ? s.weight[step % 2 * owned + r] : REAL(1);
+            const REAL w = a.weight ? s.weight[slot + r] : REAL(1);
             if (one == 0) {
-                const REAL score = score_weight ? s.score[step % 2 * owned + r] : w;
-                loss_sum += w * (certain * logarithm(total) - hoped);
-                correct_sum += predicted == truth ? score : REAL(0);
+                loss += w * (certain * logarithm(total) - hoped);
+                if (predicted == truth) correct += a.score_weight ? s.score[slot + r] : w;
             }
             const REAL share = 1 / total;
 #pragma unroll
             for (int i = 0; i < OWN; ++i) {
                 const int k = i * CLUSTER + one;
-                if (k < K) {
-                    p[i] = w * (p[i] * share - wanted(k));
-                    by_intercept[i] += p[i];
+                if (k >= K) continue;
+                p[i] = w * (p[i] * share - wanted(k));
+                by_intercept[i] += p[i];
 #pragma unroll
-                    for (int block = 0; block < CLUSTER; ++block)
-                        in_block(s.residual, block)[(mine + r) * PADDED + k] = p[i];
-                }
+                for (int block = 0; block < CLUSTER; ++block)
+                    in_block(s.residual, block)[(mine + r) * PADDED + k] = p[i];
             }
         }
 #pragma unroll
@@ -515,127 +531,167 @@ extern "C" __global__ void CLUSTERED __launch_bounds__(THREADS, 1) sgd_epoch(
             for (int block = lane / CLUSTER; k < K && block < CLUSTER; block += WARP / CLUSTER)
                 in_block(s.by_intercept, block)[(rank * WARPS + warp) * K + k] = by_intercept[i];
         }
-        cluster_barrier();
+    }
 
+    // The class that a row's target gives most probability.
+    __device__ __forceinline__ int likeliest(size_t visit) const {
+        int best = 0;
+        for (int k = 1; k < K; ++k)
+            if (a.target[visit * K + k] > a.target[visit * K + best]) best = k;
+        return best;
+    }
+
+    __device__ __forceinline__ void sum_by_intercept() const {
         for (int k = warp; k < K; k += WARPS) {
             REAL sum = 0;
             for (int i = lane; i < CLUSTER * WARPS; i += WARP) sum += s.by_intercept[i * K + k];
             sum = warp_sum(sum);
             if (lane == 0) s.of_intercept[k] = sum;
         }
-        for (int t = tiles - 1; t >= 0; --t) {
-            // Backward.
-            if (t < tiles - 1) {
-                buffer = 1 - buffer;
-                turn(2 * tiles - 1 - t);
-            }
-            const int from = t * tile;
-            if (group < groups && from + quad * V < slice) {
-                const Vector<REAL> minus =
-                    *reinterpret_cast<const Vector<REAL> *>(s.shift + from + quad * V);
-                REAL gradient[K][V];
+    }
+
+    // The gradient of a tile's weights, in parts: a thread takes V features and some of the rows.
+    __device__ __forceinline__ void backward(int step, int t) const {
+        if (group >= l.groups || t * l.tile + quad * V >= l.slice) return;
+        const int size = rows_in(step);
+        const Vector<REAL> shift = vectors(s.shift)[t * quads + quad];
+        REAL gradient[K][V];
 #pragma unroll
-                for (int k = 0; k < K; ++k)
+        for (int k = 0; k < K; ++k)
 #pragma unroll
-                    for (int j = 0; j < V; ++j) gradient[k][j] = 0;
+            for (int j = 0; j < V; ++j) gradient[k][j] = 0;
 #pragma unroll AT_ONCE
-                for (int r = group; r < size; r += groups) {
-                    REAL x[V];
-                    load(x, s.rows + (buffer * batch + r) * l.stride + quad * V, minus);
-                    const REAL *residual = s.residual + r * PADDED;
+        for (int r = group; r < size; r += l.groups) {
+            REAL x[V];
+            load(x, s.rows + (buffer * l.batch + r) * l.stride + quad * V, shift);
+            const REAL *residual = s.residual + r * PADDED;
 #pragma unroll
-                    for (int k = 0; k < K; ++k)
+            for (int k = 0; k < K; ++k)
 #pragma unroll
-                        for (int j = 0; j < V; ++j) gradient[k][j] += residual[k] * x[j];
-                }
-                Vector<REAL> *sum = reinterpret_cast<Vector<REAL> *>(s.gradient) + (group * quads + quad) * K;
+                for (int j = 0; j < V; ++j) gradient[k][j] += residual[k] * x[j];
+        }
 #pragma unroll
-                for (int k = 0; k < K; ++k) {
-                    Vector<REAL> out;
+        for (int k = 0; k < K; ++k) {
+            Vector<REAL> out;
 #pragma unroll
-                    for (int j = 0; j < V; ++j) out.value[j] = gradient[k][j];
-                    sum[k] = out;
-                }
-            }
-            __syncthreads();
+            for (int j = 0; j < V; ++j) out.value[j] = gradient[k][j];
+            vectors(s.gradient)[(group * quads + quad) * K + k] = out;
+        }
+    }
 
-            // Update. A thread moves a class's weights of V features.
-            if (t == 0) fetch_indices(step + 2);
-            const REAL per_row = REAL(1) / size;
-            const int left = (slice - from) / V, count = (left < quads ? left : quads) * K;
-            for (int i = thread; i < count; i += THREADS) {
-                const int f = from + i / K * V, k = i % K, here = (from / V) * K + i;
-                const REAL of_intercept = s.of_intercept[k];
-                REAL g[V];
+    // The step of a tile's weights: a thread takes a class's of V features.
+    __device__ __forceinline__ void update(int step, int t) const {
+        const REAL rate = a.rate[step * size_t(models) + model], per_row = REAL(1) / rows_in(step);
+        const int left = (l.slice - t * l.tile) / V, count = (left < quads ? left : quads) * K;
+        for (int i = thread; i < count; i += THREADS) {
+            const int f = t * l.tile + i / K * V, k = i % K, here = t * quads * K + i;
+            const REAL of_intercept = s.of_intercept[k];
+            REAL g[V];
 #pragma unroll
-                for (int j = 0; j < V; ++j) g[j] = -of_intercept * s.mean[f + j];
+            for (int j = 0; j < V; ++j) g[j] = -of_intercept * s.mean[f + j];
 #pragma unroll 8
-                for (int part = 0; part < groups; ++part) {
-                    const Vector<REAL> of_part =
-                        reinterpret_cast<const Vector<REAL> *>(s.gradient)[part * quads * K + i];
+            for (int part = 0; part < l.groups; ++part) {
+                const Vector<REAL> of_part = vectors(s.gradient)[part * quads * K + i];
 #pragma unroll
-                    for (int j = 0; j < V; ++j) g[j] += of_part.value[j];
-                }
-                Vector<REAL> w = reinterpret_cast<Vector<REAL> *>(s.coef)[here];
-                Vector<REAL> v = reinterpret_cast<Vector<REAL> *>(s.velocity)[here];
-                REAL dot = 0;
+                for (int j = 0; j < V; ++j) g[j] += of_part.value[j];
+            }
+            Vector<REAL> w = vectors(s.coef)[here], v = vectors(s.velocity)[here];
+            REAL dot = 0;
 #pragma unroll
-                for (int j = 0; j < V; ++j) {
-                    if (f + j >= width) break;
-                    if (gradient_sum) gradient_sum[(model * size_t(K) + k) * d + begin + f + j] += g[j];
-                    const REAL scale = s.inverse_scale[f + j];
-                    const REAL mean_gradient = g[j] * per_row + penalty * w.value[j];
-                    v.value[j] = keep * v.value[j] - of_step * (mean_gradient * scale * scale);
-                    w.value[j] += v.value[j];
-                    if (lasso > 0) {
-                        const REAL taken = excess(w.value[j], of_step * (lasso * scale * scale));
-                        w.value[j] -= taken;
-                        v.value[j] -= taken;
-                    }
-                    dot += w.value[j] * s.mean[f + j];
+            for (int j = 0; j < V; ++j) {
+                if (f + j >= width) break;
+                if (a.gradient_sum) a.gradient_sum[in_all(k, f + j)] += g[j];
+                const REAL scale = s.inverse_scale[f + j];
+                const REAL slope = g[j] * per_row + penalty * w.value[j];
+                v.value[j] = keep * v.value[j] - rate * (slope * scale * scale);
+                w.value[j] += v.value[j];
+                if (lasso > 0) {
+                    const REAL taken = excess(w.value[j], rate * (lasso * scale * scale));
+                    w.value[j] -= taken;
+                    v.value[j] -= taken;
                 }
-                reinterpret_cast<Vector<REAL> *>(s.coef)[here] = w;
-                reinterpret_cast<Vector<REAL> *>(s.velocity)[here] = v;
-                s.dot[here] = dot;
-                if (f == 0 && fit_intercept) {
-                    const REAL by = keep * s.intercept_velocity[k] - of_step * (of_intercept * per_row);
-                    s.intercept_velocity[k] = by;
-                    s.intercept[k] += by;
-                }
+                dot += w.value[j] * s.mean[f + j];
+            }
+            vectors(s.coef)[here] = w;
+            vectors(s.velocity)[here] = v;
+            s.dot[here] = dot;
+            if (f == 0 && a.fit_intercept) {
+                const REAL by = keep * s.intercept_velocity[k] - rate * (of_intercept * per_row);
+                s.intercept_velocity[k] = by;
+                s.intercept[k] += by;
             }
         }
-        buffer = 1 - buffer;
     }
 
-    // What was learned, to global memory; under L1, after one more step from the mean gradient.
-    wait_for_copies();
-    __syncthreads();
-    for (int k = warp; k < K; k += WARPS)
-        for (int f = lane; f < width; f += WARP) {
-            const size_t i = (model * size_t(K) + k) * d + begin + f;
-            if (settle && lasso > 0) {
-                const REAL scale = s.inverse_scale[f], of_end = settle_rate[model];
+    // Under L1, one more step from the mean gradient; what was learned, to memory that all share.
+    __device__ __forceinline__ void finish() const {
+        wait_for_copies();
+        __syncthreads();
+        for (int k = warp; k < K; k += WARPS)
+            for (int f = lane; f < width; f += WARP) {
                 REAL w = s.coef[at(k, f)];
-                w -= of_end * ((gradient_sum[i] / settle + penalty * w) * scale * scale);
-                s.coef[at(k, f)] = w - excess(w, of_end * (lasso * scale * scale));
+                if (a.settle && lasso > 0) {
+                    const REAL scale = s.inverse_scale[f], rate = a.settle_rate[model];
+                    const REAL slope = a.gradient_sum[in_all(k, f)] / a.settle + penalty * w;
+                    w -= rate * (slope * scale * scale);
+                    w -= excess(w, rate * (lasso * scale * scale));
+                    s.coef[at(k, f)] = w;
+                }
+                a.coef[in_all(k, f)] = w;
+                a.velocity[in_all(k, f)] = s.velocity[at(k, f)];
             }
-            coef[i] = s.coef[at(k, f)];
-            velocity[i] = s.velocity[at(k, f)];
+        s.sums[2 * thread] = loss;
+        s.sums[2 * thread + 1] = correct;
+        __syncthreads();
+        dot_with_mean();
+        __syncthreads();
+        send_at_mean();
+        cluster_barrier();
+        for (int k = thread; rank == 0 && k < K; k += THREADS) {
+            a.intercept[model * K + k] = s.intercept[k] - from_mean(k);
+            a.intercept_velocity[model * K + k] = s.intercept_velocity[k];
         }
-    __syncthreads();
-    dot_with_mean();
-    __syncthreads();
-    send_at_mean();
-    s.sums[2 * thread] = loss_sum;
-    s.sums[2 * thread + 1] = correct_sum;
-    cluster_barrier();
-    for (int k = thread; rank == 0 && k < K; k += THREADS) {
-        intercept[model * K + k] = s.intercept[k] - from_mean(k);
-        intercept_velocity[model * K + k] = s.intercept_velocity[k];
+        if (thread < 2) {
+            double sum = 0;
+            for (int i = 0; i < THREADS; ++i) sum += s.sums[2 * i + thread];
+            a.sums[(model * CLUSTER + rank) * 2 + thread] = sum;
+        }
     }
-    if (thread < 2) {
-        double sum = 0;
-        for (int i = 0; i < THREADS; ++i) sum += s.sums[2 * i + thread];
-        sums[(model * CLUSTER + rank) * 2 + thread] = sum;
+};
+
+// Arguments as `Arguments` has them; then features per block and per tile, and the parts in which a
+// gradient is summed.
+extern "C" __global__ void CLUSTERED __launch_bounds__(THREADS, 1) sgd_epoch(
+    const DATA *X, const int *place, int n, int batch, int d, const REAL *shift, const int *label,
+    const REAL *target, const REAL *weight, const REAL *score_weight, int u, const int *column,
+    const REAL *smoothing, const REAL *mean, const REAL *inverse_scale, const REAL *rate,
+    const REAL *l2, const REAL *l1, const REAL *momentum, const REAL *settle_rate, int settle,
+    int fit_intercept, REAL *coef, REAL *velocity, REAL *intercept, REAL *intercept_velocity,
+    REAL *gradient_sum, double *sums, int slice, int tile, int groups)
+{
+    const Arguments arguments{
+        X, place, n, batch, d, shift, label, target, weight, score_weight, u, column, smoothing,
+        mean, inverse_scale, rate, l2, l1, momentum, settle_rate, settle, fit_intercept, coef,
+        velocity, intercept, intercept_velocity, gradient_sum, sums};
+    Worker worker(arguments, lay_out(batch, slice, tile, groups));
+    worker.start();
+    for (int step = 0; step < worker.steps; ++step) {
+        worker.forward(step);
+        cluster_barrier();
+        worker.softmax(step);
+        cluster_barrier();
+        worker.sum_by_intercept();
+        for (int t = worker.tiles - 1; t >= 0; --t) {
+            if (t < worker.tiles - 1) {
+                worker.buffer = 1 - worker.buffer;
+                worker.turn(step, 2 * worker.tiles - 1 - t);
+            }
+            worker.backward(step, t);
+            __syncthreads();
+            if (t == 0) worker.fetch_indices(step + 2);
+            worker.update(step, t);
+        }
+        worker.buffer = 1 - worker.buffer;
     }
+    worker.finish();
 }
