@@ -21,7 +21,7 @@ from test_backends import NAMES, SOFT, WEIGHT, Place, X, Y, assert_same, estimat
 
 import skmax.backends.cupy as cupy_backend
 from skmax import BatchedGridSearchCV, SoftmaxRegression
-from skmax.backends.cupy_dense import Device, Plan, compiled, source
+from skmax.backends.cupy_dense import PARAMETERS, Device, Plan, compiled, source
 from skmax.objective import logit_chunks
 from skmax.problem import Problem, State
 from skmax.solvers.sgd import SGD, sgd_epoch
@@ -393,6 +393,11 @@ def test_threads_may_run_in_any_order(emulated, dtype, cluster):
     for other in results[1:]:
         for name, values in results[0].items():
             np.testing.assert_array_equal(other[name], values, err_msg=name)
+
+
+def test_arguments_are_in_the_order_of_the_parameters():
+    (parameters,) = re.findall(r"sgd_epoch\(([^)]*)\)", source())
+    assert tuple(re.findall(r"(\w+)(?:,|$)", parameters)) == PARAMETERS
 
 
 def test_a_stack_trains_in_one_launch_per_epoch(emulated):

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from importlib import resources
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,9 +27,16 @@ DATA = {
     "float32": "float",
     "float64": "double",
 }
+# In the order of the kernel's parameters.
+PARAMETERS = (
+    *("X", "place", "n", "batch", "d", "shift", "label", "target", "weight", "score_weight", "u"),
+    *("column", "smoothing", "mean", "inverse_scale", "rate", "l2", "l1", "momentum"),
+    *("settle_rate", "settle", "fit_intercept", "coef", "velocity", "intercept"),
+    *("intercept_velocity", "gradient_sum", "sums", "slice", "tile", "groups"),
+)
 THREADS, WARP = 256, 32
-# Numbers of 4 bytes that a thread may sum at once: more would not stay in its registers.
-_SUMS, _GRADIENTS, _MOST_CLASSES = 80, 96, 32
+# Bytes that a thread may sum at once: more would not stay in its registers.
+_SUMS, _GRADIENTS, _MOST_CLASSES = 320, 384, 128
 # Multiply-adds per cycle of a multiprocessor, and the cycles that going on to the next tile takes.
 _LANES, _TURN = 128, 500
 # Bytes that X begins at a multiple of, where nothing speaks against it.
@@ -115,6 +122,19 @@ class Device:
         )
 
 
+class Shape(NamedTuple):
+    """What of a problem decides how the kernel is built."""
+
+    n_models: int
+    n_classes: int
+    n_features: int
+    batch: int
+    data: str  # the dtype of X
+    real: int  # bytes of a weight
+    shifted: bool
+    aligned: bool
+
+
 @dataclass(frozen=True)
 class Plan:
     """How the epochs of a problem run on a device; calling it runs one.
@@ -148,13 +168,23 @@ class Plan:
     @classmethod
     def of(cls, problem: Any, batch_size: int, device: Device) -> Plan | None:
         """The plan for a problem on dense rows; None if the kernel does not serve it."""
-        data, batch = problem.data, min(batch_size, len(problem.order))
-        (m, k), d, name = problem.masked.shape, data.n_features, dtype_name(data.X)
-        words = np.dtype(data.dtype).itemsize // 4
-        if name not in DATA or words * k > _MOST_CLASSES or not data.alignment:
+        data, (m, k) = problem.data, problem.masked.shape
+        name, real = dtype_name(data.X), np.dtype(data.dtype).itemsize
+        if name not in DATA or k * real > _MOST_CLASSES or not data.alignment:
             return None
-        shifted, aligned = data.subtrahend is not None, data.alignment == ALIGNMENT
-        return _plan(device, m, k, d, batch, name, words, shifted, aligned)
+        return _plan(
+            device,
+            Shape(
+                n_models=m,
+                n_classes=k,
+                n_features=data.n_features,
+                batch=min(batch_size, len(problem.order)),
+                data=name,
+                real=real,
+                shifted=data.subtrahend is not None,
+                aligned=data.alignment == ALIGNMENT,
+            ),
+        )
 
     def cycles(self) -> float:
         """About how long a step takes: what plans are compared by."""
@@ -168,96 +198,103 @@ class Plan:
         self, problem: Any, state: Any, solver: Any, order: np.ndarray, rates: np.ndarray
     ) -> tuple[Any, tuple[Any, Any]]:
         """What `skmax.solvers.sgd.sgd_epoch` does. It returns before the device is done."""
-        backend, dtype, m = problem.backend, problem.data.dtype, problem.n_models
-        xp, d, batch = backend.xp, problem.data.n_features, self.batch
-        per_model = [problem.l2, problem.l1, solver.momentum, solver.learning_rate]
-        numbers = backend.asarray(np.vstack([rates, *per_model]).astype(dtype))  # in one transfer
-        l2, l1, momentum, settle_rate = numbers[len(rates) :]
-        columns = backend.asarray(problem.columns.astype(np.int32))
+        xp, shape = problem.backend.xp, state.coef.shape
         # These are written to.
-        changed = {
-            field.name: xp.asarray(getattr(state, field.name), copy=True, order="C")
-            for field in fields(state)
+        state = replace(
+            state,
+            **{
+                field.name: xp.asarray(getattr(state, field.name), copy=True, order="C")
+                for field in fields(state)
+            },
+        )
+        lasso = bool(problem.l1.any())
+        values = _of_epoch(problem, solver, rates) | {
+            "coef": state.coef,
+            "velocity": state.coef_velocity,
+            "intercept": state.intercept,
+            "intercept_velocity": state.intercept_velocity,
+            "gradient_sum": xp.zeros(shape, dtype=state.coef.dtype) if lasso else None,
+            "batch": np.int32(self.batch),
+            "slice": np.int32(self.slice_),
+            "tile": np.int32(self.tile),
+            "groups": np.int32(self.groups),
         }
-        lasso, weight = bool(problem.l1.any()), problem.sample_weight
-        gradient_sum = xp.zeros_like(state.coef) if lasso else None
+        rate: Any = values["rate"]
         total: Any = 0
-        for X, place, visits, piece in problem.data.pieces(order, batch):
-            soft = problem.targets.ndim == 2
-            target = xp.take(problem.targets, visits, axis=0)
-            sums = xp.empty((m, self.build.CLUSTER, 2), dtype=xp.float64)
-            arguments = (
-                X,
-                place,
-                np.int32(len(place)),
-                np.int32(batch),
-                np.int32(d),
-                problem.data.subtrahend,
-                None if soft else xp.astype(target, xp.int32),
-                target if soft else None,
-                _taken(xp, weight, visits),
-                None if weight is None else _taken(xp, problem.score_weight, visits),
-                np.int32(1 if weight is None else weight.shape[1]),
-                columns,
-                problem.smoothing,
-                problem.mean,
-                problem.inverse_scale,
-                numbers[piece.start // batch :],
-                l2,
-                l1,
-                momentum,
-                settle_rate,
-                np.int32(len(order) if lasso and piece.stop == len(order) else 0),
-                np.int32(problem.fit_intercept),
-                changed["coef"],
-                changed["coef_velocity"],
-                changed["intercept"],
-                changed["intercept_velocity"],
-                gradient_sum,
-                sums,
-                np.int32(self.slice_),
-                np.int32(self.tile),
-                np.int32(self.groups),
-            )
-            null, contiguous = np.uintp(0), backend.cupy.ascontiguousarray
-            compiled(self.build, self.device)(
-                (m * self.build.CLUSTER,),
-                (self.build.THREADS,),
-                tuple(
-                    null
-                    if argument is None
-                    # A kernel sees no strides.
-                    else argument
-                    if isinstance(argument, np.generic)
-                    else contiguous(argument)
-                    for argument in arguments
-                ),
-                shared_mem=self.shared_bytes,
-            )
+        for X, place, visits, piece in problem.data.pieces(order, self.batch):
+            sums = xp.empty((shape[0], self.build.CLUSTER, 2), dtype=xp.float64)
+            values |= _of_rows(problem, visits)
+            values |= {"X": X, "place": place, "n": np.int32(len(place)), "sums": sums}
+            values["rate"] = rate[piece.start // self.batch :]
+            values["settle"] = np.int32(len(order) if lasso and piece.stop == len(order) else 0)
+            self._launch(problem, values)
             total = total + xp.sum(sums, axis=1)
-        return replace(state, **changed), (total[:, 0], total[:, 1])
+        return state, (total[:, 0], total[:, 1])
+
+    def _launch(self, problem: Any, values: dict[str, Any]) -> None:
+        def argument(value: Any) -> Any:
+            if value is None:
+                return np.uintp(0)
+            if isinstance(value, np.generic):
+                return value
+            return problem.backend.cupy.ascontiguousarray(value)  # a kernel sees no strides
+
+        compiled(self.build, self.device)(
+            (problem.n_models * self.build.CLUSTER,),
+            (self.build.THREADS,),
+            tuple(argument(values[name]) for name in PARAMETERS),
+            shared_mem=self.shared_bytes,
+        )
+
+
+def _of_epoch(problem: Any, solver: Any, rates: np.ndarray) -> dict[str, Any]:
+    """The kernel's arguments that stay as they are for an epoch."""
+    backend, weight = problem.backend, problem.sample_weight
+    per_model = [problem.l2, problem.l1, solver.momentum, solver.learning_rate]
+    # All numbers in one transfer.
+    numbers = backend.asarray(np.vstack([rates, *per_model]).astype(problem.data.dtype))
+    l2, l1, momentum, settle_rate = numbers[len(rates) :]
+    return {
+        "d": np.int32(problem.data.n_features),
+        "shift": problem.data.subtrahend,
+        "u": np.int32(1 if weight is None else weight.shape[1]),
+        "column": backend.asarray(problem.columns.astype(np.int32)),
+        "smoothing": problem.smoothing,
+        "mean": problem.mean,
+        "inverse_scale": problem.inverse_scale,
+        "rate": numbers[: len(rates)],
+        "l2": l2,
+        "l1": l1,
+        "momentum": momentum,
+        "settle_rate": settle_rate,
+        "fit_intercept": np.int32(problem.fit_intercept),
+    }
+
+
+def _of_rows(problem: Any, visits: Any) -> dict[str, Any]:
+    """The kernel's arguments about the rows visited, in the order of the visits."""
+    xp, weight, score_weight = problem.backend.xp, problem.sample_weight, problem.score_weight
+    target, soft = xp.take(problem.targets, visits, axis=0), problem.targets.ndim == 2
+    if weight is None:
+        score_weight = None
+    return {
+        "label": None if soft else xp.astype(target, xp.int32),
+        "target": target if soft else None,
+        "weight": None if weight is None else xp.take(weight, visits, axis=0),
+        "score_weight": None if score_weight is None else xp.take(score_weight, visits, axis=0),
+    }
 
 
 @cache
-def _plan(
-    device: Device,
-    m: int,
-    k: int,
-    d: int,
-    batch: int,
-    name: str,
-    words: int,
-    shifted: bool,
-    aligned: bool,
-) -> Plan | None:
+def _plan(device: Device, shape: Shape) -> Plan | None:
     # The blocks of a cluster are neighbours: of a group of processors, some may be left over.
     free = device.n_processors - device.n_processors % _NEIGHBOURS
-    best = max(1, min(free // m, d // _SLICE, device.cluster))
+    best = max(1, min(free // shape.n_models, shape.n_features // _SLICE, device.cluster))
     clusters = [1 << i for i in range(device.cluster.bit_length())]
     for cluster in clusters[best.bit_length() - 1 :]:  # with more blocks, each needs less memory
         plans = [
             plan
-            for plan in _variants(device, cluster, k, d, batch, name, words, shifted, aligned)
+            for plan in _variants(device, shape, cluster)
             if plan.shared_bytes <= device.shared_bytes
         ]
         if plans:
@@ -265,51 +302,41 @@ def _plan(
     return None
 
 
-def _variants(
-    device: Device,
-    cluster: int,
-    k: int,
-    d: int,
-    batch: int,
-    name: str,
-    words: int,
-    shifted: bool,
-    aligned: bool,
-) -> Iterator[Plan]:
+def _variants(device: Device, shape: Shape, cluster: int) -> Iterator[Plan]:
     """Plans with so many blocks per model, which differ in their tiles and groups."""
-    size, slice_ = np.dtype(name).itemsize, -(-d // (4 * cluster)) * 4
+    k, d, real, threads = shape.n_classes, shape.n_features, shape.real, device.threads
+    size, slice_, rows = (
+        np.dtype(shape.data).itemsize,
+        -(-d // (4 * cluster)) * 4,
+        -(-shape.batch // threads),
+    )
+    if rows * k * real > _SUMS:
+        return
     v = next(  # a thread loads and stores up to 16 bytes at once
         v
         for v in (4, 2, 1)
-        if v == 1
-        or (v * max(size, 4 * words) <= 16 and v * k * words <= _GRADIENTS and slice_ > v * 8)
+        if v == 1 or (v * max(size, real) <= 16 and v * k * real <= _GRADIENTS and slice_ > v * 8)
     )
-    copy, rows = v * size, -(-batch // device.threads)
+    copied = shape.aligned and v * size % 4 == 0 and d * size % (v * size) == 0
     build = Build(
-        REAL="double" if words == 2 else "float",
-        DATA=DATA[name],
+        REAL="double" if real == 8 else "float",
+        DATA=DATA[shape.data],
         K=k,
         CLUSTER=cluster,
-        THREADS=device.threads,
+        THREADS=threads,
         ROWS=rows,
-        SHARE=max(n for n in (1, 2, 4) if n == 1 or n * rows * k * words <= _SUMS),
+        SHARE=max(n for n in (1, 2, 4) if n == 1 or n * rows * k * real <= _SUMS),
         V=v,
-        SHIFTED=int(shifted),
-        COPY=copy if aligned and copy % 4 == 0 and d * size % copy == 0 else 0,
+        SHIFTED=int(shape.shifted),
+        COPY=v * size if copied else 0,
     )
-    if rows * k * words > _SUMS:
-        return
     for share in (1, 2, 4, 8):
         for n_tiles in range(1, slice_ // 4 + 1):
             tile = -(-slice_ // (4 * n_tiles)) * 4
-            groups = device.threads // (tile // v) // share
+            groups = threads // (tile // v) // share
             if groups:
-                shared_bytes = build.shared_bytes(batch, slice_, tile, groups)
-                yield Plan(build, device, batch, slice_, tile, groups, shared_bytes)
-
-
-def _taken(xp: Any, weights: Any, visits: Any) -> Any:
-    return None if weights is None else xp.take(weights, visits, axis=0)
+                shared_bytes = build.shared_bytes(shape.batch, slice_, tile, groups)
+                yield Plan(build, device, shape.batch, slice_, tile, groups, shared_bytes)
 
 
 def source() -> str:
