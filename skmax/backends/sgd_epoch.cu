@@ -195,7 +195,8 @@ __device__ inline int at(int k, int f) { return f / V * (K * V) + k * V + f % V;
 __device__ inline void load(REAL (&x)[V], const DATA *from, const Vector<REAL> &shift) {
     const Vector<DATA> values = *reinterpret_cast<const Vector<DATA> *>(from);
 #pragma unroll
-    for (int j = 0; j < V; ++j) x[j] = to_real(values.value[j]) - (SHIFTED ? shift.value[j] : REAL(0));
+    for (int j = 0; j < V; ++j)
+        x[j] = to_real(values.value[j]) - (SHIFTED ? shift.value[j] : REAL(0));
 }
 
 // The kernel's arguments; which are null says what there is none of.
@@ -400,8 +401,9 @@ struct Worker {
             const int r = own + i * THREADS, owner = r / l.owned;
             if (r < rows_in(step)) {
                 REAL *there = in_block(s.part, owner) + (rank * l.parts + part) * K * l.owned;
+                there += r - owner * l.owned;
 #pragma unroll
-                for (int k = 0; k < K; ++k) there[k * l.owned + r - owner * l.owned] = logit[i][0][k];
+                for (int k = 0; k < K; ++k) there[k * l.owned] = logit[i][0][k];
             }
         }
     }
@@ -440,7 +442,7 @@ struct Worker {
     }
 
     // The loss of the block's own rows, and its derivatives by their logits, sent to all blocks. As
-    // many threads as there are blocks share a row, each some of its classes: k = one, one + CLUSTER...
+    // many threads as there are blocks share a row, each some of its classes: one, one + CLUSTER...
     __device__ __forceinline__ void softmax(int step) {
         constexpr int OWN = (K + CLUSTER - 1) / CLUSTER;
         const int one = thread % CLUSTER, size = rows_in(step), slot = step % 2 * l.owned;
