@@ -490,7 +490,7 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
             if classes is not None and not np.array_equal(known, np.unique(to_host(classes))):
                 raise ValueError(
                     f"`classes={classes!r}` is not the same as on last call to partial_fit, was: "
-                    f"{known!r}"
+                    f"{known!r}. Pass the same or none; for others, start with a new estimator."
                 )
             return known
         if classes is None and is_matrix(y):
@@ -508,9 +508,13 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
                 raise ValueError("sample_weight_val is provided, but X_val was not provided.")
             return None
         if y_val is None:
-            raise ValueError("X_val is provided, but y_val was not provided.")
+            raise ValueError(
+                "X_val is provided, but y_val was not provided: pass the labels of its rows, too."
+            )
         if X_val is None:
-            raise ValueError("y_val is provided, but X_val was not provided.")
+            raise ValueError(
+                "y_val is provided, but X_val was not provided: pass the rows it belongs to, too."
+            )
         X_val, y_val = check_validation_X_y(self, X_val, y_val)
         targets = Targets.read(y_val, classes, name="y_val")
         weight = check_weights(weight, X_val, name="sample_weight_val")

@@ -448,7 +448,7 @@ class ClassWeightsDisplay(_ImageGridMixin):
         >>> ClassWeightsDisplay.from_estimator(model)
         <...>
         """
-        check_is_fitted(estimator, "coef_")
+        _check_has(estimator, "coef_")
         weights = _as_images(estimator.coef_, image_shape)
         titles = _names_of(_to_numpy(estimator.classes_), class_names)
         if len(weights) == 1:
@@ -768,9 +768,22 @@ def _to_numpy(array: Any) -> np.ndarray:
     return np.asarray(array)
 
 
+def _check_has(estimator: Any, attribute: str) -> None:
+    """Check that an estimator has what is to be drawn, and say where else it may be."""
+    if hasattr(estimator, attribute):
+        return
+    check_is_fitted(estimator)
+    places = {"steps": "of a Pipeline `estimator[-1]`", "best_estimator_": "its `best_estimator_`"}
+    inside = [place for name, place in places.items() if hasattr(estimator, name)]
+    raise TypeError(
+        f"{type(estimator).__name__} has no {attribute}. Pass a fitted SoftmaxRegression"
+        f"{', ' if inside else ''}{' or '.join(inside)}."
+    )
+
+
 def _curves_of(estimator: Any) -> dict[str, list[float] | None]:
     """Return copies of an estimator's curves, named as `TrainingCurveDisplay` wants them."""
-    check_is_fitted(estimator, ["loss_curve_", "accuracy_curve_"])
+    _check_has(estimator, "loss_curve_")
     curves = {
         "loss": estimator.loss_curve_,
         "accuracy": estimator.accuracy_curve_,

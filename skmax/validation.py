@@ -61,7 +61,10 @@ def _refuse_dtype(X: Any) -> None:
     """Refuse what scikit-learn's validation would convert without a word."""
     dtype = str(getattr(X, "dtype", ""))
     if "complex" in dtype:
-        raise ValueError(f"Complex data not supported: X has dtype {dtype}. Pass X.real, or both.")
+        raise ValueError(
+            f"Complex data not supported: X has dtype {dtype}. Pass X.real; or, as features of "
+            "their own, both parts: np.hstack([X.real, X.imag])."
+        )
     if dtype.startswith(("datetime64", "timedelta64")):
         raise TypeError(f"X has dtype {dtype}: convert it to numbers, e.g. X.astype('int64').")
     if sparse.issparse(X) and dtype == "object":
@@ -135,7 +138,8 @@ class Targets:
         if unknown := list(_check_unknown(y, classes)):
             raise ValueError(
                 f"{name} has labels that are not among the classes: {_shown(unknown)}. "
-                f"The classes are {_shown(classes)}."
+                f"The classes are {_shown(classes)}. Leave these rows out, or fit anew with all "
+                "classes."
             )
         return cls(classes, _encode(y, uniques=classes, check_unknown=False).astype(np.int64))
 

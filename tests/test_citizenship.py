@@ -29,6 +29,7 @@ from sklearn.utils import get_tags
 from sklearn.utils.parallel import Parallel, delayed
 from threadpoolctl import threadpool_info, threadpool_limits
 
+import skmax.backends.numpy
 from skmax import SoftmaxRegression
 from skmax.datasets import fetch_fashion_mnist
 
@@ -560,3 +561,23 @@ def test_data_that_cannot_be_written_to(tmp_path, backing):
     assert_same_bits(model, estimator().fit(X, Y, sample_weight=WEIGHT))
     model.predict_proba(data)
     model.partial_fit(data, Y)
+
+
+@pytest.mark.parametrize("solver", ["sgd", "lbfgs"])
+def test_no_product_or_factorisation_of_fit_waits_for_threads_of_blas(monkeypatch, solver):
+    """Idle ones spin: where two processes fit at once, each took four times as long."""
+    counts = []
+    for name in ("_inverse", "dense_pass", "dense_sgd_epoch"):
+        original = getattr(skmax.backends.numpy, name)
+
+        def counted(*arguments, original=original, **options):
+            counts.append(blas_threads())
+            return original(*arguments, **options)
+
+        monkeypatch.setattr(skmax.backends.numpy, name, counted)
+    rng = np.random.default_rng(0)
+    with threadpool_limits(2, user_api="blas"):
+        labels = np.arange(600) % 3
+        SoftmaxRegression(solver=solver).fit(rng.normal(size=(600, 80)) + labels[:, None], labels)
+    assert len(counts) > 10
+    assert set(counts) == {1}

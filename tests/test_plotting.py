@@ -11,8 +11,13 @@ from numpy.testing import assert_array_equal
 from scipy import sparse
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.callback import CallbackSupportMixin, with_callbacks
+from sklearn.datasets import load_iris
 from sklearn.exceptions import NotFittedError
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
+from skmax import SoftmaxRegression
 from skmax.plotting import (
     ClassWeightsDisplay,
     LiveTrainingCurve,
@@ -161,6 +166,16 @@ class TestTrainingCurve:
     def test_wants_a_fitted_estimator(self):
         with pytest.raises(NotFittedError):
             TrainingCurveDisplay.from_estimator(Model())
+
+    def test_says_where_the_curves_are(self):
+        X, y = load_iris(return_X_y=True)
+        model = SoftmaxRegression(max_iter=2)
+        pipeline = make_pipeline(StandardScaler(), model).fit(X, y)
+        with pytest.raises(TypeError, match=r"Pipeline has no loss_curve_.*`estimator\[-1\]`"):
+            TrainingCurveDisplay.from_estimator(pipeline)
+        search = GridSearchCV(model, {"C": [1.0]}, cv=2).fit(X, y)
+        with pytest.raises(TypeError, match=r"GridSearchCV has no loss_curve_.*best_estimator_"):
+            TrainingCurveDisplay.from_estimator(search)
 
 
 class TestClassWeights:

@@ -61,9 +61,10 @@ class LBFGS:
         Epoch
             After each pass. What is sent back is as in `SGD.epochs`.
         """
-        search = _Search(problem, state)
+        with problem.backend.computing():  # threads of BLAS would stay in the way of ours
+            search = _Search(problem, state)
         while True:
-            with problem.backend.computing():  # threads of BLAS would stay in the way of ours
+            with problem.backend.computing():
                 search.advance()
             leaving = yield search.epoch()
             if leaving is not None and leaving.any():
