@@ -1,5 +1,6 @@
 """The CuPy backend: on a GPU where there is one, and emulated on the CPU everywhere."""
 
+import itertools
 import json
 import pickle
 import re
@@ -20,6 +21,7 @@ from scipy import sparse
 from test_backends import NAMES, SOFT, WEIGHT, Place, X, Y, assert_same, estimator
 
 import skmax.backends.cupy as cupy_backend
+import skmax.solvers.sgd
 from skmax import BatchedGridSearchCV, SoftmaxRegression
 from skmax.backends.cupy_dense import PARAMETERS, Device, Plan, compiled, source
 from skmax.objective import logit_chunks
@@ -411,6 +413,61 @@ def test_a_stack_trains_in_one_launch_per_epoch(emulated):
     assert emulated_cupy.Kernel.launches == 5 + 4
 
 
+def test_weights_come_to_the_host_once_whatever_the_number_of_epochs(emulated, monkeypatch):
+    """Callbacks are told of every epoch, and take arrays only if they ask for them."""
+    downloads = []
+    original = emulated.asnumpy
+
+    def counted(array):
+        downloads.append(array.size)
+        return original(array)
+
+    class Told:
+        epochs = 0
+
+        def setup(self, estimator, context):
+            pass
+
+        def on_fit_task_begin(self, estimator, context):
+            pass
+
+        def on_fit_task_end(self, estimator, context):
+            Told.epochs += 1
+
+        def teardown(self, estimator, context):
+            pass
+
+    monkeypatch.setattr(emulated, "asnumpy", counted)
+    of_weights = []
+    for max_iter in (2, 8):
+        downloads.clear()
+        estimator(backend="cupy", max_iter=max_iter, tol=0).set_callbacks(Told()).fit(X, Y)
+        of_weights.append(downloads.count(3 * 5))
+    assert Told.epochs >= 2 + 8
+    assert of_weights == [1, 1]
+
+
+def test_the_next_order_is_drawn_before_an_epoch_is_waited_for(emulated, monkeypatch):
+    events = []
+
+    def logged(where, name, event):
+        original = getattr(where, name)
+
+        def call(*arguments, **options):
+            events.append(event)
+            return original(*arguments, **options)
+
+        monkeypatch.setattr(where, name, call)
+
+    logged(emulated_cupy.Kernel, "__call__", "launch")
+    logged(skmax.solvers.sgd._Orders, "_draw", "draw")
+    logged(emulated, "asnumpy", "read")
+    estimator(backend="cupy", max_iter=3, tol=0).fit(X, Y)
+    order = " ".join(event for event, _ in itertools.groupby(events))
+    assert "draw launch draw read launch draw read launch read" in order
+    assert events.count("draw") == 3
+
+
 def test_uint8_is_uploaded_once_and_as_it_is(emulated, monkeypatch):
     values = np.rint(20 * X + 100).clip(0, 255).astype(np.uint8)
     uploads = []
@@ -451,7 +508,7 @@ def test_shapes_that_the_kernel_does_not_serve_are_fitted(cuda):
 
 
 @pytest.fixture
-def small_device(cuda, monkeypatch):
+def little_memory(monkeypatch):
     """A device that has room for no X, with room for a few rows in the pinned buffer."""
     monkeypatch.setattr(cupy_backend.CupyBackend, "_free_bytes", lambda self: 0)
     monkeypatch.setattr(cupy_backend, "_PIECE", 2000)
@@ -459,7 +516,7 @@ def small_device(cuda, monkeypatch):
 
 @pytest.mark.parametrize("layout", ["C", "F", "big endian", "memory map", "uint8", "int64"])
 @pytest.mark.parametrize("params", [{}, {"l1_ratio": 0.5, "C": 0.1}], ids=str)
-def test_larger_data_are_streamed(small_device, tmp_path, layout, params):
+def test_larger_data_are_streamed(cuda, little_memory, tmp_path, layout, params):
     values = {
         "F": np.asfortranarray(X),
         "big endian": X.astype(">f8"),
@@ -474,12 +531,22 @@ def test_larger_data_are_streamed(small_device, tmp_path, layout, params):
     assert_as_on_the_cpu(model, expected, "float32" if layout == "uint8" else "float64")
 
 
-def test_streamed_batches_may_be_larger_than_the_buffer(small_device):
+@pytest.mark.parametrize(
+    "layout", [np.asarray, np.asfortranarray, lambda array: array.astype(">f8")]
+)
+def test_large_data_that_fit_are_moved_piece_by_piece(cuda, monkeypatch, layout):
+    monkeypatch.setattr(cupy_backend, "_PIECE", 2000)
+    data = cupy_backend.CupyBackend().rows_of(layout(X), np.float64, shuffled=True)
+    assert isinstance(data, cupy_backend.DeviceRows)
+    np.testing.assert_array_equal(data.backend.to_numpy(data.X), X)
+
+
+def test_streamed_batches_may_be_larger_than_the_buffer(cuda, little_memory):
     model = estimator(backend="cupy", batch_size=110).fit(X, Y)
     assert_as_on_the_cpu(model, estimator(batch_size=110).fit(X, Y), "float64")
 
 
-def test_streamed_data_with_lbfgs_and_validation(small_device):
+def test_streamed_data_with_lbfgs_and_validation(cuda, little_memory):
     params = {"solver": "lbfgs", "max_iter": 5, "early_stopping": True}
     model = estimator(backend="cupy", **params).fit(X, Y)
     expected = estimator(**params).fit(X, Y)
@@ -487,16 +554,10 @@ def test_streamed_data_with_lbfgs_and_validation(small_device):
     assert model.validation_scores_ == expected.validation_scores_
 
 
-def test_pieces_follow_one_another_through_the_buffer(emulated, small_device_in_emulation):
+def test_pieces_follow_one_another_through_the_buffer(emulated, little_memory):
     """Each piece is a launch: 50 rows of 5 float64 numbers fit, three batches of 16."""
     estimator(backend="cupy", batch_size=16, max_iter=2, tol=0).fit(X, Y)
     assert emulated_cupy.Kernel.launches == 2 * 3
-
-
-@pytest.fixture
-def small_device_in_emulation(emulated, monkeypatch):
-    monkeypatch.setattr(cupy_backend.CupyBackend, "_free_bytes", lambda self: 0)
-    monkeypatch.setattr(cupy_backend, "_PIECE", 2000)
 
 
 # Messages

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from importlib import metadata
 from typing import Any
 
@@ -84,30 +84,26 @@ class PinnedBuffer:
         return _PIECE // (X.dtype.itemsize * X.shape[1])
 
     def send_all(self, X: np.ndarray) -> Any:
-        """X, on the device. CuPy itself would take page-locked memory as large as X."""
-        there = self._cupy.empty(X.shape, X.dtype.newbyteorder("="))
-        size = max(1, self.capacity(X))
+        """X, on the device. By itself, CuPy would take page-locked memory as large as X."""
+        native, size = X.dtype.newbyteorder("="), max(1, self.capacity(X))
+        if len(X) <= size:
+            return self._cupy.asarray(np.ascontiguousarray(X, dtype=native))
+        there = self._cupy.empty(X.shape, native)
         for first in range(0, len(X), size):
             there[first : first + size] = self.send(X, slice(first, first + size))
         return there
 
     def send(self, X: np.ndarray, order: np.ndarray | slice) -> Any:
         """The rows `order` of X, on the device once what it does now is done."""
-        native = X.dtype.newbyteorder("=")
-        if isinstance(order, slice):
-            X, n = X[order], len(range(*order.indices(len(X))))
-        else:
-            n = len(order)
+        native, takeable = X.dtype.newbyteorder("="), X.flags.c_contiguous and X.flags.aligned
+        n = len(range(len(X))[order]) if isinstance(order, slice) else len(order)
         if n > self.capacity(X):
-            rows = X if isinstance(order, slice) else X[order]
-            return self._cupy.asarray(np.ascontiguousarray(rows, dtype=native))
+            return self._cupy.asarray(np.ascontiguousarray(X[order], dtype=native))
         half, sent = self._next_half()
         rows = half[: n * X.shape[1] * native.itemsize].view(native).reshape(n, X.shape[1])
-        if isinstance(order, slice):
-            rows[...] = X
-        elif X.flags.c_contiguous and X.flags.aligned and X.dtype.isnative:
+        if isinstance(order, np.ndarray) and takeable and X.dtype.isnative:
             np.take(X, order, axis=0, out=rows, mode="clip")
-        else:  # which np.take would first copy whole
+        else:  # of which np.take would first copy all
             rows[...] = X[order]
         there = self._cupy.asarray(rows)
         sent.record()
@@ -185,7 +181,8 @@ class CupyBackend(Backend):
         return Plan.of(problem, batch_size, Device.of(self.device))
 
     @contextmanager
-    def _computing(self) -> Iterator[None]:
+    def computing(self) -> Iterator[None]:
+        """This device, and words for its memory when that is full."""
         with self.device:
             try:
                 yield
@@ -197,10 +194,6 @@ class CupyBackend(Backend):
                     "cupy.get_default_memory_pool().free_all_blocks(), use a smaller batch_size or "
                     "fewer candidates at once, or pass backend='numpy'."
                 ) from error
-
-    def computing(self) -> AbstractContextManager[Any]:
-        """This device, and words for its memory when that is full."""
-        return self._computing()
 
     def rows_of(self, X: Any, dtype: type[np.floating], *, shuffled: bool = False) -> Rows:
         """The rows of X as floats; X is moved to the device in its own dtype, if it fits."""
