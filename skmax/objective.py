@@ -164,12 +164,12 @@ def penalty(problem: Problem, coef: Array) -> np.ndarray:
     return problem.l2 / 2 * squares + sum(problem.l1 * norm for norm in moduli)
 
 
-def soft_threshold(xp: Any, coef: Array, threshold: Array) -> Array:
-    """The proximal operator of ``threshold * |coef|``: shrink towards zero, and stop there.
+def excess(xp: Any, coef: Array, threshold: Array) -> Array:
+    """What the proximal operator of ``threshold * |coef|`` takes off: all, or the threshold.
 
-    Reference: N. Parikh and S. Boyd, Proximal Algorithms, 2014, section 6.5.2.
+    Reference: N. Parikh and S. Boyd, Proximal Algorithms, 2014, sections 2.5 and 6.5.2.
     """
-    return coef - xp.minimum(xp.maximum(coef, -threshold), threshold)
+    return xp.minimum(xp.maximum(coef, -threshold), threshold)
 
 
 def full_pass(

@@ -12,7 +12,7 @@ from scipy.special import logsumexp
 from skmax import SoftmaxRegression
 from skmax.backends import Backend
 from skmax.backends.numpy import NumpyBackend, dense_sgd_epoch
-from skmax.objective import batch_gradient, log_softmax, penalty, soft_threshold
+from skmax.objective import batch_gradient, excess, log_softmax, penalty
 from skmax.problem import MASKED_LOGIT, Problem, State
 from skmax.solvers.preconditioner import Moments, precondition
 from skmax.solvers.sgd import SGD, sgd_epoch
@@ -159,10 +159,10 @@ def test_log_softmax_of_a_masked_class_takes_no_probability():
 
 
 @given(st.floats(-1e6, 1e6), st.floats(0, 1e6))
-def test_soft_threshold_is_the_proximal_operator(value, threshold):
+def test_the_excess_leaves_the_proximal_operator(value, threshold):
     """The minimiser of (z - value)^2 / 2 + threshold |z|, in closed form."""
     expected = np.sign(value) * max(abs(value) - threshold, 0.0)
-    shrunk = soft_threshold(np, np.array([value]), np.array([threshold]))[0]
+    shrunk = value - excess(np, np.array([value]), np.array([threshold]))[0]
     assert shrunk == pytest.approx(expected, rel=1e-12, abs=1e-300)
     assert (shrunk == 0) == (abs(value) <= threshold)
 

@@ -9,7 +9,7 @@ from itertools import count
 import numpy as np
 from sklearn.utils import gen_batches
 
-from skmax.objective import batch_gradient, evaluate, penalty, soft_threshold
+from skmax.objective import batch_gradient, evaluate, excess, penalty
 from skmax.problem import Array, BatchSums, Epoch, Problem, State
 from skmax.solvers.schedules import step_rates
 
@@ -276,8 +276,8 @@ class _Step:
         velocity = self.momentum * state.coef_velocity - descent
         coef = state.coef + velocity
         if self.has_lasso:
-            shrunk = soft_threshold(self.xp, coef, rate * self.threshold)
-            velocity, coef = velocity - (coef - shrunk), shrunk
+            taken = excess(self.xp, coef, rate * self.threshold)
+            velocity, coef = velocity - taken, coef - taken
         state = replace(state, coef=coef, coef_velocity=velocity)
         if not self.fit_intercept:
             return state
