@@ -757,8 +757,9 @@ def _stacks(
                 except Exception as error:
                     if len(stack) == 1:
                         fail(stack, error)
-                    else:  # the others may do without the one that failed
-                        waiting += [[task] for task in reversed(stack)]
+                    else:  # half of them may do without the one that failed, or fit the memory
+                        half = len(stack) // 2
+                        waiting += [stack[half:], stack[:half]]
                     continue
                 yield stack, problem, watching
 

@@ -9,6 +9,13 @@ import importlib.util
 
 import numpy as np
 import pytest
+from hypothesis import settings
+
+# The same examples each time, so that no commit passes or fails by chance. For others:
+# pytest --hypothesis-profile=fresh
+settings.register_profile("repeatable", derandomize=True, database=None, deadline=None)
+settings.register_profile("fresh", deadline=None)
+settings.load_profile("repeatable")
 
 
 def gpu_problem():

@@ -377,7 +377,7 @@ def test_labels_of_any_kind(labels):
     assert model.score(X, labels[y]) == np.mean(predicted == labels[y]) > 0.5
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(n=st.integers(2, 12), d=st.integers(20, 100), seed=st.integers(0, 1000))
 def test_more_features_than_rows(n, d, seed):
     """The optimum of LogisticRegression to 1e-5 of the largest weight, all rows in a batch."""

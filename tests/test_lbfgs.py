@@ -185,7 +185,7 @@ def fitted(draw):
     return X, y, weight, model
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(fitted())
 def test_the_optimality_gap_is_never_below_the_truth(case):
     """F* by SciPy, which can only be too large, and its gap too small."""

@@ -240,7 +240,7 @@ def epochs(draw):
     return problem, state, solver, rng.permutation(n)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(epochs())
 def test_numpys_fast_epoch_equals_the_reference(case):
     """To rounding: 1e-10 of the largest entry in float64, 1e-3 (1e-2 far from zero) in float32."""

@@ -117,7 +117,7 @@ def test_class_weights_count_as_weights():
     np.testing.assert_allclose(model.intercept_, b, rtol=1e-10)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     sizes=st.lists(st.integers(1, 60), min_size=1, max_size=6),
     weighted=st.booleans(),

@@ -277,6 +277,26 @@ def test_bad_parameters_fail_alone():
     assert search.best_params_ == {"C": 1.0}
 
 
+def test_a_stack_that_does_not_fit_the_memory_is_trained_in_smaller_ones(monkeypatch):
+    X, y = make_data()
+    model, grid = in_full_batches(max_iter=5), {"C": [0.1, 1.0, 10.0]}
+    whole = BatchedGridSearchCV(model, grid, cv=3).fit(X, y)
+    sizes, original = [], skmax.search.solve
+
+    def solve(how, parameters, *rest):
+        sizes.append(len(parameters))
+        if len(parameters) > 3:
+            raise MemoryError
+        return original(how, parameters, *rest)
+
+    monkeypatch.setattr(skmax.search, "solve", solve)
+    in_parts = BatchedGridSearchCV(model, grid, cv=3).fit(X, y)
+    assert sizes == [9, 4, 2, 2, 5, 2, 3]
+    np.testing.assert_allclose(
+        in_parts.cv_results_["mean_test_score"], whole.cv_results_["mean_test_score"], rtol=1e-12
+    )
+
+
 def test_several_scores():
     X, y = make_data()
     scoring = {"loss": "neg_log_loss", "accuracy": "accuracy"}
