@@ -56,8 +56,10 @@ def logit_chunks(data: Rows, coef: Any, intercept: Array, order: np.ndarray) -> 
     """
     xp, (k, d) = data.backend.xp, coef.shape
     for _, X in data.chunks(order, width=k):
-        if hasattr(X, "toarray") or sparse.issparse(coef):
+        if sparse.issparse(coef):
             logits = safe_sparse_dot(X, coef.T, dense_output=True)[None]
+        elif hasattr(X, "toarray"):
+            logits = (X @ coef.T)[None]
         else:  # several products of a size that the backend likes, transposed as in `logits_of`
             tile = data.tile(X.shape[0], width=k)
             tiles = xp.reshape(X, (-1, tile, d))

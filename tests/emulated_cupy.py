@@ -161,6 +161,9 @@ class SparseMatrix:
     def multiply(self, other):
         return SparseMatrix(self._matrix.multiply(other._matrix).tocsr())
 
+    def sum_duplicates(self):
+        self._matrix.sum_duplicates()
+
     def toarray(self):
         return self._matrix.toarray()
 
@@ -228,6 +231,7 @@ def install(monkeypatch):
     for made in (cupy, cuda, cupyx, scipy, on_device):
         monkeypatch.setitem(sys.modules, made.__name__, made)
     monkeypatch.setitem(sys.modules, "array_api_compat.cupy", array_api_compat.numpy)
+    monkeypatch.setattr(array_api_compat, "cupy", array_api_compat.numpy, raising=False)
     monkeypatch.setattr("skmax.backends.cupy_dense.THREADS", 64)
     monkeypatch.setattr(Kernel, "launches", 0)
     compiled.cache_clear()

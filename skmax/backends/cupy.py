@@ -231,6 +231,7 @@ class CupyBackend(Backend):
             moved = on_device.csr_matrix(
                 tuple(map(self.cupy.asarray, (values, indices, starts))), shape=X.shape
             )
+            moved.sum_duplicates()  # or each batch is looked at whether it has any
             return SparseRows(self, moved, self.dtype(dtype))
 
 

@@ -37,6 +37,8 @@ PARAMETERS = (
 THREADS, WARP = 256, 32
 # Bytes that a thread may sum at once: more would not stay in its registers.
 _SUMS, _GRADIENTS, _MOST_CLASSES = 320, 384, 128
+# Rows that the kernel can count.
+_MOST_ROWS = 2**31 - 1
 # Multiply-adds per cycle of a multiprocessor, and the cycles that going on to the next tile takes.
 _LANES, _TURN = 128, 500
 # Bytes that X begins at a multiple of, where nothing speaks against it.
@@ -172,6 +174,8 @@ class Plan:
         name, real = dtype_name(data.X), np.dtype(data.dtype).itemsize
         if name not in DATA or k * real > _MOST_CLASSES or not data.alignment:
             return None
+        if data.n_samples > _MOST_ROWS:
+            return None
         return _plan(
             device,
             Shape(
@@ -239,7 +243,7 @@ class Plan:
                 return value
             return problem.backend.cupy.ascontiguousarray(value)  # a kernel sees no strides
 
-        compiled(self.build, self.device)(
+        compiled(self.build, self.device.index)(
             (problem.n_models * self.build.CLUSTER,),
             (self.build.THREADS,),
             tuple(argument(values[name]) for name in PARAMETERS),
@@ -345,11 +349,12 @@ def source() -> str:
 
 
 @cache
-def compiled(build: Build, device: Device) -> Any:
-    """The kernel, ready for a device, which is the current one."""
+def compiled(build: Build, index: int) -> Any:  # noqa: ARG001
+    """The kernel, ready for the device of that number, which is the current one."""
     import cupy
 
     kernel = cupy.RawModule(code=source(), options=build.options()).get_function("sgd_epoch")
-    # Once for all launches: equal builds share what is set here.
-    kernel.max_dynamic_shared_size_bytes = device.shared_bytes
+    # All that there is: equal builds share what is set here, however much each launch takes.
+    most = cupy.cuda.Device().attributes["MaxSharedMemoryPerBlockOptin"]
+    kernel.max_dynamic_shared_size_bytes = most
     return kernel

@@ -33,7 +33,7 @@
 #ifndef HOST_EMULATION
 
 typedef unsigned long long uint64;
-extern __shared__ uint64 shared_memory[];
+extern __shared__ __align__(16) uint64 shared_memory[];
 
 struct half {
     unsigned short bits;
