@@ -188,14 +188,7 @@ class BatchedGridSearchCV(GridSearchCV):
         context = self._init_callback_context(max_subtasks=1 + (self.refit is not False))
         context.call_on_fit_task_begin(**arguments)
 
-        cv = check_cv(self.cv, y, classifier=is_classifier(self.estimator))
-        self.n_splits_ = cv.get_n_splits(X, y, **routed.splitter.split)
-        splits = list(cv.split(X, y, **routed.splitter.split))
-        if len(splits) != self.n_splits_:
-            raise ValueError(
-                "cv.split and cv.get_n_splits return inconsistent results. Expected "
-                f"{self.n_splits_} splits, got {len(splits)}"
-            )
+        splits = self._split(X, y, routed.splitter.split)
         candidates = list(ParameterGrid(self.param_grid))
         if self.verbose > 0:
             print(
@@ -217,16 +210,7 @@ class BatchedGridSearchCV(GridSearchCV):
         if callable(self.scoring):
             _insert_error_scores(out, self.error_score)
         results = self._format_results(candidates, len(splits), out)
-
-        self.multimetric_ = isinstance(out[0]["test_scores"], dict)
-        if callable(self.scoring) and self.multimetric_:
-            self._check_refit_for_multimetric(out[0]["test_scores"])
-            refit_metric = self.refit
-        if self.refit or not self.multimetric_:
-            self.best_index_ = self._select_best_index(self.refit, refit_metric, results)
-            if not callable(self.refit):
-                self.best_score_ = results[f"mean_test_{refit_metric}"][self.best_index_]
-            self.best_params_ = results["params"][self.best_index_]
+        self._choose(results, out[0]["test_scores"], refit_metric)
         if self.refit:
             self._refit(context, arguments, routed.estimator.fit)
         multimetric = isinstance(scorers, _MultimetricScorer)
@@ -234,6 +218,30 @@ class BatchedGridSearchCV(GridSearchCV):
         self.cv_results_ = results
         context.call_on_fit_task_end(**arguments)
         return self
+
+    def _split(self, X: Any, y: Any, params: dict[str, Any]) -> list[tuple[Any, Any]]:
+        """The splits, as pairs of row indices."""
+        cv = check_cv(self.cv, y, classifier=is_classifier(self.estimator))
+        self.n_splits_ = cv.get_n_splits(X, y, **params)
+        splits = list(cv.split(X, y, **params))
+        if len(splits) != self.n_splits_:
+            raise ValueError(
+                "cv.split and cv.get_n_splits return inconsistent results. Expected "
+                f"{self.n_splits_} splits, got {len(splits)}"
+            )
+        return splits
+
+    def _choose(self, results: dict[str, Any], scores: Any, metric: Any) -> None:
+        """Choose the best candidate; `scores` are those of any one of them on a split."""
+        self.multimetric_ = isinstance(scores, dict)
+        if callable(self.scoring) and self.multimetric_:
+            self._check_refit_for_multimetric(scores)
+            metric = self.refit
+        if self.refit or not self.multimetric_:
+            self.best_index_ = self._select_best_index(self.refit, metric, results)
+            if not callable(self.refit):
+                self.best_score_ = results[f"mean_test_{metric}"][self.best_index_]
+            self.best_params_ = results["params"][self.best_index_]
 
     def _refit(self, context: Any, arguments: dict[str, Any], fit_params: dict[str, Any]) -> None:
         """Fit the best candidate to all data."""

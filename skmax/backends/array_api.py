@@ -260,7 +260,7 @@ class Backend:
         return self.xp.linalg.inv(matrices)
 
     def computing(self) -> AbstractContextManager[Any]:
-        """What to enter around work that is worth it."""
+        """What to enter around heavy work: its device, and the threads that are best for it."""
         return nullcontext()
 
     def rows_of(self, X: Any, dtype: type[np.floating], *, shuffled: bool = False) -> Rows:  # noqa: ARG002

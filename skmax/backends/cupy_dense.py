@@ -349,12 +349,11 @@ def source() -> str:
 
 
 @cache
-def compiled(build: Build, index: int) -> Any:  # noqa: ARG001
+def compiled(build: Build, index: int) -> Any:
     """The kernel, ready for the device of that number, which is the current one."""
     import cupy
 
     kernel = cupy.RawModule(code=source(), options=build.options()).get_function("sgd_epoch")
     # All that there is: equal builds share what is set here, however much each launch takes.
-    most = cupy.cuda.Device().attributes["MaxSharedMemoryPerBlockOptin"]
-    kernel.max_dynamic_shared_size_bytes = most
+    kernel.max_dynamic_shared_size_bytes = Device.of(cupy.cuda.Device(index)).shared_bytes
     return kernel
