@@ -9,17 +9,15 @@ from typing import Any
 
 import numpy as np
 from scipy import sparse
-from sklearn.base import BaseEstimator, ClassifierMixin, _fit_context
+from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.callback import CallbackSupportMixin
 from sklearn.linear_model import LogisticRegression
-from sklearn.linear_model._base import SparseCoefMixin
 from sklearn.metrics import accuracy_score
 from sklearn.model_selection import train_test_split
 from sklearn.utils import check_random_state
-from sklearn.utils._array_api import check_same_namespace
-from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_array, check_is_fitted
 
+from skmax._sklearn import Interval, SparseCoefMixin, StrOptions, _fit_context, check_same_namespace
 from skmax.backends import float_dtype_for, resolve
 from skmax.callbacks import Callbacks
 from skmax.duality import optimality_gap

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from array_api_compat import array_namespace, is_array_api_obj
 from scipy.sparse import issparse
-from sklearn.utils import _safe_indexing, check_consistent_length, check_scalar
-from sklearn.utils._array_api import _convert_to_numpy
-from sklearn.utils._optional_dependencies import check_matplotlib_support
+from sklearn.utils import check_consistent_length, check_scalar
 from sklearn.utils.multiclass import unique_labels
 from sklearn.utils.validation import check_is_fitted
+
+from skmax._sklearn import _convert_to_numpy, _safe_indexing, check_matplotlib_support
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

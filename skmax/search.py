@@ -13,22 +13,24 @@ from typing import Any
 import joblib
 import numpy as np
 from scipy import sparse
-from sklearn.base import _fit_context, clone, is_classifier
-from sklearn.metrics._scorer import _MultimetricScorer
+from sklearn.base import clone, is_classifier
 from sklearn.model_selection import GridSearchCV, ParameterGrid, check_cv
-from sklearn.model_selection._validation import (
-    _fit_and_score,
-    _insert_error_scores,
-    _score,
-    _warn_or_raise_about_fit_failures,
-)
 from sklearn.pipeline import Pipeline
 from sklearn.utils import indexable
-from sklearn.utils._array_api import device, get_namespace
-from sklearn.utils.metaestimators import _safe_split
 from sklearn.utils.parallel import Parallel, delayed
-from sklearn.utils.validation import _check_method_params
 
+from skmax._sklearn import (
+    _check_method_params,
+    _fit_and_score,
+    _fit_context,
+    _insert_error_scores,
+    _MultimetricScorer,
+    _safe_split,
+    _score,
+    _warn_or_raise_about_fit_failures,
+    device,
+    get_namespace,
+)
 from skmax.backends import float_dtype_for, resolve
 from skmax.estimator import SoftmaxRegression
 from skmax.objective import logit_chunks

@@ -9,17 +9,16 @@ from typing import Any
 import array_api_compat
 import numpy as np
 from scipy import sparse
-from sklearn.utils._array_api import _convert_to_numpy
-from sklearn.utils._encode import _check_unknown, _encode
 from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import (
-    _check_feature_names,
     check_array,
     check_consistent_length,
     column_or_1d,
     validate_data,
 )
+
+from skmax._sklearn import _check_feature_names, _check_unknown, _convert_to_numpy, _encode
 
 # How far from one the probabilities of a row may sum.
 _SUM_TOLERANCE = 1e-3

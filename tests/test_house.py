@@ -21,6 +21,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 # A module imports only what ranks below it; modules of the same rank may use one another as long
 # as there is no cycle.
 RANKS = {
+    "_sklearn": -1,
     "backends": 0,
     "problem": 1,
     "objective": 2,
@@ -100,7 +101,8 @@ def test_imports_point_one_way(module):
         there = room(imported)
         if there == here:
             continue
-        assert here not in LEAVES, f"{module} is a leaf, but imports {imported}"
+        leaf = here in LEAVES and there != "_sklearn"
+        assert not leaf, f"{module} is a leaf, but imports {imported}"
         if there in LEAVES:
             assert here in ("", "__main__"), f"{module} imports the leaf {imported}"
         else:

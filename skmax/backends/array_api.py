@@ -10,7 +10,8 @@ import array_api_compat
 import numpy as np
 from scipy import sparse
 from sklearn.utils import gen_batches
-from sklearn.utils._array_api import _convert_to_numpy, _max_precision_float_dtype
+
+from skmax._sklearn import _convert_to_numpy, _max_precision_float_dtype
 
 Array = Any  # an array of the backend's namespace
 

@@ -10,8 +10,8 @@ from typing import Any
 import array_api_compat
 import numpy as np
 from scipy import sparse
-from sklearn.utils._array_api import _convert_to_numpy
 
+from skmax._sklearn import _convert_to_numpy
 from skmax.backends.array_api import Backend, Rows, SparseRows, float_dtype_for
 from skmax.backends.cupy_dense import ALIGNMENT, Device, Plan
 

@@ -15,9 +15,8 @@ import array_api_compat.numpy as xp
 import numpy as np
 from scipy import sparse
 from scipy.linalg import lapack
-from sklearn.utils._array_api import _convert_to_numpy
-from sklearn.utils.parallel import _get_threadpool_controller
 
+from skmax._sklearn import _convert_to_numpy, _get_threadpool_controller
 from skmax.backends.array_api import Backend, Rows, SparseRows
 from skmax.backends.numpy_dense import (
     WORTH_A_THREAD,

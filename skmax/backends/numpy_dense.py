@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 from scipy.linalg import get_blas_funcs
-from sklearn.utils._openmp_helpers import _openmp_effective_n_threads
 
+from skmax._sklearn import _openmp_effective_n_threads
 from skmax.backends.array_api import Rows
 
 # Multiply-adds in a product up to which OpenBLAS has kernels that need no packing, twice as fast;

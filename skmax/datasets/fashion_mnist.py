@@ -15,7 +15,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.utils import Bunch
-from sklearn.utils._param_validation import StrOptions, validate_params
+
+from skmax._sklearn import StrOptions, validate_params
 
 BASE_URL = "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/"
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
