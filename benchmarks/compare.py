@@ -332,7 +332,7 @@ def warm_up() -> None:
     """Import, and start threads, before anything is timed."""
     X, y = gaussians(300, 20, 3)
     X = X.astype(np.float32)
-    models = [SoftmaxRegression(max_iter=2), *logistic_peers().values()]
+    models = [SoftmaxRegression(solver="sgd", max_iter=2), *logistic_peers().values()]
     for model in [*models, minibatch_mlp(300).set_params(max_iter=2), one_vs_rest_sgd(300)]:
         model.fit(X, y).predict_proba(X)
     if find_spec("torch") is not None:
@@ -387,7 +387,7 @@ def fashion(bench: Bench) -> list[Row]:
     """
     models = {
         "skmax": SoftmaxRegression(random_state=SEED),
-        "skmax, 3 epochs": SoftmaxRegression(max_iter=3, random_state=SEED),
+        "skmax, 3 epochs": SoftmaxRegression(solver="sgd", max_iter=3, random_state=SEED),
         **logistic_peers(),
     }
     limit = bench.limits.epoch(bench.scaled.X, 10)

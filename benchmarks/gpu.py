@@ -60,11 +60,15 @@ except ImportError:  # not installed: the checkout that this file is in
 from compare import Data, Row, add_ratios, cell, objective, table, timed
 
 from skmax import BatchedGridSearchCV, SoftmaxRegression
-from skmax.backends import Rows, cupy_dense, float_dtype_for, resolve
-from skmax.backends.cupy_dense import Device, Plan
+from skmax.backends import float_dtype_for, resolve
+from skmax.data import Rows, source
 from skmax.datasets import fetch_fashion_mnist
-from skmax.posing import Share, pose, sgd
-from skmax.problem import Problem, State
+from skmax.hyperparameters import Hyperparameters
+from skmax.kernels import cuda
+from skmax.kernels.cuda import Device, Plan
+from skmax.posing import Share, pose
+from skmax.problem import Problem, State, Steps
+from skmax.solvers.run import sgd
 from skmax.solvers.sgd import SGD, sgd_epoch
 from skmax.validation import Targets
 
@@ -260,18 +264,18 @@ def stack(data: Rows, y: np.ndarray, m: int, *, varied: bool = False) -> tuple[P
     parts = [rows] if m == 1 else [np.flatnonzero(rows % FOLDS != f) for f in range(FOLDS)]
     shares = [Share.of(targets, None, part, None) for part in parts]
     asked = [
-        SoftmaxRegression(
+        Hyperparameters(
             C=10.0 ** (j % 4 - 2),
             learning_rate=0.01 + 0.03 * j / m,
             l1_ratio=0.5 * (varied and j % 4 == 3),
             label_smoothing=0.1 * (varied and j % 4 == 1),
-            max_iter=EPOCHS,
             batch_size=min(BATCH, len(parts[0])),
         )
         for j in range(m)
     ]
     problem, _ = pose(data, shares, np.arange(m) % len(shares), asked)
-    solver = sgd(asked, problem, np.array([len(parts[j % len(parts)]) for j in range(m)]))
+    n_rows = np.array([len(parts[j % len(parts)]) for j in range(m)])
+    solver = sgd(asked, problem, n_rows, [EPOCHS] * m)
     return problem, replace(solver, batch_size=BATCH)  # of all rows, not of those of a fold
 
 
@@ -328,7 +332,7 @@ def wall(function: Callable[[], Any], repeats: int) -> tuple[list[float], Any]:
 def clocked() -> Iterator[list[tuple[Any, Any]]]:
     """Events around each launch of the epoch's kernel."""
     marks: list[tuple[Any, Any]] = []
-    original = cupy_dense.compiled
+    original = cuda.compiled
 
     def compiled(*key: Any) -> Callable[..., None]:
         kernel = original(*key)
@@ -340,7 +344,7 @@ def clocked() -> Iterator[list[tuple[Any, Any]]]:
 
         return launch
 
-    with mock.patch.object(cupy_dense, "compiled", compiled):
+    with mock.patch.object(cuda, "compiled", compiled):
         yield marks
 
 
@@ -472,7 +476,7 @@ def barrier_seconds(source: str, blocks: int) -> float:
     )
 
     def launch(count: int) -> None:
-        kernel((blocks,), (cupy_dense.THREADS,), (np.int32(count),))
+        kernel((blocks,), (cuda.THREADS,), (np.int32(count),))
 
     few, many = (median(device_ms(partial(launch, count), 10)) for count in (1000, 11_000))
     return (many - few) / 10_000 / 1e3
@@ -505,7 +509,7 @@ def check_epochs(
 ) -> Row:
     """Two epochs of the kernel, twice, and of the reference in float64."""
     backend = resolve(X, "cupy")
-    rows = partial(backend.rows_of, X, shuffled=True)
+    rows = partial(source, X, backend, shuffled=True)
     problem, solver = stack(rows(float_dtype_for(X)), y, m, varied=True)
     exact, _ = stack(rows(np.float64), y, m, varied=True)
     plan = Plan.of(problem, BATCH, Device.of(backend.device))
@@ -532,12 +536,12 @@ def check_epochs(
 def trained(run: Any, problem: Problem, solver: SGD, n_epochs: int) -> list[np.ndarray]:
     """Coefficients, intercepts, and the losses and right rows of the last of some epochs."""
     backend, rng = problem.backend, np.random.default_rng(SEED)
-    state, steps = State.start(problem), -(-len(problem.order) // BATCH)
+    state = State.start(problem)
     sums: Any = None
     for epoch in range(n_epochs):
         order = rng.permutation(problem.order)
         with backend.computing():
-            state, sums = run(problem, state, solver, order, solver.rates(epoch, steps))
+            state, sums = run(problem, state, solver.steps(epoch, order))
     return [backend.to_numpy(part) for part in (state.coef, state.intercept, *sums)]
 
 
@@ -571,17 +575,14 @@ class Case(NamedTuple):
     X: np.ndarray
     problem: Problem
     state: State
-    solver: SGD
-    order: np.ndarray
-    rates: np.ndarray
+    steps: Steps
 
     @classmethod
     def of(cls, X: np.ndarray, y: np.ndarray, m: int) -> Case:
-        data = resolve(X, "cupy").rows_of(X, float_dtype_for(X), shuffled=True)
+        data = source(X, resolve(X, "cupy"), float_dtype_for(X), shuffled=True)
         problem, solver = stack(data, y, m)
         order = np.random.default_rng(SEED).permutation(problem.order)
-        rates = solver.rates(0, -(-len(order) // BATCH))
-        return cls(X, problem, State.start(problem), solver, order, rates)
+        return cls(X, problem, State.start(problem), solver.steps(0, order))
 
     @property
     def device(self) -> Device:
@@ -591,7 +592,7 @@ class Case(NamedTuple):
     def run(self, epoch: Any) -> Any:
         """The coefficients after an epoch, which the device may still be at."""
         with self.problem.backend.computing():
-            return epoch(self.problem, self.state, self.solver, self.order, self.rates)[0].coef
+            return epoch(self.problem, self.state, self.steps)[0].coef
 
 
 def cases(bench: Bench) -> Iterator[tuple[str, Case]]:
@@ -738,7 +739,7 @@ def allow_larger_clusters(plan: Plan) -> None:
     from cupy_backends.cuda.api import driver
 
     non_portable_cluster_size_allowed = 14
-    kernel = cupy_dense.compiled(plan.build, plan.device.index)
+    kernel = cuda.compiled(plan.build, plan.device.index)
     driver.funcSetAttribute(kernel.kernel.ptr, non_portable_cluster_size_allowed, 1)
 
 
@@ -750,7 +751,7 @@ def launching(function: Callable[[], object]) -> float:
 
 def compiled_as(plan: Plan) -> Row:
     """What the compiler made of a build."""
-    kernel = cupy_dense.compiled(plan.build, plan.device.index)
+    kernel = cuda.compiled(plan.build, plan.device.index)
     return {
         "registers": kernel.num_regs,
         "spilled bytes": kernel.local_size_bytes,

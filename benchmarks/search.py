@@ -35,7 +35,7 @@ FOLDS, EPOCHS = 5, 10
 RATES = [0.01, 0.02, 0.03, 0.05]
 # The most candidates that GridSearchCV is run with.
 MOST = 24
-MODEL = SoftmaxRegression(max_iter=EPOCHS, tol=0, random_state=0)
+MODEL = SoftmaxRegression(solver="sgd", max_iter=EPOCHS, tol=0, random_state=0)
 
 
 def grid(n_candidates: int) -> dict[str, Any]:

@@ -96,6 +96,7 @@ def _run(options: argparse.Namespace) -> None:
         "for both models."
     )
     model = SoftmaxRegression(
+        solver="auto" if options.epochs is None else "sgd",
         max_iter=options.epochs,
         batch_size="auto" if options.batch_size is None else options.batch_size,
         learning_rate=options.learning_rate,

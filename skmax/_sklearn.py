@@ -23,7 +23,6 @@ from sklearn.utils._array_api import (
 )
 from sklearn.utils._encode import _check_unknown, _encode
 from sklearn.utils._openmp_helpers import _openmp_effective_n_threads
-from sklearn.utils._optional_dependencies import check_matplotlib_support
 from sklearn.utils._param_validation import Interval, Options, StrOptions, validate_params
 from sklearn.utils.metaestimators import _safe_split
 from sklearn.utils.parallel import _get_threadpool_controller
@@ -50,7 +49,6 @@ __all__ = [
     "_safe_split",
     "_score",
     "_warn_or_raise_about_fit_failures",
-    "check_matplotlib_support",
     "check_same_namespace",
     "device",
     "get_namespace",

@@ -22,8 +22,8 @@ class Callbacks(Consumer):
         X, y and metadata, as the caller of `fit` gave them.
     attributes : callable
         Returns the attributes that would make the estimator fitted now.
-    max_iter : int
-        The most epochs there may be.
+    max_iter : int or None
+        The epochs that are planned; None where nobody knows how many it will take.
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class Callbacks(Consumer):
         estimator: Any,
         fit_arguments: dict[str, Any],
         attributes: Callable[[], dict[str, Any]],
-        max_iter: int,
+        max_iter: int | None,
     ):
         self._arguments = {"estimator": estimator, **fit_arguments}
         self._attributes = attributes

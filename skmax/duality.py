@@ -1,4 +1,4 @@
-"""How far from the optimum a model can be at most: lower bounds from the dual problem.
+"""How far from the optimum models can be at most: lower bounds from the dual problem.
 
 Write t_i for the target probabilities of row i, w_i for its weight (with mean 1), and
 ``F(W, b) = mean_i w_i (lse(z_i) - t_i z_i) + l2/2 ||W||^2 + l1 ||W||_1`` with ``z_i = W x_i + b``,
@@ -14,14 +14,14 @@ there is no intercept), the least value of the right-hand side over all W and b 
 ``D(q) = mean_i w_i H(q_i) - sum_jl max(|V_jl| - l1, 0)^2 / (2 l2)``,
 
 so that F* >= D(q); without L2, the last term is 0 if no |V_jl| exceeds l1, and else infinite. The
-probabilities of any model are such a q, but for r. Two mixtures, whose entropy is at least the
-mixture of the entropies since H is concave, give more:
+probabilities of any model are such a q, but for r; V and r are then the gradient of its
+cross-entropy, which a solver knows anyway. Two mixtures, whose entropy is at least the mixture of
+the entropies since H is concave, give more:
 
 - with one vector u for all rows, just enough of it to make r = 0;
 - with the targets, for which V = 0: the share that makes D greatest.
 
-At the optimum, its own probabilities make D equal F*. So L-BFGS goes on from the model, and the
-greatest D that it meets counts.
+At the optimum, its own probabilities make D equal F*.
 
 References
 ----------
@@ -32,142 +32,162 @@ L. Vandenberghe, Convex Optimization, 2004, chapter 5.
 
 from __future__ import annotations
 
-from contextlib import closing
-from dataclasses import replace
-from typing import Any
-
 import numpy as np
-from scipy.optimize import minimize_scalar
 from scipy.special import entr
 
-from skmax.backends import rounding_unit
-from skmax.objective import evaluate, penalty, value_and_gradient
-from skmax.problem import Problem, State
-from skmax.solvers.lbfgs import LBFGS
+from skmax.objective import weighted_targets
+from skmax.problem import Problem
 
-# Passes that L-BFGS may take, how many of them between two bounds, and the share of a bound that it
-# may exceed the truth by before more are worth while.
-_MOST_PASSES, _BETWEEN, _LOOSE = 100, 5, 0.1
-# A gap below which nobody cares.
-_NOTHING = 1e-7
+# Newton steps on the share of the targets in a mixture, a concave function of one variable.
+_STEPS = 6
+# What counts as near, in units of the logits.
+_NEARBY = 1.0
 
 
-def optimality_gap(problem: Problem, state: State, mean: np.ndarray) -> float:
-    """An upper bound of ``(F - F*) / F`` for a single model.
+class Dual:
+    """Lower bounds of the least objectives of a stack of models.
+
+    Weights and gradients are host arrays of shape (m, k, d + 1) in the coordinates of the
+    preconditioner, the intercept last, at their origin.
 
     Parameters
     ----------
     problem : Problem
         What is minimised.
-    state : State
-        The weights of the model.
-    mean : ndarray of shape (d,)
-        Weighted means of the features, counted from the shift of the data.
     """
-    seen = replace(problem, masked=np.zeros_like(problem.masked))  # as the model is
-    value = float((evaluate(seen, state)[0] + penalty(problem, state.coef))[0])
-    if not value > 0:
-        return 0.0
-    bounds = _Bounds(problem, mean)
-    state = bounds.masked(state)
-    least, lowest = bounds.at(state), value
-    with closing(LBFGS().epochs(problem, state)) as epochs:
-        for turn in range(_MOST_PASSES):
-            gap = value - least
-            if gap <= _NOTHING * value or lowest - least <= _LOOSE * gap:
+
+    def __init__(self, problem: Problem):
+        sums, entropy = weighted_targets(problem)
+        m, d = problem.n_models, problem.data.n_features
+        to_numpy = problem.backend.to_numpy
+        units = np.ones((m, 1, d))
+        if problem.inverse_scale is not None:
+            units = to_numpy(problem.inverse_scale).astype(np.float64)
+        if problem.mean is not None:
+            sums[..., :-1] -= sums[..., -1:] * to_numpy(problem.mean).astype(np.float64)
+        self.shares = sums[..., -1]  # of each class among the targets
+        self.class_sums = sums[..., :-1] * units
+        self.mean = self.class_sums.sum(axis=1, keepdims=True)
+        self.entropy_of_targets = entropy
+        self.l1 = problem.l1[:, None, None] * units
+        self.l2 = problem.l2[:, None, None] * units * units  # squared, they may overflow
+        self.has_l2, self.has_lasso = problem.l2 > 0, bool(problem.l1.any())
+        self.fit_intercept = problem.fit_intercept
+        self._known = ~problem.masked
+
+    def select(self, models: np.ndarray) -> Dual:
+        """The bounds of some of the models, at the host indices `models`."""
+        part = object.__new__(Dual)
+        for name, value in vars(self).items():
+            setattr(part, name, value if isinstance(value, bool) else value[models])
+        return part
+
+    def bound(self, loss: np.ndarray, weights: np.ndarray, gradient: np.ndarray) -> np.ndarray:
+        """Lower bounds of F*, of shape (m,), proven.
+
+        Parameters
+        ----------
+        loss : ndarray of shape (m,)
+            Mean cross-entropies of models.
+        weights : ndarray of shape (m, k, d + 1)
+            Their weights.
+        gradient : ndarray of shape (m, k, d + 1)
+            Gradients of their cross-entropies by these weights, without the penalty.
+        """
+        entropy, V = self._balanced(*self._entropy(loss, weights, gradient))
+        return self._with_targets(entropy, V)
+
+    def bound_nearby(
+        self, loss: np.ndarray, weights: np.ndarray, gradient: np.ndarray
+    ) -> np.ndarray:
+        """Lower bounds of the objective over all weights that are near those of a model.
+
+        That is, intercepts differ by no more than a unit of the logits, and coefficients by no
+        more than the length of the model's (or a unit), or, where the penalty gives the better
+        bound, by whatever they like. As F is convex, a model that is best among those is nearly
+        best among all. Where the penalty is weak or missing, or the intercepts are not quite at
+        their best, this is the better bound, or the only one. It says something of the model at
+        hand only: unlike those of `bound`, the greatest of several is none.
+
+        The parameters are those of `bound`.
+        """
+        W, V, r = weights[..., :-1], gradient[..., :-1], gradient[..., -1]
+        loss = loss - _NEARBY * np.linalg.norm(r, axis=1)
+        dual = self._with_targets(loss - np.einsum("mkd,mkd->m", V, W), V)
+        steepest = V + self.l2 * W
+        penalty = np.einsum("mkd,mkd->m", self.l2 * W, W) / 2
+        if self.has_lasso:
+            away = np.maximum(np.abs(steepest) - self.l1, 0.0)  # where a coefficient is zero
+            steepest = np.where(W != 0, steepest + self.l1 * np.sign(W), away)
+            penalty += np.sum(self.l1 * np.abs(W), axis=(1, 2))
+        length = np.maximum(np.linalg.norm(W, axis=(1, 2)), _NEARBY)
+        return np.maximum(dual, loss + penalty - length * np.linalg.norm(steepest, axis=(1, 2)))
+
+    def _entropy(
+        self, loss: np.ndarray, weights: np.ndarray, gradient: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Mean entropies (m,) of the models' probabilities, and their V and r."""
+        V, r = gradient[..., :-1], gradient[..., -1]
+        intercept = np.where(self._known, weights[..., -1], 0.0)
+        inner = np.einsum("mkd,mkd->m", V, weights[..., :-1]) + np.sum(r * intercept, axis=1)
+        return loss - inner, V, r
+
+    def _balanced(
+        self, entropy: np.ndarray, V: np.ndarray, r: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Entropies and V of a mixture with one vector for all rows, for which r = 0."""
+        if not self.fit_intercept:
+            return entropy, V
+        share = self.shares
+        mean = np.maximum(share + r, 0.0)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            needed = np.where(mean > 0, 1 - share / mean, 0.0)
+        mixed = np.clip(needed.max(axis=1, keepdims=True), 0.0, 1.0)
+        common = np.maximum(share - (1 - mixed) * mean, 0.0)
+        total = common.sum(axis=1, keepdims=True)
+        # Where nothing is left, what was out of balance was a rounding error.
+        common = np.where(total > 0, common / np.where(total > 0, total, 1.0), share)
+        of_common = common[..., None] * self.mean - self.class_sums
+        entropy = (1 - mixed[:, 0]) * entropy + mixed[:, 0] * entr(common).sum(axis=1)
+        return entropy, (1 - mixed)[..., None] * V + mixed[..., None] * of_common
+
+    def _with_targets(self, entropy: np.ndarray, V: np.ndarray) -> np.ndarray:
+        """The dual values of the best mixtures with the targets."""
+        target, best = self.entropy_of_targets, self.entropy_of_targets
+        if self.has_l2.any():
+            inverse = np.divide(1.0, self.l2, out=np.zeros_like(self.l2), where=self.l2 > 0)
+            of_ridge = (self._under_both if self.has_lasso else self._under_l2)(entropy, V, inverse)
+            best = np.where(self.has_l2, np.fmax(of_ridge, best), best)
+        if not self.has_l2.all():  # the largest share for which V stays feasible
+            modulus = np.abs(V)
+            with np.errstate(divide="ignore", invalid="ignore"):
+                ratio = np.where(modulus > self.l1, self.l1 / modulus, 1.0)
+            share = ratio.min(axis=(1, 2), initial=1.0) * (1 - 1e-12)
+            of_lasso = share * entropy + (1 - share) * target
+            best = np.where(self.has_l2, best, np.fmax(of_lasso, best))
+        return best
+
+    def _under_l2(self, entropy: np.ndarray, V: np.ndarray, inverse: np.ndarray) -> np.ndarray:
+        """The value is a parabola of the share."""
+        square = np.einsum("mkd,mkd->m", V * inverse, V)
+        explained = entropy - self.entropy_of_targets
+        share = np.clip(explained / np.maximum(square, 1e-300), 0.0, 1.0)
+        return self.entropy_of_targets + share * explained - share**2 * square / 2
+
+    def _under_both(self, entropy: np.ndarray, V: np.ndarray, inverse: np.ndarray) -> np.ndarray:
+        """The value is concave; its greatest is found by Newton's method."""
+        modulus, target = np.abs(V), self.entropy_of_targets
+        share, best = np.ones(len(entropy)), np.full(len(entropy), -np.inf)
+        for _ in range(_STEPS):
+            beyond = np.maximum(share[:, None, None] * modulus - self.l1, 0.0)
+            value = share * entropy + (1 - share) * target
+            value -= np.sum(beyond**2 * inverse, axis=(1, 2)) / 2
+            best = np.fmax(best, value)
+            slope = entropy - target - np.sum(beyond * modulus * inverse, axis=(1, 2))
+            curvature = np.sum((beyond > 0) * modulus**2 * inverse, axis=(1, 2))
+            step = np.divide(slope, curvature, out=np.sign(slope), where=curvature > 0)
+            following = np.clip(share + step, 0.0, 1.0)
+            if (following == share).all():
                 break
-            epoch = next(epochs)
-            lowest = min(lowest, float(epoch.loss[0]))
-            if turn % _BETWEEN == _BETWEEN - 1:
-                least = max(least, bounds.at(epoch.state))
-    rounding = 8 * rounding_unit(problem.data.dtype)
-    return float(np.clip((value - least) / value + rounding, 0.0, 1.0))
-
-
-class _Bounds:
-    """Values of the dual problem of a single model."""
-
-    def __init__(self, problem: Problem, mean: np.ndarray):
-        self.problem = problem
-        self.known = ~problem.masked[0]
-        origin = np.zeros_like(mean) if problem.mean is None else self._host(problem.mean)[0]
-        self.origin, self.offset = origin, mean - origin
-        start = State.start(problem)
-        _, _, by_coef, by_intercept = self._evaluate(start)
-        # At weights of zero, q is the same for every known class, and so is its entropy.
-        self.uniform = np.where(self.known, 1 / self.known.sum(), 0.0)
-        self.by_uniform = by_coef
-        self.share = self.uniform - by_intercept  # of each class among the targets
-        self.entropy_of_targets = self._entropy_of_targets()
-
-    def masked(self, state: State) -> State:
-        """The state, with classes without weight masked."""
-        start = State.start(self.problem)
-        known = self.problem.backend.asarray(self.known[None, :])
-        intercept = self.problem.backend.xp.where(known, state.intercept, start.intercept)
-        return replace(state, intercept=intercept)
-
-    def _host(self, array: Any) -> np.ndarray:
-        return self.problem.backend.to_numpy(array)[0].astype(np.float64)
-
-    def _evaluate(self, state: State) -> tuple[float, np.ndarray, np.ndarray, np.ndarray]:
-        """Cross-entropy, its gradients (k, d) by centred features and (k,), and intercepts."""
-        loss, _, by_coef, by_intercept = value_and_gradient(self.problem, state)
-        by_coef, by_intercept = self._host(by_coef), self._host(by_intercept)
-        by_coef = by_coef - by_intercept[:, None] * self.origin
-        intercept = self._host(state.intercept) + self._host(state.coef) @ self.origin
-        return float(loss[0]), intercept, by_coef, by_intercept
-
-    def _entropy_of_targets(self) -> float:
-        problem, backend = self.problem, self.problem.backend
-        targets, order = problem.targets, problem.order
-        smoothing = 0.0 if problem.smoothing is None else self._host(problem.smoothing)
-        kept = 1 - np.sum(smoothing)
-        if targets.ndim == 1:  # rows of a class are alike
-            n_classes = problem.n_classes
-            per_class = entr(kept * np.eye(n_classes) + smoothing).sum(axis=1)
-            return float(self._weighted(per_class[backend.to_numpy(targets)[order]]))
-        values = backend.to_numpy(targets)[order].astype(np.float64)
-        return float(self._weighted(entr(kept * values + smoothing).sum(axis=1)))
-
-    def _weighted(self, values: np.ndarray) -> float:
-        problem = self.problem
-        weight = problem.weights(problem.backend.asarray(problem.order))
-        if weight is None:
-            return float(values.mean())
-        weight = problem.backend.to_numpy(weight)[:, 0].astype(np.float64)
-        return float((weight * values).mean())
-
-    def at(self, state: State) -> float:
-        """The lower bound that the probabilities of a model give."""
-        loss, intercept, V, r = self._evaluate(state)
-        coef, known = self._host(state.coef), self.known
-        entropy = loss - np.sum(V * coef) - np.sum(r[known] * intercept[known])
-        if self.problem.fit_intercept:
-            share = np.where(known, self.share, 1.0)
-            excess = 1 - share[known] / np.maximum(share + r, 1e-300)[known]
-            mixed = float(np.clip(excess.max(), 0.0, 1.0))
-            if mixed > 0:
-                u = np.where(known, (self.share - (1 - mixed) * (self.share + r)) / mixed, 0.0)
-                u = np.maximum(u, 0.0)
-                # Where nothing is left, what was out of balance was a rounding error.
-                u = u / u.sum() if u.any() else self.uniform
-                by_u = self.by_uniform + np.outer(u - self.uniform, self.offset)
-                V = (1 - mixed) * V + mixed * by_u
-                entropy = (1 - mixed) * entropy + mixed * entr(u).sum()
-        return self._greatest(entropy, V)
-
-    def _greatest(self, entropy: float, V: np.ndarray) -> float:
-        """The dual value of the best mixture with the targets."""
-        l1, l2, target = self.problem.l1[0], self.problem.l2[0], self.entropy_of_targets
-        modulus = np.abs(V)
-
-        def value(share: float) -> float:
-            beyond = np.sum(np.maximum(share * modulus - l1, 0.0) ** 2)
-            return share * entropy + (1 - share) * target - (beyond / (2 * l2) if beyond else 0.0)
-
-        if l2 == 0:
-            largest = modulus.max()
-            return max(target, value(1.0 if largest <= l1 else (1 - 1e-12) * l1 / largest))
-        best = minimize_scalar(lambda share: -value(share), bounds=(0, 1), method="bounded")
-        return max(target, value(1.0), value(float(best.x)))
+            share = following
+        return best

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from copy import deepcopy
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from numbers import Integral, Real
 from typing import Any
 
@@ -17,70 +16,46 @@ from sklearn.model_selection import train_test_split
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_array, check_is_fitted
 
-from skmax._sklearn import Interval, SparseCoefMixin, StrOptions, _fit_context, check_same_namespace
+from skmax import fitted
+from skmax._sklearn import (
+    Interval,
+    Options,
+    SparseCoefMixin,
+    StrOptions,
+    _fit_context,
+    check_same_namespace,
+)
 from skmax.backends import float_dtype_for, resolve
 from skmax.callbacks import Callbacks
-from skmax.duality import optimality_gap
+from skmax.data import source
+from skmax.ending import warn_unless_good
+from skmax.hyperparameters import Hyperparameters
 from skmax.objective import log_softmax, logit_chunks, softmax
-from skmax.posing import (
-    Seen,
-    Share,
-    coefficients,
-    curves,
-    plan,
-    pose,
-    pose_validation,
-    sgd,
-    solve,
-    warn_unless_good,
-    watch,
-)
-from skmax.problem import Epoch, Problem, State
-from skmax.solvers.learning_rate import slow
+from skmax.policy import Method, Size, choose
+from skmax.posing import Seen, Share, pose, pose_validation
+from skmax.problem import Problem, State
+from skmax.solvers.learning_rate import stable_rate
+from skmax.solvers.optimality import optimality_gap
 from skmax.solvers.preconditioner import Moments, precondition
+from skmax.solvers.run import run, sgd
 from skmax.solvers.schedules import SCHEDULES
+from skmax.stopping import Watch
 from skmax.training import train
 from skmax.validation import (
     Targets,
-    check_classes,
+    check_announced_classes,
+    check_same_model,
     check_validation_X_y,
     check_weights,
     check_X,
     check_X_y,
-    is_matrix,
     like,
     to_host,
 )
 
 
-@dataclass(frozen=True)
-class Carried:
-    """What `partial_fit` goes on with, besides the coefficients.
-
-    Attributes
-    ----------
-    rng : numpy.random.Generator
-        The source of batch orders.
-    seen : Seen
-        What is known of all rows so far.
-    velocity : tuple of two ndarrays, or None
-        The last steps of coefficients and intercepts: momentum.
-    """
-
-    rng: np.random.Generator
-    seen: Seen = field(default_factory=Seen)
-    velocity: tuple[np.ndarray, np.ndarray] | None = None
-
-    def moving(self, problem: Problem, state: State) -> State:
-        """The state, with the momentum carried on."""
-        if self.velocity is None:
-            return state
-        coef, intercept = (problem.backend.asarray(v, problem.data.dtype) for v in self.velocity)
-        return replace(state, coef_velocity=coef, intercept_velocity=intercept)
-
-
 class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, BaseEstimator):
-    """Softmax regression (multinomial logistic regression), by minibatch gradient descent.
+    """Softmax regression (multinomial logistic regression).
 
     The model is ``p(class j | x) = exp(w_j x + b_j) / sum_l exp(w_l x + b_l)``. Fitting minimises
     the objective of :class:`~sklearn.linear_model.LogisticRegression`,
@@ -106,14 +81,16 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
     label_smoothing : float, default=0.0
         From 0 to below 1. Targets, class weights included, become
         ``(1 - label_smoothing) * y + label_smoothing / n_classes``.
-    solver : {"sgd", "lbfgs"}, default="sgd"
-        "sgd": minibatch stochastic gradient descent with momentum (heavy ball). With
-        `learning_rate="auto"` and `max_iter=None`, L-BFGS then goes on to the optimum, where it
-        costs no more than a fraction of a second, or there are few rows per feature. "lbfgs":
-        L-BFGS on all rows, led by the curvature of the data, to the optimum; with L1, orthant-wise.
-        On dense data it begins with three epochs of SGD in an order that is always the same. It
-        takes no notice of `learning_rate`, `schedule`, `batch_size`, `momentum`, `shuffle` and
-        `random_state`.
+    solver : {"auto", "sgd", "lbfgs", "newton"}, default="auto"
+        "sgd": minibatch stochastic gradient descent with momentum (heavy ball), and nothing else.
+        "lbfgs": L-BFGS on all rows, led by the curvature of the data, to the optimum; with L1,
+        orthant-wise. On many dense rows it begins with three epochs of SGD, in an order that is
+        always the same. "newton": Newton's method, for few weights, to the optimum in full
+        precision; with L1, the proximal Newton method. "auto": what is best for the data and the
+        other parameters, and said in `solver_`: on small and middling data a solver that goes to
+        the optimum, on large data "sgd"; "sgd", too, wherever `learning_rate`, `schedule`,
+        `batch_size`, `momentum`, `shuffle` or `early_stopping` is not at its default, of which
+        "lbfgs" and "newton" take no notice, but for `early_stopping`.
     preconditioner : {"diagonal"} or None, default="diagonal"
         "diagonal": steps are taken as if every feature had been centred, and divided by
         ``sqrt(variance + penalty curvature)``; without an intercept, not centred, and divided by
@@ -127,9 +104,8 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
         How the learning rate changes with every step: to zero at `max_iter`, along half a cosine
         or a line; not at all; or like ``1 / sqrt(1 + epochs)``.
     max_iter : int, default=None
-        The most epochs for "sgd", iterations for "lbfgs": both are passes over the data. None:
-        1000 iterations; as many epochs as make 900 steps, and at least 3; or, where L-BFGS goes
-        on, 3 epochs and at most 200 iterations.
+        The most epochs for "sgd", iterations for the others. None: as many epochs as make 900
+        steps, and at least 3; 1000 iterations of "lbfgs", 100 of "newton".
     batch_size : int or "auto", default="auto"
         Rows per minibatch; the last one of an epoch may be smaller. "auto":
         ``min(200, n_samples)``.
@@ -138,11 +114,13 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
     shuffle : bool, default=True
         Whether to visit the rows in a new order in every epoch.
     tol : float, default=1e-4
-        Training stops when the objective has not fallen by this share of itself for
-        `n_iter_no_change` epochs (nor risen by it, while a schedule is to end); with
-        `early_stopping`, when the validation accuracy has not risen by `tol`. L-BFGS stops when
-        it estimates that the objective is within this share of its least value. 0 runs all epochs.
-    n_iter_no_change : int, default=None
+        "sgd" stops when the objective has not fallen by this share of itself for
+        `n_iter_no_change` epochs (nor risen by it, while a schedule is to end). "lbfgs" and
+        "newton" stop when the objective is proven to be within this share of its least value;
+        without a penalty, where nothing can be proven of weights of any length, of its least value
+        for weights up to twice as long. With `early_stopping`, training stops when the validation
+        accuracy has not risen by `tol`. 0 runs all epochs.
+    n_iter_no_change : int or np.inf, default=None
         Number of epochs to wait. None: a tenth of the epochs planned, and at least 10.
     early_stopping : bool, default=False
         Whether to stop on the validation accuracy, of rows held out or of `X_val`, and to keep the
@@ -170,20 +148,23 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
         Intercepts. Minus infinity for a class without weight, whose probability is zero.
     classes_ : array of shape (n_classes,)
         Class labels, sorted; ``arange(n_classes)`` where y is a matrix.
+    solver_ : str
+        The solver used: "sgd", "lbfgs" or "newton".
     n_iter_ : int
-        Epochs run.
+        Epochs run, or iterations made; trial steps that were rejected do not count.
     learning_rate_ : float
         The learning rate used, before the schedule; not a number where there is none.
     loss_curve_ : list of float
         Per epoch, the objective divided by C and the sum of the weights: the mean cross-entropy,
-        averaged over the epoch while it trains, and the penalty at its end. With L-BFGS, both are
-        exact.
+        averaged over the epoch while it trains, and the penalty at its end. With "lbfgs" and
+        "newton", both are exact.
     accuracy_curve_ : list of float
         Training accuracy per epoch, likewise averaged.
     best_loss_ : float
         Minimum of `loss_curve_`.
     validation_scores_ : list of float or None
-        Accuracy on the validation rows after each epoch; None without validation data.
+        Accuracy on the validation rows after each epoch, not a number for those of `partial_fit`;
+        None without validation data.
     validation_loss_curve_ : list of float or None
         Mean cross-entropy on the validation rows after each epoch.
     best_validation_score_ : float or None
@@ -213,7 +194,7 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
     >>> from sklearn.datasets import load_iris
     >>> from skmax import SoftmaxRegression
     >>> X, y = load_iris(return_X_y=True)
-    >>> model = SoftmaxRegression(random_state=0).fit(X, y)
+    >>> model = SoftmaxRegression().fit(X, y)
     >>> model.score(X, y)
     0.97...
     >>> model.predict_proba(X[:1]).round(2)
@@ -226,7 +207,7 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
         "fit_intercept": ["boolean"],
         "class_weight": [dict, StrOptions({"balanced"}), None],
         "label_smoothing": [Interval(Real, 0, 1, closed="left")],
-        "solver": [StrOptions({"sgd", "lbfgs"})],
+        "solver": [StrOptions({"auto", "sgd", "lbfgs", "newton"})],
         "preconditioner": [StrOptions({"diagonal"}), None],
         "learning_rate": [Interval(Real, 0, None, closed="neither"), StrOptions({"auto"})],
         "schedule": [StrOptions(set(SCHEDULES))],
@@ -235,7 +216,11 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
         "momentum": [Interval(Real, 0, 1, closed="left")],
         "shuffle": ["boolean"],
         "tol": [Interval(Real, 0, None, closed="left")],
-        "n_iter_no_change": [Interval(Integral, 1, None, closed="left"), None],
+        "n_iter_no_change": [
+            Interval(Integral, 1, None, closed="left"),
+            Options(Real, {np.inf}),
+            None,
+        ],
         "early_stopping": ["boolean"],
         "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
         "warm_start": ["boolean"],
@@ -243,9 +228,6 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
         "verbose": ["verbose"],
         "backend": [StrOptions({"auto", "numpy", "cupy"})],
     }
-
-    _doc_link_module = "skmax"
-    _doc_link_template = "https://skmax.readthedocs.io/en/stable/api.html#skmax.{estimator_name}"
 
     def __init__(
         self,
@@ -255,7 +237,7 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
         fit_intercept=True,
         class_weight=None,
         label_smoothing=0.0,
-        solver="sgd",
+        solver="auto",
         preconditioner="diagonal",
         learning_rate="auto",
         schedule="cosine",
@@ -329,54 +311,57 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
         Warns
         -----
         ConvergenceWarning
-            The objective still fell by more than `tol` in the last epoch, though the schedule does
-            not end there; or L-BFGS had not converged after all its iterations.
+            Training ended at `max_iter`, though neither `tol` was met nor does the schedule end
+            there; or the precision of X allows no further step.
         UserWarning
-            The objective ended above that of a model which knows nothing.
+            SGD ended above the objective of a model which knows nothing.
         """
         metadata = {} if sample_weight is None else {"sample_weight": sample_weight}
         arguments = {"X": X, "y": y, "metadata": metadata}
-        X, y = check_X_y(self, X, y, reset=True)
+        params = Hyperparameters.of(self)
+        X, y, checked = check_X_y(self, X, y, reset=True)
         targets = Targets.read(y)
         weight = check_weights(sample_weight, X)
         warm = self.warm_start and hasattr(self, "coef_")
         if warm:
-            self._check_same_model(X, targets.classes)
-        validation = self._check_validation(X_val, y_val, sample_weight_val, targets.classes)
+            check_same_model(self, X, targets.classes)
+        validation = self._check_validation(
+            checked, X_val, y_val, sample_weight_val, targets.classes
+        )
 
         rng = self._new_rng()
         order = np.arange(X.shape[0])
         if self.early_stopping and validation is None:
             order, held_out = self._split(targets, weight, order, rng)
             validation = X, targets, weight, held_out
-        problem, seen = self._pose(X, targets, weight, order)
-        state = self._restored(problem) if warm else State.start(problem)
-        fresh, n = not bool(problem.backend.xp.any(state.coef != 0)), len(order)
-        how = plan(self, problem.data, n, problem.n_classes, fresh=fresh)
-        epochs, max_iter = solve(how, [self], problem, state, rng, np.array([n]))
-        if validation is not None:
-            validation = self._pose_validation(problem, *validation)
-        watching = watch([self], problem, validation, max_iter)
+        problem, seen = _pose(params, X, Share.of(targets, weight, order, self.class_weight))
+        state = fitted.state_of(self, problem) if warm else State.start(problem)
+        method = choose(params, _size(problem), fresh=not warm)
+        watch = Watch(problem, [params], [method], _pose_validation(problem, validation))
 
-        def fitted() -> dict[str, Any]:
+        def attributes(weights: Any = watch.record.weights) -> dict[str, Any]:
             return {
+                **checked,
                 "classes_": like(y, targets.classes),
-                "n_features_in_": self.n_features_in_,
-                **curves(watching),
-                **coefficients(X, problem, watching.weights),
-                "_carried": Carried(deepcopy(rng), seen),
+                "solver_": method.solver,
+                **fitted.curves(watch),
+                **fitted.coefficients(X, problem, weights(0)),
+                "_continuation": fitted.Continuation(rng, seen).to_dict(),
             }
 
-        callbacks = Callbacks(self, arguments, fitted, int(max_iter[0]))
+        planned = method.max_iter if method.solver == "sgd" else None
+        callbacks = Callbacks(self, arguments, attributes, planned)
         try:
-            train(epochs, [*watching.consumers, callbacks])
+            epochs = run([method], [params], problem, state, rng, np.array([len(order)]))
+            train(epochs, [*watch.consumers, callbacks], watch.reasons)
         except KeyboardInterrupt:  # what the completed epochs have reached is kept
-            if watching.record.loss[0]:
-                self.__dict__.update(fitted())
+            if watch.record.n_iter(0):
+                fitted.publish(self, attributes(watch.weights))
             raise
-        self.__dict__.update(fitted())
+        fitted.publish(self, attributes(watch.weights))
         callbacks.end()
-        warn_unless_good(self, watching, int(max_iter[0]), np.sum(~problem.masked))
+        n_classes = int(np.sum(~problem.masked))
+        warn_unless_good(watch.ending(0), params, method.solver, n_classes, warm=warm)
         return self
 
     @_fit_context(prefer_skip_nested_validation=True)
@@ -407,41 +392,43 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
         ------
         ValueError
             y has a label that is not among the classes; or `class_weight="balanced"`,
-            `early_stopping` or `solver="lbfgs"`, which need all rows at once.
+            `early_stopping`, `solver="lbfgs"` or "newton", which need all rows at once.
         """
         self._check_can_continue()
+        params = Hyperparameters.of(self)
         first = not hasattr(self, "coef_")
-        X, y = check_X_y(self, X, y, reset=first)
-        known = self._announced_classes(y, classes, first)
+        X, y, checked = check_X_y(self, X, y, reset=first)
+        known = check_announced_classes(self, y, classes)
         targets = Targets.read(y, known)
         weight = check_weights(sample_weight, X)
 
         # A call that fails leaves the estimator as it was.
-        carried = Carried(self._new_rng()) if first else deepcopy(self._carried)
+        before = fitted.Continuation(self._new_rng())
+        if hasattr(self, "_continuation"):
+            before = fitted.Continuation.from_dict(self._continuation)
         order = np.arange(X.shape[0])
-        problem, seen = self._pose(X, targets, weight, order, carried)
-        state = State.start(problem) if first else self._restored(problem)
+        share = Share.of(targets, weight, order, self.class_weight, complete=False)
+        problem, seen = _pose(params, X, share, before.seen)
+        state = State.start(problem) if first else fitted.state_of(self, problem)
         # Nothing decays here, and momentum multiplies the noise.
-        solver = sgd([self], problem, np.array([len(order)]), max_iter=1)
+        solver = sgd([params], problem, np.array([len(order)]), [1])
         solver = replace(solver, schedule=("constant",))
         if self.learning_rate == "auto":
-            rate = (1 - self.momentum) * slow(problem, solver)
+            rate = (1 - self.momentum) * stable_rate(problem, solver)
             solver = replace(solver, learning_rate=rate)
-        watching = watch([self], problem, None, np.array([1]))
-        moving = carried.moving(problem, state)
-        train(solver.epochs(problem, moving, carried.rng), watching.consumers)
-        attributes = curves(watching)
-        if not first:
-            for name in ("loss_curve_", "accuracy_curve_"):
-                attributes[name] = getattr(self, name) + attributes[name]
-            attributes["n_iter_"] = len(attributes["loss_curve_"])
-            attributes["best_loss_"] = min(attributes["loss_curve_"])
-        self.__dict__.update(
-            attributes,
-            classes_=like(y, known) if first else self.classes_,
-            **coefficients(X, problem, watching.weights),
-            _carried=Carried(carried.rng, seen, _velocity(problem, watching.record.last)),
-        )
+        number = getattr(self, "n_iter_", 0) + 1
+        watch = Watch(problem, [params], [Method("sgd", 1)], first_epoch=number)
+        epochs = solver.epochs(problem, before.moving(problem, state), before.rng)
+        train(epochs, watch.consumers, watch.reasons)
+        assert watch.record.last is not None
+        attributes = {
+            **checked,
+            "classes_": like(y, known) if first else self.classes_,
+            "solver_": "sgd",
+            **fitted.coefficients(X, problem, watch.record.weights(0)),
+            "_continuation": before.after(problem, watch.record.last, seen).to_dict(),
+        }
+        fitted.publish(self, {**attributes, **fitted.continued(self, fitted.curves(watch))})
         return self
 
     def _new_rng(self) -> np.random.Generator:
@@ -449,29 +436,16 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
         seed = check_random_state(self.random_state).randint(np.iinfo(np.int32).max)
         return np.random.Generator(np.random.PCG64(seed))
 
-    def _check_same_model(self, X: Any, classes: np.ndarray) -> None:
-        if X.shape[1] != self.coef_.shape[1]:
-            raise ValueError(
-                f"X has {X.shape[1]} features, but SoftmaxRegression is expecting "
-                f"{self.coef_.shape[1]} features as input, which warm_start goes on with."
-            )
-        before = to_host(self.classes_)
-        if not np.array_equal(before, classes):
-            raise ValueError(
-                "warm_start can only be used where `y` has the same classes as in the previous "
-                f"call to fit. Previously got {before}, `y` has {classes}."
-            )
-
     def _check_can_continue(self) -> None:
         if self.early_stopping:
             raise ValueError(
                 "partial_fit does not support early_stopping=True: each call is one epoch on rows "
                 "of its own. Use fit, or score the model between calls."
             )
-        if self.solver == "lbfgs":
+        if self.solver in ("lbfgs", "newton"):
             raise ValueError(
-                "partial_fit does not support solver='lbfgs', which needs all rows at once. Use "
-                "fit, or solver='sgd'."
+                f"partial_fit does not support solver={self.solver!r}, which needs all rows at "
+                "once. Use fit, or solver='sgd'."
             )
         if self.class_weight == "balanced":
             raise ValueError(
@@ -481,26 +455,10 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
                 "them as a dictionary."
             )
 
-    def _announced_classes(self, y: Any, classes: Any, first: bool) -> np.ndarray:
-        """The classes of all calls to partial_fit, on the host."""
-        if not first:
-            known = to_host(self.classes_)
-            if classes is not None and not np.array_equal(known, np.unique(to_host(classes))):
-                raise ValueError(
-                    f"`classes={classes!r}` is not the same as on last call to partial_fit, was: "
-                    f"{known!r}. Pass the same or none; for others, start with a new estimator."
-                )
-            return known
-        if classes is None and is_matrix(y):
-            classes = np.arange(y.shape[1])
-        if classes is None:
-            raise ValueError("classes must be passed on the first call to partial_fit.")
-        known = np.unique(to_host(classes))
-        check_classes(known, np.ones(len(known)))
-        return known
-
-    def _check_validation(self, X_val: Any, y_val: Any, weight: Any, classes: np.ndarray) -> Any:
-        """The caller's validation data as (X, targets, weights, all rows), or None."""
+    def _check_validation(
+        self, checked: dict[str, Any], X_val: Any, y_val: Any, weight: Any, classes: np.ndarray
+    ) -> Any:
+        """The caller's validation data as (X, targets, weights, None for all rows), or None."""
         if X_val is None and y_val is None:
             if weight is not None:
                 raise ValueError("sample_weight_val is provided, but X_val was not provided.")
@@ -513,7 +471,7 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
             raise ValueError(
                 "y_val is provided, but X_val was not provided: pass the rows it belongs to, too."
             )
-        X_val, y_val = check_validation_X_y(self, X_val, y_val)
+        X_val, y_val = check_validation_X_y(self, checked, X_val, y_val)
         targets = Targets.read(y_val, classes, name="y_val")
         weight = check_weights(weight, X_val, name="sample_weight_val")
         return X_val, targets, weight, None
@@ -540,61 +498,6 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
                 f"early_stopping cannot hold out validation_fraction={self.validation_fraction} of "
                 f"{len(rows)} rows, stratified by class: {error}. Pass X_val and y_val instead."
             ) from error
-
-    def _pose(
-        self,
-        X: Any,
-        targets: Targets,
-        weight: np.ndarray | None,
-        order: np.ndarray,
-        carried: Carried | None = None,
-    ) -> tuple[Problem, Seen]:
-        """What is to be minimised, and what is known of all rows that it is about."""
-        complete = carried is None
-        share = Share.of(targets, weight, order, self.class_weight, complete=complete)
-        data = resolve(X, self.backend).rows_of(X, float_dtype_for(X), shuffled=self.shuffle)
-        before = None if carried is None else carried.seen
-        return pose(data, [share], np.zeros(1, dtype=int), [self], before)
-
-    def _pose_validation(
-        self,
-        problem: Problem,
-        X: Any,
-        targets: Targets,
-        weight: np.ndarray | None,
-        order: np.ndarray | None,
-    ) -> Problem:
-        """The plain cross-entropy on validation rows, as seen by the models of a problem."""
-        data = problem.data
-        if order is None:
-            order = np.arange(X.shape[0])
-            rows = problem.backend.rows_of(X, float_dtype_for(X))
-            data = rows.with_(dtype=data.dtype, shift=data.shift)
-        return pose_validation(problem, data, targets, weight, [order])
-
-    def _restored(self, problem: Problem) -> State:
-        """The state of a solver that goes on from the fitted coefficients."""
-        coef = to_host(self.coef_).astype(np.float64)
-        intercept = self._intercept_at(problem.data.shift)
-        if len(coef) == 1:  # the best two rows of weights with this difference
-            coef, intercept = (
-                np.concatenate([-coef, coef]) / 2,
-                np.append(-intercept, intercept) / 2,
-            )
-        return State.at(problem, coef[None], intercept[None])
-
-    def _intercept_at(self, shift: np.ndarray | None) -> np.ndarray:
-        """The logits of a row that equals `shift`, of the shape of `intercept_`, float64."""
-        intercept = to_host(self.intercept_).astype(np.float64)
-        coef = self.coef_ if sparse.issparse(self.coef_) else to_host(self.coef_)
-        if self._anchor is None:
-            return intercept if shift is None else intercept + coef @ shift.astype(np.float64)
-        anchor, rounded, correction = self._anchor
-        if not np.array_equal(intercept, rounded):  # it was set since, and means what it says
-            correction = 0.0
-        shift = np.zeros_like(anchor) if shift is None else shift
-        there = intercept + coef @ anchor.astype(np.float64) + correction
-        return there + coef @ (shift - anchor).astype(np.float64)
 
     # Prediction
 
@@ -678,18 +581,16 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
         wide = max(
             float_dtype_for(X), float_dtype_for(coef), key=lambda dtype: np.dtype(dtype).itemsize
         )
-        data = backend.rows_of(X, wide)
-        if self._anchor is not None:
-            data = data.with_(shift=self._anchor[0])
-        intercept = backend.asarray(self._intercept_at(data.shift), data.dtype)
+        data = source(X, backend, wide).with_(shift=fitted.anchor_of(self))
+        intercept = backend.asarray(fitted.intercept_at(self, data.shift), data.dtype)
         if not sparse.issparse(coef):
             coef = backend.xp.astype(coef, data.dtype, copy=False)
 
         def mapped(rows: np.ndarray) -> Any:
-            mine = data.with_(shift=data.shift)  # buffers of its own
+            rows_of_thread = data.with_(shift=data.shift)  # buffers of its own
             parts = [
                 backend.xp.reshape(values, (-1, *values.shape[2:]))
-                for logits in logit_chunks(mine, coef, intercept, rows)
+                for logits in logit_chunks(rows_of_thread, coef, intercept, rows)
                 for values in [function(backend.xp, logits)]
             ]
             return parts[0] if len(parts) == 1 else backend.xp.concat(parts, axis=0)
@@ -731,10 +632,11 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
         An upper bound of ``(F(W) - F*) / F(W)``, F being the objective divided by C and the sum of
         the weights, and F* the least value that any weights give it. It is proven, by the dual
         problem, but for rounding; the proof is in the documentation of `skmax.duality`. It needs at
-        most 120 passes over the data, fewer the closer to the optimum the model is, and is mostly
+        most 100 passes over the data, fewer the closer to the optimum the model is, and is mostly
         within a tenth of the truth; where that is not reached, it is too large, never too small.
         Without a penalty (``C=np.inf``), nothing is known of F* but that it is not less than the
-        entropy of the targets: for labels, the bound is 1.
+        entropy of the targets: for labels, the bound is 1. It is 1, too, where the model gives the
+        probability zero to a class that occurs.
 
         Parameters
         ----------
@@ -756,15 +658,18 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
         regularized loss minimization, Mathematical Programming 155, 2016.
         """
         check_is_fitted(self, "coef_")
-        X, y = check_X_y(self, X, y, reset=False)
+        X, y, _ = check_X_y(self, X, y, reset=False)
         targets = Targets.read(y, to_host(self.classes_))
-        problem, seen = self._pose(X, targets, check_weights(sample_weight, X), np.arange(len(y)))
-        moments = Moments.of(problem) if seen.moments is None else seen.moments
-        problem = precondition(problem, moments)
-        mean = moments.mean[0] + moments.origin
-        if problem.data.shift is not None:
-            mean = moments.mean[0]
-        return optimality_gap(problem, self._restored(problem), mean)
+        weight = check_weights(sample_weight, X)
+        params, order = Hyperparameters.of(self), np.arange(X.shape[0])
+        share = Share.of(targets, weight, order, self.class_weight, complete=False)
+        masked = share.masked | np.isneginf(fitted.intercept_at(self, None))
+        if (masked & (share.targets.mass(share.weight, order) > 0)).any():
+            return 1.0  # a class that occurs is impossible: the objective is infinite
+        problem, seen = _pose(params, X, replace(share, masked=masked))
+        if seen.moments is None:
+            problem = precondition(problem, Moments.of(problem))
+        return optimality_gap(problem, fitted.state_of(self, problem))
 
     def to_sklearn(self):
         """A fitted scikit-learn model with the same predictions.
@@ -788,15 +693,21 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
         coef = self.coef_ if sparse.issparse(self.coef_) else to_host(self.coef_)
         model.coef_ = coef.copy()
         model.intercept_ = to_host(self.intercept_).copy()
-        if self._anchor is not None:  # float32 could not hold what cancels
+        if fitted.anchor_of(self) is not None:  # float32 could not hold what cancels
             model.coef_ = model.coef_.astype(np.float64)
-            model.intercept_ = self._intercept_at(None)
+            model.intercept_ = fitted.intercept_at(self, None)
         model.classes_ = to_host(self.classes_).copy()
-        model.n_iter_ = np.array([self.n_iter_], dtype=np.int32)
-        model.n_features_in_ = self.n_features_in_
+        model.n_iter_ = np.array([getattr(self, "n_iter_", 0)], dtype=np.int32)
+        model.n_features_in_ = self.coef_.shape[1]
         if hasattr(self, "feature_names_in_"):
             model.feature_names_in_ = self.feature_names_in_
         return model
+
+    def __getstate__(self):
+        return fitted.packed(super().__getstate__())
+
+    def __setstate__(self, state):
+        super().__setstate__(fitted.unpacked(state))
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
@@ -805,8 +716,28 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
         return tags
 
 
-def _velocity(problem: Problem, epoch: Epoch | None) -> tuple[np.ndarray, np.ndarray] | None:
-    if epoch is None:
+def _pose(
+    params: Hyperparameters, X: Any, share: Share, before: Seen | None = None
+) -> tuple[Problem, Seen]:
+    """What is to be minimised, and what is known of all rows that it is about."""
+    backend = resolve(X, params.backend)
+    data = source(X, backend, float_dtype_for(X), shuffled=params.shuffle)
+    return pose(data, [share], np.zeros(1, dtype=int), [params], before)
+
+
+def _pose_validation(problem: Problem, validation: Any) -> Problem | None:
+    """The plain cross-entropy on validation rows, as seen by the models of a problem."""
+    if validation is None:
         return None
-    to_numpy, state = problem.backend.to_numpy, epoch.state
-    return to_numpy(state.coef_velocity), to_numpy(state.intercept_velocity)
+    X, targets, weight, order = validation
+    data = problem.data
+    if order is None:
+        order = np.arange(X.shape[0])
+        rows = source(X, problem.backend, float_dtype_for(X))
+        data = rows.with_(dtype=data.dtype, shift=data.shift)
+    return pose_validation(problem, data, targets, weight, [order])
+
+
+def _size(problem: Problem) -> Size:
+    data = problem.data
+    return Size(len(problem.order), data.n_features, problem.n_classes, data.values_per_row)

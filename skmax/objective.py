@@ -18,8 +18,10 @@ import numpy as np
 from scipy import sparse
 from sklearn.utils.extmath import safe_sparse_dot
 
-from skmax.backends import Rows
-from skmax.problem import Array, BatchSums, Problem, State
+from skmax import kernels
+from skmax.backends import Array
+from skmax.data import Rows
+from skmax.problem import BatchSums, Problem, State
 
 
 def log_softmax(xp: Any, logits: Array) -> Array:
@@ -48,28 +50,38 @@ def logits_of(xp: Any, X: Array, coef: Array, intercept: Array) -> Array:
     return xp.reshape(logits, (-1, m, k)) + intercept
 
 
+def pullback(xp: Any, X: Array, residual: Array) -> tuple[Array, Array]:
+    """Derivatives by weights, (m, k, d) and (m, k), from those by the logits of rows X, (b, m, k).
+
+    This is the adjoint of `logits_of`.
+    """
+    b, m, k = residual.shape
+    by_coef = xp.reshape(residual, (b, m * k)).T @ X
+    return xp.reshape(by_coef, (m, k, X.shape[1])), xp.sum(residual, axis=0)
+
+
 def logit_chunks(data: Rows, coef: Any, intercept: Array, order: np.ndarray) -> Iterator[Array]:
-    """Logits of rows, of shape (some, some, k), a piece at a time.
+    """Logits of rows, of shape (p, b, k), a piece at a time: p products of b rows each.
 
     `coef` of shape (k, d) may be a SciPy sparse matrix, `intercept` is of shape (k,). From a
     single row of weights come two columns, of which the first is zero.
     """
     xp, (k, d) = data.backend.xp, coef.shape
-    for _, X in data.chunks(order, width=k):
+    for _, X in data.pieces(order, data.rows_per_piece(k)):
         if sparse.issparse(coef):
             logits = safe_sparse_dot(X, coef.T, dense_output=True)[None]
         elif hasattr(X, "toarray"):
             logits = (X @ coef.T)[None]
         else:  # several products of a size that the backend likes, transposed as in `logits_of`
-            tile = data.tile(X.shape[0], width=k)
-            tiles = xp.reshape(X, (-1, tile, d))
-            logits = xp.matrix_transpose(coef @ xp.matrix_transpose(tiles))
+            size = data.rows_per_product(X.shape[0], width=k)
+            products = xp.reshape(X, (-1, size, d))
+            logits = xp.matrix_transpose(coef @ xp.matrix_transpose(products))
         logits = logits + intercept
         yield xp.concat([xp.zeros_like(logits), logits], axis=-1) if k == 1 else logits
 
 
-def score(problem: Problem, logits: Array, index: Any) -> tuple[BatchSums, Array]:
-    """Compare logits with the targets of their rows.
+def residual(problem: Problem, logits: Array, index: Any) -> tuple[BatchSums, Array]:
+    """Compare logits with the targets of their rows: the loss in prediction space.
 
     Parameters
     ----------
@@ -84,29 +96,29 @@ def score(problem: Problem, logits: Array, index: Any) -> tuple[BatchSums, Array
     -------
     sums : BatchSums
         Loss and accuracy of the batch.
-    residual : array of shape (b, m, k)
+    by_logits : array of shape (b, m, k)
         Derivatives of the loss by the logits.
     """
     xp, dtype = problem.backend.xp, logits.dtype
     target, label = _targets_of(problem, index, dtype)
     log_probability = log_softmax(xp, logits)
     loss = -xp.sum(target * log_probability, axis=-1)
-    residual = xp.exp(log_probability) - target
+    by_logits = xp.exp(log_probability) - target
     correct = xp.astype(xp.argmax(logits, axis=-1) == label[:, None], dtype)
     weight = problem.weights(index)
     if weight is not None:
         loss = loss * weight
-        residual = residual * weight[..., None]
+        by_logits = by_logits * weight[..., None]
         correct = correct * problem.weights(index, of_scores=True)
     float64 = problem.backend.dtype(np.float64)
-    total = BatchSums(*(xp.sum(part, axis=0, dtype=float64) for part in (loss, correct)))
-    return total, residual
+    sums = BatchSums(*(xp.sum(part, axis=0, dtype=float64) for part in (loss, correct)))
+    return sums, by_logits
 
 
 def _targets_of(problem: Problem, index: Any, dtype: Any) -> tuple[Array, Array]:
     """Probabilities of shape (b, 1 or m, k) that a batch should have, and labels of shape (b,)."""
     backend, xp = problem.backend, problem.backend.xp
-    targets = _take(xp, problem.targets, index)
+    targets = problem.rows_of(problem.targets, index)
     if targets.ndim == 1:
         classes = xp.arange(problem.n_classes, device=backend.device)
         label, target = targets, xp.astype(targets[:, None] == classes, dtype)
@@ -114,69 +126,77 @@ def _targets_of(problem: Problem, index: Any, dtype: Any) -> tuple[Array, Array]
         label, target = xp.argmax(targets, axis=-1), targets
     target = target[:, None, :]
     if problem.smoothing is not None:
-        kept = 1 - xp.sum(problem.smoothing, axis=-1, keepdims=True)
-        target = kept * target + problem.smoothing
+        hard_share = 1 - xp.sum(problem.smoothing, axis=-1, keepdims=True)
+        target = hard_share * target + problem.smoothing
     return target, label
 
 
-def _take(xp: Any, array: Array, index: Any) -> Array:
-    return array[index] if isinstance(index, slice) else xp.take(array, index, axis=0)
-
-
-def batch_gradient(
-    problem: Problem, coef: Array, intercept: Array, index: Array
-) -> tuple[BatchSums, Array, Array]:
-    """Loss of the rows `index` and its gradient, without the penalty.
-
-    Parameters
-    ----------
-    problem : Problem
-        What is minimised.
-    coef : array of shape (m, k, d)
-        Weights.
-    intercept : array of shape (m, k)
-        Logits of a row that equals the data's shift.
-    index : array of shape (b,)
-        Rows of the data.
+def weighted_targets(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
+    """Weighted means over all rows of what the targets are, on the host, float64.
 
     Returns
     -------
-    sums : BatchSums
-        Loss and accuracy of the batch, summed over its rows.
-    coef_gradient : array of shape (m, k, d)
-        Gradient of the summed loss by `coef`.
-    intercept_gradient : array of shape (m, k)
-        Gradient of the summed loss by `intercept`.
+    sums : ndarray of shape (m, k, d + 1)
+        Of each class's target times the features, and, last, of the target.
+    entropy : ndarray of shape (m,)
+        Of the entropy of the targets.
+    """
+    backend, xp, k = problem.backend, problem.backend.xp, problem.n_classes
+
+    def sums(index: Any, X: Array) -> tuple[Array, ...]:
+        target, _ = _targets_of(problem, index, problem.data.dtype)
+        entropy = -xp.sum(target * xp.log(xp.where(target > 0, target, 1.0)), axis=-1)
+        weight = problem.weights(index)
+        if weight is not None:
+            target, entropy = target * weight[..., None], entropy * weight
+        return *pullback(xp, X, target), xp.sum(entropy, axis=0)
+
+    with backend.computing():
+        totals = problem.data.reduce(problem.order, sums, width=problem.n_models * k)
+        by_feature, mass, entropy = (backend.to_numpy(x) / len(problem.order) for x in totals)
+    shape = problem.n_models, k, problem.data.n_features + 1
+    of_classes = np.concatenate([by_feature, mass[..., None]], axis=-1)
+    return np.broadcast_to(of_classes, shape).copy(), np.broadcast_to(entropy, shape[:1])
+
+
+def batch_gradient(
+    problem: Problem, coef: Array, intercept: Array, index: Any, X: Array
+) -> tuple[BatchSums, Array, Array]:
+    """Loss of rows X and its gradient without the penalty, summed over the rows.
+
+    `coef` (m, k, d), `intercept` (m, k) and what is derived by them are at the data's shift;
+    `index` says which rows of the data X (b, d) is.
     """
     xp = problem.backend.xp
-    X = problem.data.rows(index)
-    sums, residual = score(problem, logits_of(xp, X, coef, intercept), index)
-    flat = xp.reshape(residual, (residual.shape[0], -1))
-    return sums, xp.reshape(flat.T @ X, coef.shape), xp.sum(residual, axis=0)
+    sums, by_logits = residual(problem, logits_of(xp, X, coef, intercept), index)
+    return sums, *pullback(xp, X, by_logits)
 
 
 def penalty(problem: Problem, coef: Array) -> np.ndarray:
     """The penalty of each model, of shape (m,), on the host."""
     backend, xp = problem.backend, problem.backend.xp
     coef = xp.astype(coef, backend.dtype(np.float64), copy=False)
-    norms = [xp.sum(coef * coef, axis=(1, 2))]
+    # Squared by themselves, coefficients of features in tiny units may overflow.
+    scaled = coef * backend.asarray(np.sqrt(problem.l2 / 2)[:, None, None], coef.dtype)
+    terms = [xp.sum(scaled * scaled, axis=(1, 2))]
     if problem.l1.any():
-        norms.append(xp.sum(xp.abs(coef), axis=(1, 2)))
-    squares, *moduli = backend.to_numpy(xp.stack(norms))  # moved at once
-    return problem.l2 / 2 * squares + sum(problem.l1 * norm for norm in moduli)
+        l1 = backend.asarray(problem.l1[:, None, None], coef.dtype)
+        terms.append(xp.sum(xp.abs(coef) * l1, axis=(1, 2)))
+    return backend.to_numpy(xp.stack(terms)).sum(axis=0)  # moved at once
 
 
-def excess(xp: Any, coef: Array, threshold: Array) -> Array:
-    """What the proximal operator of ``threshold * |coef|`` takes off: all, or the threshold.
+def clip(xp: Any, values: Array, bound: Array) -> Array:
+    """The values, cut to what lies between -bound and bound.
 
-    Reference: N. Parikh and S. Boyd, Proximal Algorithms, 2014, sections 2.5 and 6.5.2.
+    What is left of `values` without it is soft thresholding, the proximal operator of
+    ``bound * |values|``: N. Parikh and S. Boyd, Proximal Algorithms, 2014, section 6.5.2.
     """
-    return xp.minimum(xp.maximum(coef, -threshold), threshold)
+    return xp.minimum(xp.maximum(values, -bound), bound)
 
 
 def full_pass(
     problem: Problem, coef: Array, intercept: Array, *, gradient: bool
-) -> tuple[Array, Array, Array | None, Array | None]:
+) -> tuple[Array, ...]:
     """Loss, accuracy and gradient of all rows: the reference, for any array API namespace.
 
     Parameters
@@ -194,30 +214,26 @@ def full_pass(
     -------
     loss, correct : arrays of shape (m,), float64
         Sums over the rows, as in `BatchSums`.
-    by_coef : array of shape (m, k, d), float64, or None
-        Gradient of the summed loss by `coef`, without the penalty.
-    by_intercept : array of shape (m, k), float64, or None
-        Gradient of the summed loss by `intercept`.
+    by_coef : array of shape (m, k, d), float64
+        Gradient of the summed loss by `coef`, without the penalty; only if it is wanted.
+    by_intercept : array of shape (m, k), float64
+        Gradient of the summed loss by `intercept`; only if it is wanted.
     """
-    backend, xp = problem.backend, problem.backend.xp
-    float64 = backend.dtype(np.float64)
-    loss = correct = backend.zeros((problem.n_models,), float64)
-    by_coef = backend.zeros(coef.shape, float64) if gradient else None
-    by_intercept = backend.zeros(intercept.shape, float64) if gradient else None
-    width = problem.n_models * problem.n_classes
-    for index, X in problem.data.chunks(problem.order, width=width):
-        sums, residual = score(problem, logits_of(xp, X, coef, intercept), index)
-        loss, correct = loss + sums.loss, correct + sums.correct
-        if gradient:
-            flat = xp.reshape(residual, (residual.shape[0], -1))
-            by_coef = by_coef + xp.astype(xp.reshape(flat.T @ X, coef.shape), float64)
-            by_intercept = by_intercept + xp.sum(residual, axis=0, dtype=float64)
-    return loss, correct, by_coef, by_intercept
+    xp = problem.backend.xp
+
+    def sums(index: Any, X: Array) -> tuple[Array, ...]:
+        if not gradient:
+            return residual(problem, logits_of(xp, X, coef, intercept), index)[0]
+        (loss, correct), *gradients = batch_gradient(problem, coef, intercept, index, X)
+        return loss, correct, *gradients
+
+    return problem.data.reduce(problem.order, sums, width=problem.n_models * problem.n_classes)
 
 
 def evaluate(problem: Problem, state: State) -> tuple[np.ndarray, np.ndarray]:
     """Mean cross-entropy and accuracy of each model, both of shape (m,), over all rows."""
-    return _means(problem, state, gradient=False)[:2]
+    loss, accuracy = _means(problem, state, gradient=False)
+    return loss, accuracy
 
 
 def value_and_gradient(
@@ -235,13 +251,13 @@ def value_and_gradient(
         Gradient by the intercepts.
     """
     loss, accuracy, by_coef, by_intercept = _means(problem, state, gradient=True)
-    n = len(problem.order)
-    return loss, accuracy, by_coef / n, by_intercept / n
+    return loss, accuracy, by_coef, by_intercept
 
 
-def _means(problem: Problem, state: State, *, gradient: bool) -> tuple[Any, Any, Any, Any]:
+def _means(problem: Problem, state: State, *, gradient: bool) -> tuple[Any, ...]:
     backend, n = problem.backend, len(problem.order)
-    run = backend.fast_pass(problem) or full_pass
+    run = kernels.full_pass(problem) or full_pass
     with backend.computing():
         loss, correct, *gradients = run(problem, state.coef, state.intercept, gradient=gradient)
-    return backend.to_numpy(loss) / n, backend.to_numpy(correct) / n, *gradients
+        loss, correct = backend.to_numpy(loss), backend.to_numpy(correct)
+        return loss / n, correct / n, *(array / n for array in gradients)

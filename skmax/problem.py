@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from skmax.backends import Backend, Rows
-
-Array = Any
+from skmax.backends import Array, Backend
+from skmax.backends.array_api import float_info
+from skmax.data import Rows
 
 # The logit of a class that a model must not know: its probability is exactly zero, and unlike
 # minus infinity it stays finite when it is multiplied by a weight of zero.
@@ -51,7 +51,8 @@ class Problem:
     fit_intercept : bool
         Whether intercepts are trained.
     mean : array of shape (m, 1, d) or None
-        Where the preconditioner's coordinates have their origin, less the shift of `data`.
+        Where the preconditioner's coordinates have their origin, less the shift of `data`; the same
+        for models of the same column.
     inverse_scale : array of shape (m, 1, d) or None
         One over the length of the preconditioner's units; 0 for a feature that cannot matter.
     """
@@ -89,11 +90,6 @@ class Problem:
     ) -> Problem:
         """The problem of `LogisticRegression`, per unit of weight, moved to the backend.
 
-        Dividing ``C * sum_i s_i CE_i + (1 - l1_ratio)/2 ||W||^2 + l1_ratio ||W||_1`` by C and by
-        the sum of the weights gives the strengths. With two classes, `LogisticRegression` has one
-        row of weights, w = W_1 - W_0: at the best W for a given w, W_1 = -W_0, the norms are
-        ``||W||^2 = ||w||^2 / 2`` and ``||W||_1 = ||w||_1``, so L2 is doubled and L1 is not.
-
         Parameters
         ----------
         sample_weight, score_weight : ndarray of shape (n_samples, u) or None
@@ -115,7 +111,7 @@ class Problem:
             if sample_weight is not None:
                 weight_sum = sample_weight[order].sum(axis=0)[columns]
         known = np.sum(~masked, axis=1)
-        strength = 1 / (C * weight_sum)
+        l2, l1 = _strengths(C * weight_sum, l1_ratio, known, data.dtype)
         smoothing = np.where(masked, 0.0, (label_smoothing / known)[:, None])
 
         def moved(weight: np.ndarray | None) -> Array | None:
@@ -129,8 +125,8 @@ class Problem:
             targets=backend.asarray(targets, data.dtype if targets.ndim == 2 else None),
             sample_weight=moved(sample_weight),
             score_weight=moved(score_weight),
-            l2=(1 - l1_ratio) * strength * np.where(known == 2, 2.0, 1.0),
-            l1=l1_ratio * strength,
+            l2=l2,
+            l1=l1,
             smoothing=backend.asarray(smoothing, data.dtype) if smoothing.any() else None,
             masked=masked,
             fit_intercept=fit_intercept,
@@ -152,17 +148,22 @@ class Problem:
         """The number of rows of weights per model."""
         return self.masked.shape[1]
 
-    def weights(self, index: Array, *, of_scores: bool = False) -> Array | None:
+    def rows_of(self, array: Array, index: Any) -> Array:
+        """Rows of an array that has one for each row of X, at an index that `Rows.pieces` gave."""
+        if isinstance(index, slice):
+            return array[index, ...]
+        return self.backend.xp.take(array, index, axis=0)
+
+    def weights(self, index: Any, *, of_scores: bool = False) -> Array | None:
         """Weights of the rows `index`, of shape (b, m); None: every row weighs 1."""
         weight = self.score_weight if of_scores else None
         weight = self.sample_weight if weight is None else weight
         if weight is None:
             return None
-        xp = self.backend.xp
-        taken = weight[index] if isinstance(index, slice) else xp.take(weight, index, axis=0)
-        if np.array_equal(self.columns, np.arange(taken.shape[1])):
-            return taken
-        return xp.take(taken, self.backend.asarray(self.columns), axis=1)
+        rows = self.rows_of(weight, index)
+        if np.array_equal(self.columns, np.arange(rows.shape[1])):
+            return rows
+        return self.backend.xp.take(rows, self.backend.asarray(self.columns), axis=1)
 
     def select(self, models: np.ndarray) -> Problem:
         """The problem of some of the models, at the host indices `models`."""
@@ -235,9 +236,9 @@ class State:
         """This state for the models that are `chosen`, a host mask, and another for the rest."""
 
         def pick(name: str) -> Array:
-            mine = getattr(self, name)
-            mask = backend.asarray(chosen.reshape(-1, *[1] * (mine.ndim - 1)))
-            return backend.xp.where(mask, mine, getattr(other, name))
+            ours = getattr(self, name)
+            mask = backend.asarray(chosen.reshape(-1, *[1] * (ours.ndim - 1)))
+            return backend.xp.where(mask, ours, getattr(other, name))
 
         return State(*(pick(field.name) for field in fields(self)))
 
@@ -245,6 +246,32 @@ class State:
         """The state of some of the models, at the host indices `models`."""
         take = _taker(backend, models)
         return State(*(take(getattr(self, field.name)) for field in fields(self)))
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The steps of an epoch of stochastic gradient descent.
+
+    Attributes
+    ----------
+    order : ndarray of shape (n,), host
+        Indices of the rows, in the order in which they are visited.
+    batch_size : int
+        Rows per step; the last batch may have fewer.
+    rates : ndarray of shape (n_steps, m), host
+        The learning rate of each step.
+    momentum : ndarray of shape (m,), host
+        What is kept of a velocity from one step to the next.
+    """
+
+    order: np.ndarray
+    batch_size: int
+    rates: np.ndarray
+    momentum: np.ndarray
+
+    def select(self, models: np.ndarray) -> Steps:
+        """The steps of some of the models, at the host indices `models`."""
+        return replace(self, rates=self.rates[:, models], momentum=self.momentum[models])
 
 
 class BatchSums(NamedTuple):
@@ -282,7 +309,9 @@ class Epoch:
     learning_rate : ndarray of shape (m,), host
         The learning rate before the schedule; not a number for a solver that has none.
     gap : ndarray of shape (m,), host, or None
-        An estimate of how far the objective is above its least value, where the solver has one.
+        A bound of how far the objective is above its least value, where the solver has one.
+    stalled : ndarray of shape (m,), host, or None
+        Whether the solver can get no further in the precision at hand.
     """
 
     models: np.ndarray
@@ -292,6 +321,23 @@ class Epoch:
     diverged: np.ndarray
     learning_rate: np.ndarray
     gap: np.ndarray | None = None
+    stalled: np.ndarray | None = None
+
+
+def _strengths(
+    scale: np.ndarray, l1_ratio: np.ndarray, known: np.ndarray, dtype: Any
+) -> tuple[np.ndarray, np.ndarray]:
+    """Strengths of the penalties of models with so many classes, per unit of weight, (m,).
+
+    Dividing ``C * sum_i s_i CE_i + (1 - l1_ratio)/2 ||W||^2 + l1_ratio ||W||_1`` by `scale`, which
+    is C times the sum of the weights, gives them. With two classes, `LogisticRegression` has one
+    row of weights, w = W_1 - W_0: at the best W for a given w, W_1 = -W_0, the norms are
+    ``||W||^2 = ||w||^2 / 2`` and ``||W||_1 = ||w||_1``, so L2 is doubled and L1 is not.
+    """
+    with np.errstate(divide="ignore", over="ignore"):
+        # The strongest leaves nothing of any weight, and must not overflow.
+        strength = np.minimum(1 / scale, float(float_info(dtype).max) ** 0.75)
+    return (1 - l1_ratio) * strength * np.where(known == 2, 2.0, 1.0), l1_ratio * strength
 
 
 def _taker(backend: Backend, models: np.ndarray) -> Any:

@@ -2,50 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
 import numpy as np
 
+from skmax.backends import Array, rounding_unit
+from skmax.ending import Ending, Reason
+from skmax.hyperparameters import Hyperparameters
 from skmax.objective import evaluate
-from skmax.problem import MASKED_LOGIT, Array, Epoch, Problem
+from skmax.policy import Method
+from skmax.problem import MASKED_LOGIT, Epoch, Problem, State
+from skmax.solvers.schedules import ENDING
+from skmax.solvers.sgd import with_exact_zeros
 from skmax.training import Consumer
 
-# A loss per row below which shares of it count for nothing: without a penalty, the loss of classes
-# that can be separated goes to zero, and no share of it is ever small enough.
+# A loss per row below which shares of it count for nothing where there is no penalty: the loss of
+# classes that can be separated then goes to zero, and no share of it is ever small enough.
 _LEAST_LOSS = 1e-3
+# Distances to the optimum that rounding errors alone may make, in units of the precision.
+_ROUNDINGS = 16
 
 
-class Weights:
-    """Copies of the weights of every model.
+class Weights(NamedTuple):
+    """Copies of the weights of a model, of shapes (k, d) and (k,)."""
 
-    Attributes
-    ----------
-    kept : list of tuples (coef, intercept), arrays of shapes (k, d) and (k,)
-        Per model; None before the first copy.
-    """
+    coef: Array
+    intercept: Array
 
-    def __init__(self, problem: Problem):
-        self.kept: list[tuple[Array, Array] | None] = [None] * problem.n_models
-        self._xp = problem.backend.xp
-        self._together: set[int] = set()
+    @classmethod
+    def copy(cls, xp: object, coef: Array, intercept: Array) -> Weights:
+        """Copies that training does not overwrite."""
+        return cls(*(xp.asarray(array, copy=True) for array in (coef, intercept)))  # type: ignore[attr-defined]
 
-    def _copy(self, array: Array) -> Array:
-        return self._xp.asarray(array, copy=True)
 
-    def keep(self, epoch: Epoch, position: int) -> None:
-        """Copy the weights of the model at a position in the epoch's stack."""
-        coef = self._copy(epoch.state.coef[position, ...])
-        intercept = self._copy(epoch.state.intercept[position, ...])
-        self.kept[epoch.models[position]] = coef, intercept  # at once: Ctrl-C may come any time
+@dataclass(frozen=True)
+class _Snapshot:
+    """What is known after an epoch: replaced at once, since Ctrl-C may come any time."""
 
-    def keep_all(self, epoch: Epoch) -> None:
-        """Copy the weights of all models at once: on a GPU, every copy takes a launch."""
-        staying = set(epoch.models.tolist())
-        for model in self._together - staying:  # would keep the copies of all others, too
-            coef, intercept = map(self._copy, self.kept[model] or ())
-            self.kept[model] = coef, intercept
-        self._together = staying
-        coef, intercept = self._copy(epoch.state.coef), self._copy(epoch.state.intercept)
-        for position, model in enumerate(epoch.models):
-            self.kept[model] = coef[position, ...], intercept[position, ...]
+    models: np.ndarray
+    weights: Weights  # of these models, stacked
+    n_iter: np.ndarray  # of all models
 
 
 class Record(Consumer):
@@ -53,32 +51,58 @@ class Record(Consumer):
 
     Attributes
     ----------
-    loss, accuracy : list of list of float
-        Per model, one entry per epoch.
     learning_rate : ndarray of shape (m,)
         The rates last used.
-    weights : Weights
-        After the last epoch.
     last : Epoch or None
         The last epoch itself, to be looked at only once training is over.
     """
 
     def __init__(self, problem: Problem):
         self.last: Epoch | None = None
-        self.loss: list[list[float]] = [[] for _ in range(problem.n_models)]
-        self.accuracy: list[list[float]] = [[] for _ in range(problem.n_models)]
-        self.learning_rate = np.full(problem.n_models, np.nan)
-        self.weights = Weights(problem)
+        m = problem.n_models
+        self._xp = problem.backend.xp
+        self._loss: list[list[float]] = [[] for _ in range(m)]
+        self._accuracy: list[list[float]] = [[] for _ in range(m)]
+        self._departed: dict[int, Weights] = {}
+        self._snapshot: _Snapshot | None = None
+        self.learning_rate = np.full(m, np.nan)
 
     def __call__(self, epoch: Epoch) -> bool:
         """Take down the epoch."""
         self.last = epoch
+        n_iter = np.zeros(len(self._loss), dtype=int)
+        if self._snapshot is not None:
+            n_iter = self._snapshot.n_iter.copy()
+            for model in np.setdiff1d(self._snapshot.models, epoch.models):
+                self._departed[model] = Weights.copy(self._xp, *self.weights(model))
         self.learning_rate[epoch.models] = epoch.learning_rate
-        self.weights.keep_all(epoch)
         for position, model in enumerate(epoch.models):
-            self.loss[model].append(float(epoch.loss[position]))
-            self.accuracy[model].append(float(epoch.accuracy[position]))
+            self._loss[model].append(float(epoch.loss[position]))
+            self._accuracy[model].append(float(epoch.accuracy[position]))
+        n_iter[epoch.models] += 1
+        weights = Weights.copy(self._xp, epoch.state.coef, epoch.state.intercept)
+        self._snapshot = _Snapshot(epoch.models, weights, n_iter)
         return False
+
+    def n_iter(self, model: int) -> int:
+        """The epochs that a model has completed."""
+        return 0 if self._snapshot is None else int(self._snapshot.n_iter[model])
+
+    def loss(self, model: int) -> list[float]:
+        """The objective after each of them."""
+        return self._loss[model][: self.n_iter(model)]
+
+    def accuracy(self, model: int) -> list[float]:
+        """The accuracy after each of them."""
+        return self._accuracy[model][: self.n_iter(model)]
+
+    def weights(self, model: int) -> Weights:
+        """The weights after the last of them."""
+        if self._snapshot is not None:
+            for position in np.flatnonzero(self._snapshot.models == model):
+                coef, intercept = self._snapshot.weights
+                return Weights(coef[position, ...], intercept[position, ...])
+        return self._departed[model]
 
 
 class Validation(Consumer):
@@ -102,8 +126,8 @@ class Validation(Consumer):
             problem = problem.select(epoch.models)
         losses, scores = evaluate(problem, epoch.state)
         for model, loss, score in zip(epoch.models, losses, scores, strict=True):
-            masked = loss > -MASKED_LOGIT / len(problem.order) / 2
-            self.loss[model].append(np.inf if masked else float(loss))
+            # A class that the model must not know makes it about as large as the masked logit.
+            self.loss[model].append(np.inf if loss > -MASKED_LOGIT / 1e15 else float(loss))
             self.score[model].append(float(score))
         return False
 
@@ -140,6 +164,8 @@ class Tolerance(Consumer):
         Whether the schedule ends.
     """
 
+    reason = Reason.TOLERANCE
+
     def __init__(self, tol: np.ndarray, n_iter_no_change: np.ndarray, ending: np.ndarray):
         self.tol = tol
         self.ending = ending
@@ -161,40 +187,45 @@ class Tolerance(Consumer):
 
 
 class Converged(Consumer):
-    """Stops a model that its solver finds within a share `tol`, of shape (m,), of the optimum.
+    """Stops a model that its solver proves within a share `tol`, of shape (m,), of the optimum.
 
     Attributes
     ----------
     gap : ndarray of shape (m,)
-        The solver's last estimates; not a number where it makes none.
-    done : ndarray of shape (m,), bool
-        Which models have got there.
+        The solver's last bounds; not a number where it has none.
     """
 
-    def __init__(self, tol: np.ndarray):
-        self.tol = tol
+    reason = Reason.CONVERGED
+
+    def __init__(self, problem: Problem, tol: np.ndarray):
+        rounding = _ROUNDINGS * rounding_unit(problem.data.dtype)
+        self.tol = np.where(tol > 0, np.maximum(tol, rounding), 0.0)
         self.gap = np.full(len(tol), np.nan)
-        self.done = np.zeros(len(tol), dtype=bool)
+        self._least = np.where((problem.l1 > 0) | (problem.l2 > 0), 0.0, _LEAST_LOSS)
 
     def __call__(self, epoch: Epoch) -> np.ndarray | bool:
         """Stop the models that have converged."""
         if epoch.gap is None:
             return False
         self.gap[epoch.models] = epoch.gap
-        tol = self.tol[epoch.models]
-        enough = tol * np.maximum(epoch.loss, _LEAST_LOSS)
-        self.done[epoch.models] = (epoch.gap <= enough) & (tol > 0)
-        return self.done[epoch.models]
+        tol, loss = self.tol[epoch.models], np.maximum(epoch.loss, self._least[epoch.models])
+        return (epoch.gap <= tol * loss) & (tol > 0)
+
+
+class Stalled(Consumer):
+    """Stops the models whose solver can get no further."""
+
+    reason = Reason.STALLED
+
+    def __call__(self, epoch: Epoch) -> np.ndarray | bool:
+        """Stop the models that have stalled."""
+        return False if epoch.stalled is None else epoch.stalled
 
 
 class EarlyStopping(Consumer):
-    """Stops a model whose validation score has stalled.
+    """Stops a model whose validation score has stalled."""
 
-    Attributes
-    ----------
-    weights : Weights
-        Those that scored best.
-    """
+    reason = Reason.EARLY_STOPPING
 
     def __init__(
         self,
@@ -203,28 +234,33 @@ class EarlyStopping(Consumer):
         tol: np.ndarray,
         n_iter_no_change: np.ndarray,
     ):
-        self.weights = Weights(problem)
         self.validation = validation
         self.tol = tol
         self.patience = Patience(n_iter_no_change)
-        self._best_score = np.full(problem.n_models, -np.inf)
+        self._xp = problem.backend.xp
+        self._best: dict[int, tuple[float, Weights]] = {}
 
     def __call__(self, epoch: Epoch) -> np.ndarray:
         """Keep the weights that score best, and stop the models that have stalled."""
         score = np.array([self.validation.score[model][-1] for model in epoch.models])
         for position, model in enumerate(epoch.models):
-            if score[position] > self._best_score[model]:
-                self._best_score[model] = score[position]
-                self.weights.keep(epoch, position)
+            if model not in self._best or score[position] > self._best[model][0]:
+                state = epoch.state.coef[position, ...], epoch.state.intercept[position, ...]
+                self._best[model] = score[position], Weights.copy(self._xp, *state)
         tol = self.tol[epoch.models]
         margin = np.where(np.isfinite(self.patience.best[epoch.models]), tol, 0.0)
         return self.patience.exhausted(epoch.models, -score, margin) & (tol > 0)
+
+    def weights(self, model: int) -> Weights:
+        """The weights that scored best."""
+        return self._best[model][1]
 
 
 class Planned(Consumer):
     """Stops every model after as many epochs as were planned for it, of shape (m,)."""
 
-    def __init__(self, max_iter: np.ndarray):
+    def __init__(self, max_iter: np.ndarray, reason: Reason):
+        self.reason = reason
         self._max_iter, self._epoch = max_iter, 0
 
     def __call__(self, epoch: Epoch) -> np.ndarray:
@@ -246,36 +282,52 @@ class Divergence(Consumer):
         What happened, with the learning rate, by model.
     """
 
-    def __init__(self) -> None:
+    reason = Reason.DIVERGED
+
+    def __init__(self, parameters: Sequence[Hyperparameters]) -> None:
         self.errors: dict[int, str] = {}
+        self._parameters = parameters
         self._epoch = 0
 
     def __call__(self, epoch: Epoch) -> np.ndarray:
         """Take down which models have diverged."""
         self._epoch += 1
         for position in np.flatnonzero(epoch.diverged):
-            self.errors[int(epoch.models[position])] = (
+            model = int(epoch.models[position])
+            self.errors[model] = (
                 f"Training diverged in epoch {self._epoch} with "
                 f"learning_rate={epoch.learning_rate[position]:g}: the objective is "
-                f"{epoch.loss[position]:g}. "
-                "Use a smaller learning_rate, or learning_rate='auto'."
+                f"{epoch.loss[position]:g}. {_remedy(self._parameters[model])}"
             )
         if epoch.diverged.all():
             raise DivergedError(self.errors[int(epoch.models[0])])
         return epoch.diverged
 
 
+def _remedy(params: Hyperparameters) -> str:
+    if params.learning_rate != "auto":
+        return "Use a smaller learning_rate, or learning_rate='auto'."
+    if params.preconditioner is None:
+        return "No smaller rate did better: rescale X, or use preconditioner='diagonal'."
+    return (
+        "No smaller rate did better: look for values of X that are far larger than all others, and "
+        "use warm_start=False if this was a warm start."
+    )
+
+
 class Report(Consumer):
-    """Prints a line per epoch."""
+    """Prints a line per epoch of the first model, as long as it trains."""
 
-    def __init__(self, record: Record, validation: Validation | None):
-        self.record = record
-        self.validation = validation
+    def __init__(self, record: Record, validation: Validation | None, first_epoch: int = 1):
+        self.record, self.validation = record, validation
+        self._before = first_epoch - 1
 
-    def __call__(self, epoch: Epoch) -> bool:  # noqa: ARG002
+    def __call__(self, epoch: Epoch) -> bool:
         """Print what the record has of the first model."""
-        loss, accuracy = self.record.loss[0], self.record.accuracy[0]
-        line = f"Epoch {len(loss)}: loss {loss[-1]:.6f}, accuracy {accuracy[-1]:.4f}"
+        if epoch.models[0] != 0:
+            return False
+        number = self._before + self.record.n_iter(0)
+        line = f"Epoch {number}: loss {epoch.loss[0]:.6f}, accuracy {epoch.accuracy[0]:.4f}"
         if self.validation is not None:
             line += (
                 f", validation loss {self.validation.loss[0][-1]:.6f}"
@@ -292,18 +344,14 @@ class Watch:
     ----------
     problem : Problem
         What is minimised.
+    parameters : sequence of Hyperparameters, of length m
+        They agree on the solver, `early_stopping` and `verbose`.
+    methods : sequence of Method, of length m
+        How the models are trained; they agree on the solver.
     held_out : Problem or None
         The same models on validation rows.
-    early_stopping : bool
-        Whether validation stops training.
-    tol : ndarray of shape (m,)
-        As `SoftmaxRegression` has it, per model.
-    n_iter_no_change, max_iter : ndarray of shape (m,)
-        Epochs to wait, and epochs planned.
-    ending : ndarray of shape (m,), bool
-        Whether the schedule ends.
-    verbose : int
-        Whether to print what the first model does.
+    first_epoch : int
+        The number that the first epoch is reported by.
 
     Attributes
     ----------
@@ -311,43 +359,79 @@ class Watch:
         The curves.
     validation : Validation or None
         The curves on validation rows, where there are any.
-    weights : Weights
-        The ones that the fit ends with.
-    converged : Converged
-        Whether the solver has found the optimum.
     divergence : Divergence
         What has diverged.
     consumers : list of Consumer
         All of them, in the order in which they want to be asked.
+    reasons : list of Reason
+        Why training ended, per model.
     """
 
     def __init__(
         self,
         problem: Problem,
-        held_out: Problem | None,
+        parameters: Sequence[Hyperparameters],
+        methods: Sequence[Method],
+        held_out: Problem | None = None,
         *,
-        early_stopping: bool,
-        tol: np.ndarray,
-        n_iter_no_change: np.ndarray,
-        max_iter: np.ndarray,
-        ending: np.ndarray,
-        verbose: int,
+        first_epoch: int = 1,
     ):
+        first, solver = parameters[0], methods[0].solver
         self.record = Record(problem)
-        self.weights = self.record.weights
         self.validation = None if held_out is None else Validation(held_out)
-        self.divergence, self.converged = Divergence(), Converged(tol)
+        self.divergence = Divergence(parameters)
+        self.reasons = [Reason.INTERRUPTED] * problem.n_models
+        self._problem, self._is_noisy = problem, solver == "sgd"
+        self._final: dict[int, Weights] = {}
+        tol = np.array([float(params.tol) for params in parameters])
+        self._converged = Converged(problem, tol)
+        self._best: EarlyStopping | None = None
         self.consumers: list[Consumer] = [self.divergence]
         if self.validation is not None:
             self.consumers.append(self.validation)
-        self.consumers.append(self.converged)
-        if early_stopping and self.validation is not None:
-            stopping = EarlyStopping(problem, self.validation, tol, n_iter_no_change)
-            self.weights = stopping.weights
-            self.consumers.append(stopping)
-        else:
-            self.consumers.append(Tolerance(tol, n_iter_no_change, ending))
-        self.consumers.append(Planned(max_iter))
+        self.consumers.append(self._converged)
+        max_iter = np.array([method.max_iter for method in methods])
+        patience = np.array(
+            [
+                params.n_iter_no_change or max(10, planned // 10)
+                for params, planned in zip(parameters, max_iter, strict=True)
+            ]
+        )
+        ending = np.array([solver == "sgd" and params.schedule in ENDING for params in parameters])
+        if first.early_stopping and self.validation is not None:
+            self._best = EarlyStopping(problem, self.validation, tol, patience)
+            self.consumers.append(self._best)
+        elif solver == "sgd":
+            self.consumers.append(Tolerance(tol, patience, ending))
+        for reason, mask in ((Reason.SCHEDULE, ending), (Reason.CAP, ~ending)):
+            if mask.any():
+                self.consumers.append(Planned(np.where(mask, max_iter, np.inf), reason))
+        self.consumers.append(Stalled())
         self.consumers.append(self.record)  # an epoch that it knows of is complete
-        if verbose:
-            self.consumers.append(Report(self.record, self.validation))
+        if first.verbose:
+            self.consumers.append(Report(self.record, self.validation, first_epoch))
+
+    def weights(self, model: int) -> Weights:
+        """The weights that training ends with: the latest, or those that scored best.
+
+        Under L1, those that the noise of minibatches keeps from zero are zero.
+        """
+        if model not in self._final:
+            weights = (self.record if self._best is None else self._best).weights(model)
+            self._final[model] = self._settled(model, weights) if self._is_noisy else weights
+        return self._final[model]
+
+    def _settled(self, model: int, weights: Weights) -> Weights:
+        coef, intercept = (part[None, ...] for part in weights)
+        state = State(coef, intercept, 0 * coef, 0 * intercept)
+        state = with_exact_zeros(self._problem.select(np.array([model])), state)
+        return Weights(state.coef[0, ...], state.intercept[0, ...])
+
+    def ending(self, model: int) -> Ending:
+        """How the training of a model ended."""
+        return Ending(
+            self.reasons[model],
+            self.record.n_iter(model),
+            self.record.loss(model)[-1],
+            float(self._converged.gap[model]),
+        )

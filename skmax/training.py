@@ -7,11 +7,20 @@ from contextlib import closing
 
 import numpy as np
 
+from skmax.ending import Reason
 from skmax.problem import Epoch
 
 
 class Consumer:
-    """What looks on while models train, and may say that some are done."""
+    """What looks on while models train, and may say that some are done.
+
+    Attributes
+    ----------
+    reason : Reason
+        Why those are done that it says are done.
+    """
+
+    reason = Reason.CALLBACK
 
     def begin(self) -> None:
         """Before each epoch: nothing, unless overridden."""
@@ -24,7 +33,11 @@ class Consumer:
         return False
 
 
-def train(epochs: Generator[Epoch, np.ndarray | None, None], consumers: Sequence[Consumer]) -> None:
+def train(
+    epochs: Generator[Epoch, np.ndarray | None, None],
+    consumers: Sequence[Consumer],
+    reasons: list[Reason],
+) -> None:
     """Train until every model is done.
 
     Parameters
@@ -33,6 +46,8 @@ def train(epochs: Generator[Epoch, np.ndarray | None, None], consumers: Sequence
         A solver at work. It is closed whatever happens.
     consumers : sequence of Consumer
         Asked in this order after each epoch.
+    reasons : list of Reason, of length m
+        Filled in, per model: what the first consumer says that is done with it.
     """
     done: np.ndarray | None = None
     with closing(epochs):
@@ -42,6 +57,9 @@ def train(epochs: Generator[Epoch, np.ndarray | None, None], consumers: Sequence
             epoch = epochs.send(done)
             done = np.zeros(len(epoch.models), dtype=bool)
             for consumer in consumers:
-                done |= consumer(epoch)
+                leaving = consumer(epoch) & ~done
+                for model in epoch.models[leaving]:
+                    reasons[model] = consumer.reason
+                done |= leaving
             if done.all():
                 return

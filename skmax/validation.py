@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from numbers import Number
 from typing import Any
@@ -20,6 +21,8 @@ from sklearn.utils.validation import (
 
 from skmax._sklearn import _check_feature_names, _check_unknown, _convert_to_numpy, _encode
 
+# What fitting learns of X by itself.
+_OF_X = ("n_features_in_", "feature_names_in_")
 # How far from one the probabilities of a row may sum.
 _SUM_TOLERANCE = 1e-3
 
@@ -27,33 +30,80 @@ _SUM_TOLERANCE = 1e-3
 def check_X(estimator: Any, X: Any) -> Any:
     """X for a fitted estimator, checked as scikit-learn does, in its own dtype and layout."""
     _refuse_dtype(X)
-    return validate_data(estimator, X, reset=False, accept_sparse="csr", dtype="numeric")
+    X = validate_data(estimator, X, reset=False, accept_sparse="csr", dtype="numeric")
+    _check_width(estimator, X)
+    return X
 
 
-def check_X_y(estimator: Any, X: Any, y: Any, *, reset: bool) -> tuple[Any, Any]:
-    """X and y for fitting, checked as scikit-learn does, X in its own dtype and layout."""
+def check_X_y(estimator: Any, X: Any, y: Any, *, reset: bool) -> tuple[Any, Any, dict[str, Any]]:
+    """X and y for fitting, checked as scikit-learn does, X in its own dtype and layout.
+
+    The estimator stays as it is: what it should learn of X are the attributes returned last.
+    """
     _refuse_dtype(X)
-    if hasattr(y, "isna") and np.any(missing := np.asarray(y.isna())):
-        row = np.argwhere(missing)[0, 0]
-        raise ValueError(f"Input y contains NaN or NA: the label of row {row} is missing.")
-    return validate_data(
-        estimator, X, y, reset=reset, accept_sparse="csr", dtype="numeric", multi_output=True
+    _refuse_missing_labels(y)
+    probe = _copy(estimator)
+    X, y = validate_data(
+        probe, X, y, reset=reset, accept_sparse="csr", dtype="numeric", multi_output=True
     )
+    if not reset:
+        _check_width(estimator, X)
+        probe.n_features_in_ = X.shape[1]
+    return X, y, {name: vars(probe)[name] for name in _OF_X if name in vars(probe)}
 
 
-def check_validation_X_y(estimator: Any, X: Any, y: Any) -> tuple[Any, Any]:
-    """X_val and y_val, checked like X and y, and named in what is said of them."""
+def check_validation_X_y(
+    estimator: Any, attributes: dict[str, Any], X: Any, y: Any
+) -> tuple[Any, Any]:
+    """X_val and y_val, checked like X and y, and named in what is said of them.
+
+    `attributes` are those that `check_X_y` gave.
+    """
     _refuse_dtype(X)
-    _check_feature_names(estimator, X, reset=False)
+    _check_feature_names(_copy(estimator, attributes), X, reset=False)
     X = check_array(X, accept_sparse="csr", dtype="numeric", input_name="X_val")
-    if X.shape[1] != estimator.n_features_in_:
+    n_features = attributes["n_features_in_"]
+    if X.shape[1] != n_features:
         raise ValueError(
             f"X_val has {X.shape[1]} features, but {type(estimator).__name__} is expecting "
-            f"{estimator.n_features_in_} features as input, as X has."
+            f"{n_features} features as input, as X has."
         )
     y = check_array(y, accept_sparse="csr", ensure_2d=False, dtype=None, input_name="y_val")
     check_consistent_length(X, y)
     return X, y
+
+
+def _copy(estimator: Any, attributes: dict[str, Any] | None = None) -> Any:
+    """An estimator of the same class that knows other features, or else the same."""
+    copy = object.__new__(type(estimator))
+    copy.__dict__.update(vars(estimator))
+    if attributes is not None:
+        for name in _OF_X:
+            copy.__dict__.pop(name, None)
+        copy.__dict__.update(attributes)
+    return copy
+
+
+def _check_width(estimator: Any, X: Any) -> None:
+    """Hold X to the coefficients, which may have been set by hand."""
+    if hasattr(estimator, "coef_") and X.shape[1] != estimator.coef_.shape[1]:
+        raise ValueError(
+            f"X has {X.shape[1]} features, but {type(estimator).__name__} is expecting "
+            f"{estimator.coef_.shape[1]} features as input, as coef_ has."
+        )
+
+
+def _refuse_missing_labels(y: Any, name: str = "Input y", item: str = "the label of row") -> None:
+    """Refuse labels that are missing, which NumPy takes for a class of their own."""
+    if hasattr(y, "isna"):
+        missing = np.asarray(y.isna())
+    elif getattr(getattr(y, "dtype", None), "kind", None) in ("m", "M"):
+        missing = np.isnat(y)
+    else:
+        return
+    if np.any(missing):
+        row = np.argwhere(missing)[0, 0]
+        raise ValueError(f"{name} contains NaN, NaT or NA: {item} {row} is missing.")
 
 
 def _refuse_dtype(X: Any) -> None:
@@ -196,9 +246,9 @@ class Targets:
         else:
             values = self.values * factor
             row_factor = values.sum(axis=1)
-            kept = row_factor > 0
-            values = np.divide(values, row_factor[:, None], out=values, where=kept[:, None])
-            targets = Targets(self.classes, np.where(kept[:, None], values, self.values))
+            weighs = row_factor > 0
+            values = np.divide(values, row_factor[:, None], out=values, where=weighs[:, None])
+            targets = Targets(self.classes, np.where(weighs[:, None], values, self.values))
         return targets, row_factor if sample_weight is None else sample_weight * row_factor
 
     def _factors(
@@ -280,6 +330,57 @@ def check_classes(classes: np.ndarray, mass: np.ndarray) -> np.ndarray:
     return masked
 
 
-def _shown(values: Any, most: int = 10) -> str:
-    shown = ", ".join(repr(value) for value in np.asarray(values)[:most].tolist())
-    return f"[{shown}, ...]" if len(values) > most else f"[{shown}]"
+def check_announced_classes(estimator: Any, y: Any, classes: Any) -> np.ndarray:
+    """The classes of all calls to `partial_fit`, on the host.
+
+    Raises
+    ------
+    ValueError
+        They are not those of the earlier calls, or there are none, or one is missing.
+    """
+    announced = None if classes is None else _distinct(classes)
+    if hasattr(estimator, "coef_"):
+        known = to_host(estimator.classes_)
+        if announced is not None and not np.array_equal(known, announced):
+            raise ValueError(
+                f"`classes={classes!r}` is not the same as on last call to partial_fit, was: "
+                f"{known!r}. Pass the same or none; for others, start with a new estimator."
+            )
+        return known
+    if announced is None and is_matrix(y):
+        announced = np.arange(y.shape[1])
+    if announced is None:
+        raise ValueError("classes must be passed on the first call to partial_fit.")
+    check_classes(announced, np.ones(len(announced)))
+    return announced
+
+
+def _distinct(classes: Any) -> np.ndarray:
+    """Different class labels, sorted, of any collection."""
+    if isinstance(classes, Set | Mapping):
+        classes = list(classes)
+    classes = to_host(classes)
+    _refuse_missing_labels(classes, "classes", "entry")
+    if classes.dtype.kind in "fO" and (missing := np.flatnonzero(classes != classes)).size:
+        raise ValueError(f"classes contains NaN: entry {missing[0]} is missing.")
+    return np.unique(classes)
+
+
+def check_same_model(estimator: Any, X: Any, classes: np.ndarray) -> None:
+    """Raise a ValueError unless a warm start on X and these classes can go on from `coef_`."""
+    if X.shape[1] != estimator.coef_.shape[1]:
+        raise ValueError(
+            f"X has {X.shape[1]} features, but {type(estimator).__name__} is expecting "
+            f"{estimator.coef_.shape[1]} features as input, which warm_start goes on with."
+        )
+    before = to_host(estimator.classes_)
+    if not np.array_equal(before, classes):
+        raise ValueError(
+            "warm_start can only be used where `y` has the same classes as in the previous "
+            f"call to fit. Previously got {before}, `y` has {classes}."
+        )
+
+
+def _shown(values: Any, limit: int = 10) -> str:
+    shown = ", ".join(repr(value) for value in np.asarray(values)[:limit].tolist())
+    return f"[{shown}, ...]" if len(values) > limit else f"[{shown}]"

@@ -6,7 +6,9 @@ os.environ.setdefault("SCIPY_ARRAY_API", "1")  # before SciPy is imported
 
 import collections
 import importlib.util
+import sys
 
+import emulated_cupy
 import numpy as np
 import pytest
 from hypothesis import settings
@@ -60,6 +62,28 @@ def pytest_terminal_summary(terminalreporter):
         terminalreporter.section("scikit-learn's estimator checks")
         for (kind, outcome), number in sorted(counts.items()):
             terminalreporter.line(f"{kind}: {number} {outcome}")
+
+
+@pytest.fixture(params=[pytest.param("device", marks=pytest.mark.gpu), "emulated"])
+def cuda(request, monkeypatch):
+    """CuPy on a GPU, or emulated."""
+    if request.param == "emulated":
+        emulated_cupy.install(monkeypatch)
+    return request.param
+
+
+@pytest.fixture
+def emulated(monkeypatch):
+    """CuPy emulated, whatever there is."""
+    return emulated_cupy.install(monkeypatch)
+
+
+@pytest.fixture(autouse=True)
+def _close_figures():
+    """Close what a test, or an example, has drawn: pyplot keeps it."""
+    yield
+    if "matplotlib.pyplot" in sys.modules:
+        sys.modules["matplotlib.pyplot"].close("all")
 
 
 @pytest.fixture

@@ -143,8 +143,14 @@ class SparseMatrix:
         self.shape, self.dtype, self.nnz = matrix.shape, matrix.dtype, matrix.nnz
         self.ndim = 2
 
-    def __getitem__(self, rows):
-        return SparseMatrix(self._matrix[rows])
+    def __getitem__(self, index):
+        return SparseMatrix(self._matrix[index])
+
+    def __abs__(self):
+        return SparseMatrix(abs(self._matrix))
+
+    def __truediv__(self, number):
+        return SparseMatrix(self._matrix / number)
 
     def __matmul__(self, dense):
         return self._matrix @ dense
@@ -156,8 +162,23 @@ class SparseMatrix:
     def T(self):
         return SparseMatrix(self._matrix.T)
 
+    @property
+    def indices(self):
+        return self._matrix.indices
+
+    @property
+    def data(self):
+        return self._matrix.data
+
+    @data.setter
+    def data(self, values):
+        self._matrix.data = values
+
     def astype(self, dtype):
         return SparseMatrix(self._matrix.astype(dtype))
+
+    def copy(self):
+        return SparseMatrix(self._matrix.copy())
 
     def multiply(self, other):
         return SparseMatrix(self._matrix.multiply(other._matrix).tocsr())
@@ -201,7 +222,7 @@ def install(monkeypatch):
     """Let `import cupy` find this, and build kernels with fewer threads."""
     import array_api_compat.numpy
 
-    from skmax.backends.cupy_dense import compiled
+    from skmax.kernels.cuda import compiled
 
     if COMPILER is None:
         pytest.skip("no g++, which builds the kernels for the CPU")
@@ -233,7 +254,7 @@ def install(monkeypatch):
         monkeypatch.setitem(sys.modules, made.__name__, made)
     monkeypatch.setitem(sys.modules, "array_api_compat.cupy", array_api_compat.numpy)
     monkeypatch.setattr(array_api_compat, "cupy", array_api_compat.numpy, raising=False)
-    monkeypatch.setattr("skmax.backends.cupy_dense.THREADS", 64)
+    monkeypatch.setattr("skmax.kernels.cuda.THREADS", 64)
     monkeypatch.setattr(Kernel, "launches", 0)
     compiled.cache_clear()
     return cupy

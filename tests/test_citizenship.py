@@ -4,7 +4,6 @@ import copy
 import html
 import io
 import pickle
-import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -30,6 +29,7 @@ from sklearn.utils.parallel import Parallel, delayed
 from threadpoolctl import threadpool_info, threadpool_limits
 
 import skmax.backends.numpy
+import skmax.kernels.cpu
 from skmax import SoftmaxRegression
 from skmax.datasets import fetch_fashion_mnist
 
@@ -181,7 +181,7 @@ def test_without_validation_data_there_are_no_validation_results():
 
 
 def test_a_learning_rate_that_was_found_is_a_positive_float():
-    model = estimator(learning_rate="auto").fit(X, Y)
+    model = estimator(solver="sgd", learning_rate="auto").fit(X, Y)
     assert type(model.learning_rate_) is float
     assert 0 < model.learning_rate_ < np.inf
     assert model.learning_rate == "auto"
@@ -251,13 +251,11 @@ def test_tags():
     assert tags.target_tags.required
 
 
-def test_html_links_to_the_documentation_and_describes_parameters():
+def test_html_shows_parameters_and_links_to_no_page_that_does_not_exist():
     shown = html.unescape(SoftmaxRegression(C=0.5)._repr_html_())
-    assert re.search(r'href="https://[^"]*skmax\.SoftmaxRegression"', shown)
+    assert "readthedocs" not in shown
     for name in SoftmaxRegression().get_params():
-        assert re.search(rf'href="https://[^"]*#[^"]*text={name}', shown), name
-    assert "float, default=1.0" in shown
-    assert "Inverse of the strength of the penalty" in shown
+        assert name in shown
 
 
 def test_repr_shows_what_differs_from_the_defaults():
@@ -331,7 +329,7 @@ def assert_same_results(search, other):
 @pytest.mark.parametrize("learning_rate", ["auto", 0.05])
 def test_a_search_gives_the_same_scores_with_any_number_of_jobs(learning_rate):
     settings = {"cv": 3, "return_train_score": True, "scoring": "neg_log_loss"}
-    model = piped(learning_rate=learning_rate)
+    model = piped(solver="sgd", learning_rate=learning_rate)
     grid = {"model__C": [0.001, 1.0], "model__momentum": [0.0, 0.9]}
     one, two = (GridSearchCV(model, grid, n_jobs=n, **settings).fit(X, Y) for n in (1, 2))
     assert_same_results(one, two)
@@ -567,14 +565,15 @@ def test_data_that_cannot_be_written_to(tmp_path, backing):
 def test_no_product_or_factorisation_of_fit_waits_for_threads_of_blas(monkeypatch, solver):
     """Idle ones spin: where two processes fit at once, each took four times as long."""
     counts = []
-    for name in ("_inverse", "dense_pass", "dense_sgd_epoch"):
-        original = getattr(skmax.backends.numpy, name)
+    numpy, cpu = skmax.backends.numpy, skmax.kernels.cpu
+    for module, name in ((numpy, "_inverse"), (cpu, "full_pass"), (cpu, "sgd_epoch")):
+        original = getattr(module, name)
 
         def counted(*arguments, original=original, **options):
             counts.append(blas_threads())
             return original(*arguments, **options)
 
-        monkeypatch.setattr(skmax.backends.numpy, name, counted)
+        monkeypatch.setattr(module, name, counted)
     rng = np.random.default_rng(0)
     with threadpool_limits(2, user_api="blas"):
         labels = np.arange(600) % 3

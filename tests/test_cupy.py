@@ -8,42 +8,22 @@ import shutil
 import subprocess
 import sys
 import types
-from dataclasses import replace
 from pathlib import Path
 
 import emulated_cupy
 import numpy as np
 import pytest
 import sklearn
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from scipy import sparse
 from test_backends import NAMES, SOFT, WEIGHT, Place, X, Y, assert_same, estimator
 
-import skmax.backends.cupy as cupy_backend
 import skmax.solvers.sgd
 from skmax import BatchedGridSearchCV, SoftmaxRegression
-from skmax.backends.cupy_dense import PARAMETERS, Device, Plan, source
+from skmax.backends.cupy import CupyBackend
+from skmax.data import device, source
 from skmax.objective import logit_chunks
-from skmax.problem import Problem, State
-from skmax.solvers.sgd import SGD, sgd_epoch
 
 TOLERANCE = {"float64": 1e-9, "float32": 1e-5}
-ARCHITECTURES = ["sm_80", "sm_90", "sm_100"]
-
-
-@pytest.fixture(params=[pytest.param("device", marks=pytest.mark.gpu), "emulated"])
-def cuda(request, monkeypatch):
-    """CuPy on a GPU, or emulated."""
-    if request.param == "emulated":
-        emulated_cupy.install(monkeypatch)
-    return request.param
-
-
-@pytest.fixture
-def emulated(monkeypatch):
-    """CuPy emulated, whatever there is."""
-    return emulated_cupy.install(monkeypatch)
 
 
 # The same answers as on the CPU
@@ -210,7 +190,9 @@ def test_models_of_NumPy_input_are_pickled_without_cupy(cuda, partly):
     "params", [{}, {"preconditioner": None}, {"solver": "lbfgs", "max_iter": 5}], ids=str
 )
 def test_sparse_rows(cuda, params, dtype):
-    values = sparse.csr_array(np.where(np.abs(X) > 1, np.rint(5 * X), 0).astype(dtype))
+    values = np.where(np.abs(X) > 1, np.rint(5 * X), 0).astype(dtype)
+    values[:, 3] = 0
+    values = sparse.csr_array(values)
     model = estimator(backend="cupy", **params).fit(values, Y, sample_weight=WEIGHT)
     expected = estimator(**params).fit(values, Y, sample_weight=WEIGHT)
     trained_in = "float64" if dtype in ("float64", "int32") else "float32"
@@ -224,8 +206,8 @@ def test_sparse_rows(cuda, params, dtype):
 def test_logits_of_sparse_rows(cuda):
     values = np.where(np.abs(X) > 1, X, 0)
     coef, intercept = np.random.default_rng(0).normal(size=(3, 5)), np.arange(3.0)
-    backend = cupy_backend.CupyBackend()
-    data = backend.rows_of(sparse.csr_array(values), np.float64)
+    backend = CupyBackend()
+    data = source(sparse.csr_array(values), backend, np.float64)
     order = np.arange(len(values))[::-1]
     parts = logit_chunks(data, backend.asarray(coef), backend.asarray(intercept), order)
     logits = np.concatenate([backend.to_numpy(part).reshape(-1, 3) for part in parts])
@@ -253,151 +235,7 @@ def test_a_search_gives_the_scores_of_the_cpu(cuda, kind):
     )
 
 
-# The kernel, beside the reference
-
-
-def make_problem(backend, rng, *, m, k, n, d, dtype, batch, rare=()):
-    """A stack, where it starts, how it is trained and in which order, all at random."""
-    values = 3 * rng.normal(size=(n, d)) + 20
-    values = np.rint(values).astype(dtype) if dtype == np.uint8 else values.astype(dtype)
-    data = backend.rows_of(values, np.float64 if dtype == np.float64 else np.float32, shuffled=True)
-    labels = rng.integers(k, size=n)
-    labels[:k] = np.arange(k)
-    u = min(m, 3)
-    weight = (
-        rng.exponential(size=(n, u)) * (rng.random((n, u)) > 0.2) if "weights" in rare else None
-    )
-    if weight is not None:
-        weight[:k] = 1
-    soft = rng.dirichlet(np.ones(k), size=n) if "soft" in rare else None
-    problem = Problem.pose(
-        data,
-        np.arange(n),
-        labels if soft is None else soft,
-        sample_weight=weight,
-        score_weight=weight**2 if weight is not None and "scores" in rare else None,
-        masked=np.zeros((m, k), bool),
-        C=rng.choice([0.01, 1.0, np.inf], m),
-        l1_ratio=rng.choice([0.0, 0.5, 1.0], m) if "l1" in rare else np.zeros(m),
-        label_smoothing=rng.uniform(0, 0.3, m) * ("smoothing" in rare),
-        fit_intercept="no intercept" not in rare,
-        columns=rng.integers(u, size=m),
-    )
-    if "shift" in rare:
-        shift = np.full(d, 20.0).astype(np.float32 if dtype == np.uint8 else dtype)
-        problem = replace(problem, data=problem.data.with_(shift=shift))
-    of = problem.data.dtype
-    if "plain" not in rare:
-        mean = rng.normal(size=(m, 1, d)) + (0 if "shift" in rare else 20)
-        scale = rng.uniform(0.2, 0.5, size=(m, 1, d))
-        problem = replace(
-            problem, mean=backend.asarray(mean, of), inverse_scale=backend.asarray(scale, of)
-        )
-    if "masked" in rare and k > 2:
-        problem = replace(problem, masked=np.arange(k) == rng.integers(k, size=(m, 1)))
-    start = State.start(problem)
-    state = State(
-        *(
-            array + backend.asarray(0.001 * rng.normal(size=array.shape), of)
-            for array in (
-                start.coef,
-                start.intercept,
-                start.coef_velocity,
-                start.intercept_velocity,
-            )
-        )
-    )
-    rate = rng.uniform(0.5, 1, m) * (1e-5 if "plain" in rare else 0.01)
-    solver = SGD(
-        rate, rng.choice([0.0, 0.9], m), np.zeros(m, bool), ("linear",) * m, (3,) * m, batch, True
-    )
-    return problem, state, solver, rng.permutation(n)
-
-
-def run(epoch, problem, state, solver, order):
-    """What an epoch leaves, on the host, by name."""
-    rates = solver.rates(0, -(-len(order) // solver.batch_size))
-    after, sums = epoch(problem, state, solver, order, rates)
-    to_numpy = problem.backend.to_numpy
-    names = ("coef", "intercept", "coef_velocity", "intercept_velocity")
-    arrays = {name: to_numpy(getattr(after, name)) for name in names}
-    return arrays | {"loss": to_numpy(sums[0]), "correct": to_numpy(sums[1])}
-
-
-def assert_as_the_reference(case, plan, dtype):
-    found, expected = run(plan, *case), run(sgd_epoch, *case)
-    for name, values in expected.items():
-        scale = np.abs(np.where(np.abs(values) < 1e20, values, 0)).max() + 1e-30  # but for masks
-        # In float32, what is left of terms that cancel is known to few digits.
-        tolerance = 1e-10 if dtype == np.float64 else 5e-3
-        np.testing.assert_allclose(
-            found[name] / scale, values / scale, atol=tolerance, rtol=1e-5, err_msg=name
-        )
-
-
-RARE = [
-    "weights", "scores", "soft", "l1", "smoothing", "shift", "plain", "masked", "no intercept",
-]  # fmt: skip
-H100 = Device(-1, 132, 232448, 8, 64)
-
-
-@st.composite
-def cases(draw):
-    """What `make_problem` needs, and a device."""
-    shape = {
-        "m": draw(st.integers(1, 5)),
-        "k": draw(st.sampled_from([2, 3, 10])),
-        "n": draw(st.integers(12, 70)),
-        "d": draw(st.sampled_from([1, 3, 8, 30, 70, 132, 260])),
-        "dtype": draw(st.sampled_from([np.uint8, np.float32, np.float64])),
-        "batch": draw(st.sampled_from([1, 5, 16, 33, 64])),
-        "rare": draw(st.sets(st.sampled_from(RARE))),
-    }
-    device = replace(
-        H100, cluster=draw(st.sampled_from([1, 8])), n_processors=draw(st.integers(1, 40))
-    )
-    return draw(st.integers(0, 2**32 - 1)), shape, device, draw(st.booleans())
-
-
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(cases())
-def test_the_kernel_equals_the_reference(emulated, case):
-    """To rounding: 1e-10 of the largest entry in float64, 5e-3 in float32."""
-    seed, shape, device, little_memory = case
-    backend = cupy_backend.CupyBackend()
-    problem, *rest = make_problem(backend, np.random.default_rng(seed), **shape)
-    plan = Plan.of(problem, shape["batch"], device)
-    while little_memory:  # which takes smaller tiles
-        device = replace(device, shared_bytes=plan.shared_bytes - 1)
-        smaller = Plan.of(problem, shape["batch"], device)
-        little_memory = smaller is not None and smaller.tile > 8
-        plan = smaller or plan
-    emulated_cupy.Kernel.seed = seed % 2**31
-    assert_as_the_reference((problem, *rest), plan, shape["dtype"])
-
-
-@pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.float64])
-@pytest.mark.parametrize("cluster", [1, 2, 8])
-def test_threads_may_run_in_any_order(emulated, dtype, cluster):
-    """A missing barrier would show."""
-    backend, rng = cupy_backend.CupyBackend(), np.random.default_rng(1)
-    case = make_problem(
-        backend, rng, m=2, k=3, n=40, d=260, dtype=dtype, batch=16, rare=("l1", "weights")
-    )
-    plan = Plan.of(case[0], 16, replace(H100, cluster=cluster))
-    assert cluster == plan.build.CLUSTER
-    results = []
-    for seed in range(4):
-        emulated_cupy.Kernel.seed = seed
-        results.append(run(plan, *case))
-    for other in results[1:]:
-        for name, values in results[0].items():
-            np.testing.assert_array_equal(other[name], values, err_msg=name)
-
-
-def test_arguments_are_in_the_order_of_the_parameters():
-    (parameters,) = re.findall(r"sgd_epoch\(([^)]*)\)", source())
-    assert tuple(re.findall(r"(\w+)(?:,|$)", parameters)) == PARAMETERS
+# The work of an epoch
 
 
 def test_a_stack_trains_in_one_launch_per_epoch(emulated):
@@ -480,30 +318,6 @@ def test_uint8_is_uploaded_once_and_as_it_is(emulated, monkeypatch):
     assert [dtype for dtype, shape in uploads if shape == values.shape] == ["uint8"]
 
 
-@pytest.mark.parametrize(
-    ("shape", "device"),
-    [
-        ({"k": 33, "n": 80}, H100),
-        ({"k": 17, "n": 80, "dtype": np.float64}, H100),
-        ({"d": 9000, "k": 10}, replace(H100, cluster=1, shared_bytes=166912)),
-    ],
-    ids=["many classes", "many classes in float64", "many weights"],
-)
-def test_what_the_kernel_does_not_serve_takes_the_generic_path(emulated, shape, device):
-    shape = {"m": 1, "k": 3, "n": 40, "d": 20, "dtype": np.float32, "batch": 16} | shape
-    problem, *_ = make_problem(cupy_backend.CupyBackend(), np.random.default_rng(0), **shape)
-    assert Plan.of(problem, 16, device) is None
-
-
-def test_more_rows_than_the_kernel_can_count_take_the_generic_path(emulated, monkeypatch):
-    shape = {"m": 1, "k": 3, "n": 40, "d": 20, "dtype": np.float32, "batch": 16}
-    problem, *_ = make_problem(cupy_backend.CupyBackend(), np.random.default_rng(0), **shape)
-    monkeypatch.setattr("skmax.backends.cupy_dense._MOST_ROWS", 40)
-    assert Plan.of(problem, 16, H100) is not None
-    monkeypatch.setattr("skmax.backends.cupy_dense._MOST_ROWS", 39)
-    assert Plan.of(problem, 16, H100) is None
-
-
 def test_shapes_that_the_kernel_does_not_serve_are_fitted(cuda):
     rng = np.random.default_rng(0)
     values, labels = rng.normal(size=(200, 5)), np.arange(200) % 25
@@ -517,8 +331,8 @@ def test_shapes_that_the_kernel_does_not_serve_are_fitted(cuda):
 @pytest.fixture
 def little_memory(monkeypatch):
     """A device that has room for no X, with room for a few rows in the pinned buffer."""
-    monkeypatch.setattr(cupy_backend.CupyBackend, "_free_bytes", lambda self: 0)
-    monkeypatch.setattr(cupy_backend, "_PIECE", 2000)
+    monkeypatch.setattr(CupyBackend, "free_bytes", lambda self: 0)
+    monkeypatch.setattr(device, "_PIECE", 2000)
 
 
 @pytest.mark.parametrize("layout", ["C", "F", "big endian", "memory map", "uint8", "int64"])
@@ -542,9 +356,9 @@ def test_larger_data_are_streamed(cuda, little_memory, tmp_path, layout, params)
     "layout", [np.asarray, np.asfortranarray, lambda array: array.astype(">f8")]
 )
 def test_large_data_that_fit_are_moved_piece_by_piece(cuda, monkeypatch, layout):
-    monkeypatch.setattr(cupy_backend, "_PIECE", 2000)
-    data = cupy_backend.CupyBackend().rows_of(layout(X), np.float64, shuffled=True)
-    assert isinstance(data, cupy_backend.DeviceRows)
+    monkeypatch.setattr(device, "_PIECE", 2000)
+    data = source(layout(X), CupyBackend(), np.float64, shuffled=True)
+    assert type(data) is device.DeviceRows
     np.testing.assert_array_equal(data.backend.to_numpy(data.X), X)
 
 
@@ -554,7 +368,7 @@ def test_streamed_batches_may_be_larger_than_the_buffer(cuda, little_memory):
 
 
 def test_streamed_data_with_lbfgs_and_validation(cuda, little_memory):
-    params = {"solver": "lbfgs", "max_iter": 5, "early_stopping": True}
+    params = {"solver": "lbfgs", "max_iter": 5, "early_stopping": True, "tol": 0}
     model = estimator(backend="cupy", **params).fit(X, Y)
     expected = estimator(**params).fit(X, Y)
     np.testing.assert_allclose(model.loss_curve_, expected.loss_curve_, rtol=1e-6)
@@ -604,7 +418,7 @@ def test_several_packages_of_cupy_are_named(emulated, monkeypatch, names):
 
 
 def test_sparse_data_with_too_many_entries_are_refused(emulated, monkeypatch):
-    monkeypatch.setattr(cupy_backend, "_MOST_ENTRIES", 599)
+    monkeypatch.setattr(device, "_MOST_ENTRIES", 599)
     with pytest.raises(ValueError, match=r"600 entries.*backend='numpy'.*partial_fit"):
         estimator(backend="cupy").fit(sparse.csr_array(X), Y)
 
@@ -648,79 +462,6 @@ def test_golden_runs(cuda, name, backend):
         )
 
 
-# The compiler, which needs no GPU
-
-
-def nvrtc():
-    """NVIDIA's run-time compiler."""
-    import ctypes
-
-    import nvidia.cuda_nvrtc
-
-    (library,) = Path(next(iter(nvidia.cuda_nvrtc.__path__)), "lib").glob("libnvrtc.so*")
-    return ctypes.CDLL(str(library))
-
-
-def compiler_report(options):
-    """What ptxas says of the kernel."""
-    import ctypes
-
-    library, program, size = nvrtc(), ctypes.c_void_p(), ctypes.c_size_t()
-    code = source().encode()
-    assert library.nvrtcCreateProgram(ctypes.byref(program), code, b"k.cu", 0, None, None) == 0
-    words = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
-    failed = library.nvrtcCompileProgram(program, len(options), words)
-    library.nvrtcGetProgramLogSize(program, ctypes.byref(size))
-    log = ctypes.create_string_buffer(size.value)
-    library.nvrtcGetProgramLog(program, log)
-    library.nvrtcDestroyProgram(ctypes.byref(program))
-    assert not failed, log.value.decode()
-    return log.value.decode()
-
-
-def builds():
-    """Of Fashion-MNIST and of the extremes that the kernel serves, as `Plan.of` makes them."""
-    shapes = {
-        "Fashion-MNIST, uint8": (10, 784, np.uint8, 256),
-        "Fashion-MNIST, float32": (10, 784, np.float32, 256),
-        "embeddings, float16": (10, 768, np.float16, 256),
-        "float64": (10, 300, np.float64, 256),
-        "two classes": (2, 30, np.float64, 200),
-        "many classes": (32, 100, np.float32, 128),
-        "many classes, float64": (16, 100, np.float64, 128),
-        "rows that are not aligned": (24, 317, np.float32, 200),
-    }
-    return [
-        pytest.param(*shape, architecture, models, id=f"{name}, {models} models, {architecture}")
-        for name, shape in shapes.items()
-        for architecture in ARCHITECTURES
-        for models in ((1, 128) if architecture == "sm_90" else (1,))
-    ]
-
-
-@pytest.mark.parametrize(("k", "d", "dtype", "batch", "architecture", "m"), builds())
-def test_the_kernel_compiles_without_spilling_registers(
-    monkeypatch, k, d, dtype, batch, architecture, m
-):
-    pytest.importorskip("nvidia.cuda_nvrtc", reason="no nvidia-cuda-nvrtc-cu12")
-    emulated_cupy.install(monkeypatch)
-    rng = np.random.default_rng(0)
-    problem, *_ = make_problem(
-        cupy_backend.CupyBackend(), rng, m=m, k=k, n=max(k, 300), d=d, dtype=dtype, batch=batch
-    )
-    memory, cluster = (166912, 1) if architecture == "sm_80" else (232448, 8)
-    plan = Plan.of(problem, batch, Device(-1, 132, memory, cluster, 256))
-    report = compiler_report(
-        (*plan.build.options(), f"-arch={architecture}", "-ftz=true", "--ptxas-options=-v")
-    )
-    frames = re.findall(r"(\d+) bytes (stack frame|spill stores|spill loads)", report)
-    assert len(frames) >= 3
-    assert {size for size, _ in frames} == {"0"}
-    assert "warning" not in report.lower()
-    registers = int(re.search(r"Used (\d+) registers", report)[1])
-    assert registers * plan.build.THREADS <= 65536
-
-
 # On a GPU alone
 
 
@@ -728,27 +469,6 @@ def test_the_kernel_compiles_without_spilling_registers(
 def dispatch():
     with sklearn.config_context(array_api_dispatch=True):
         yield
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("dtype", [np.uint8, np.float16, np.float32, np.float64])
-@pytest.mark.parametrize("m", [1, 20])
-def test_the_kernel_on_a_gpu_with_poisoned_memory(dtype, m):
-    """Against the reference on the same device, with fresh data; twice, bit for bit."""
-    import cupy
-
-    backend = cupy_backend.CupyBackend()
-    rng = np.random.default_rng()
-    shape = {"m": m, "k": 10, "n": 3000, "d": 784, "batch": 256}
-    for rare in ((), ("weights", "scores"), ("l1", "smoothing"), ("soft",), ("shift", "masked")):
-        case = make_problem(backend, rng, dtype=dtype, rare=rare, **shape)
-        plan = Plan.of(case[0], 256, Device.of(backend.device))
-        poison = cupy.full(1 << 26, np.nan)  # what is freed now is what the next arrays get
-        del poison
-        assert_as_the_reference(case, plan, dtype)
-        first, second = run(plan, *case), run(plan, *case)
-        for name, values in first.items():
-            np.testing.assert_array_equal(second[name], values, err_msg=name)
 
 
 @pytest.mark.gpu
@@ -797,9 +517,9 @@ def test_predictions_on_Fashion_MNIST_are_those_of_the_cpu():
     there = SoftmaxRegression(backend="cupy", **params).fit(images, labels)
     here = SoftmaxRegression(**params).fit(images, labels)
     assert_as_on_the_cpu(there, here, "float32")
+    logits = np.sort(here.decision_function(test), axis=1)
     differ = there.predict(test) != here.predict(test)
-    logits = np.sort(here.decision_function(test[differ]), axis=1)
-    assert (logits[:, -1] - logits[:, -2] < 1e-4).all()
+    assert (logits[differ, -1] - logits[differ, -2] < 1e-4).all()
 
 
 @pytest.mark.gpu

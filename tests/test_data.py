@@ -2,6 +2,7 @@
 
 import tracemalloc
 
+import array_api_strict
 import numpy as np
 import pytest
 import sklearn
@@ -11,6 +12,13 @@ from scipy import sparse
 from sklearn.linear_model import LogisticRegression
 
 from skmax import SoftmaxRegression
+from skmax.backends import Backend
+from skmax.backends.numpy import NumpyBackend
+from skmax.data import dense, source
+from skmax.problem import Problem
+from skmax.solvers.learning_rate import stable_rate
+from skmax.solvers.preconditioner import Moments
+from skmax.solvers.sgd import SGD
 
 INTEGERS = ["int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64"]
 # The last digits that training in each precision keeps.
@@ -137,7 +145,9 @@ def test_no_copy_of_X_is_made_in_floats(kind, preconditioner, tmp_path):
     """
     X = big(kind, tmp_path)
     y = np.arange(len(X)) % 3
-    model = SoftmaxRegression(max_iter=1, preconditioner=preconditioner, random_state=0)
+    model = SoftmaxRegression(
+        solver="sgd", max_iter=1, preconditioner=preconditioner, random_state=0
+    )
     in_memory = not isinstance(X, np.memmap)
     tracemalloc.start(1)
     try:
@@ -456,3 +466,201 @@ def test_labels_of_many_classes_need_little_memory():
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 20_000 * 300 * 8 / 4
+
+
+# Sources of rows
+
+
+def sources(X):
+    """All that serve a matrix without a device, by name."""
+    strict = Backend(array_api_strict)
+    return {
+        "rows": source(X, NumpyBackend(), np.float64, shuffled=True),
+        "columns": source(np.asfortranarray(X), NumpyBackend(), np.float64),
+        "sparse": source(sparse.csr_array(X), NumpyBackend(), np.float64),
+        "strict": source(X, strict, np.float64),
+    }
+
+
+SOURCES = ["rows", "columns", "sparse", "strict"]
+
+
+@pytest.mark.parametrize("name", SOURCES)
+@pytest.mark.parametrize("shift", [None, np.arange(5.0)], ids=["as they are", "shifted"])
+@settings(max_examples=30)
+@given(
+    order=st.lists(st.integers(0, 39), max_size=60) | st.integers(1, 40).map(range),
+    size=st.none() | st.integers(1, 50),
+)
+def test_reduce_sums_over_all_rows_in_pieces(name, shift, order, size):
+    """Rows in any order, also twice; a piece's sums may be written over by the next one."""
+    X, order = make_data(n=40)[0], np.array(order, dtype=int)
+    data = sources(X)[name].with_(shift=shift)
+    buffer = data.backend.zeros((5,), data.dtype)
+
+    def sums(index, rows):
+        buffer[...] = data.backend.xp.sum(data.backend.asarray(dense(rows)), axis=0)
+        assert len(order) == 0 or rows.shape[0] <= (size or len(order))
+        return buffer, data.backend.asarray([float(rows.shape[0])])
+
+    totals = data.reduce(order, sums, width=3, size=size)
+    if not len(order):
+        assert totals == ()
+        return
+    expected = (X[order] - (0 if shift is None else shift)).sum(axis=0)
+    np.testing.assert_allclose(data.backend.to_numpy(totals[0]), expected, atol=1e-9)
+    assert float(totals[1][0]) == len(order)
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_batches_and_pieces_are_the_rows_at_their_index(name):
+    X = make_data(n=40)[0]
+    data = sources(X)[name]
+    for order in (np.arange(7, 33), np.random.default_rng(0).permutation(40)):
+        for iterate in (data.pieces, data.batches):
+            found = []
+            for index, rows in iterate(order, 8):
+                values = data.backend.to_numpy(dense(rows))
+                if not isinstance(index, slice):
+                    index = data.backend.to_numpy(index)
+                np.testing.assert_array_equal(values, X[index])
+                found.append(np.arange(40)[index])
+            np.testing.assert_array_equal(np.concatenate(found), order)
+
+
+@pytest.mark.parametrize("n", [1, 10, 39, 40, 100])
+def test_a_sample_is_of_the_rows_asked_for_sorted_and_repeats(n):
+    order = np.random.default_rng(1).permutation(80)[:40]
+    data = sources(make_data(n=80)[0])["rows"]
+    sample = data.sample(order, n)
+    assert len(sample) == min(n, 40)
+    assert set(sample) <= set(order)
+    assert len(set(sample)) == len(sample)
+    assert n >= 40 or (np.diff(sample) > 0).all()
+    np.testing.assert_array_equal(sample, data.sample(order, n))
+    another = data.sample(order, n, np.random.default_rng(5))
+    assert n in (1, 39) or n >= 40 or not np.array_equal(another, sample)
+
+
+def test_an_epoch_visits_all_rows_in_a_new_order():
+    data, order = sources(make_data(n=80)[0])["rows"], np.arange(10, 70)
+    rng = np.random.default_rng(0)
+    first, second = data.epoch(order, rng), data.epoch(order, rng)
+    np.testing.assert_array_equal(np.sort(first), order)
+    assert not np.array_equal(first, second)
+    np.testing.assert_array_equal(data.epoch(order, None), order)
+
+
+def test_pieces_of_sparse_rows_outweigh_the_weights():
+    """At least four values per feature, unless that takes too much memory."""
+    X = sparse.random_array((5000, 2000), density=0.004, format="csr", rng=0)
+    data = source(X, NumpyBackend(), np.float64)
+    for width in (1, 400):
+        assert data.rows_per_piece(width) * data.values_per_row >= 4 * 2000 * 0.99
+    assert data.rows_per_piece(10**7) * 8 * 10**7 <= 2**31
+
+
+@pytest.mark.parametrize("period", [2, 5, 10, 20])
+def test_rows_that_come_periodically_do_not_mislead_the_learning_rate(period):
+    """The rate of rows that repeat in a cycle is that of the same rows shuffled, to a tenth."""
+    rng = np.random.default_rng(0)
+    n = 2048 * 20
+    y = np.arange(n) % period
+    X = rng.normal(size=(n, 3))
+    X[:, 0] *= np.where(y == 1, 30, 0.1)
+    rates = []
+    for order in (np.arange(n), rng.permutation(n)):
+        problem = Problem.pose(
+            source(X[order], NumpyBackend(), np.float64), np.arange(n), y[order],
+            sample_weight=None, score_weight=None, masked=np.zeros((1, period), bool),
+            C=np.ones(1), l1_ratio=np.zeros(1), label_smoothing=np.zeros(1), fit_intercept=True,
+        )  # fmt: skip
+        solver = SGD(
+            np.ones(1), np.ones(1), np.zeros(1, bool), ("cosine",), (1,), batch_size=n, shuffle=True
+        )
+        rates.append(stable_rate(problem, solver)[0])
+    assert rates[0] == pytest.approx(rates[1], rel=0.15)
+
+
+# Scales at the ends of what floats can hold
+
+
+@pytest.mark.parametrize(
+    ("dtype", "unit"),
+    [("float64", 1e-160), ("float64", 1e-250), ("float64", 1e160), ("float64", 1e250),
+     ("float32", 1e-25), ("float32", 1e-33), ("float32", 1e25), ("float32", 1e33)],
+)  # fmt: skip
+@pytest.mark.parametrize("fit_intercept", [True, False])
+@pytest.mark.parametrize("make", [np.asarray, sparse.csr_array], ids=["dense", "sparse"])
+@pytest.mark.parametrize("solver", ["sgd", "lbfgs"])
+def test_without_penalty_the_unit_of_a_feature_changes_no_prediction(
+    dtype, unit, fit_intercept, make, solver
+):
+    """Where squares under- or overflow, too."""
+    X, y = make_data(k=3)
+    X = np.where(X > 30, X / 50 - 1, 0)
+    units = np.array([1, unit, 1, unit, unit])
+    params = {"C": np.inf, "fit_intercept": fit_intercept, "solver": solver, "random_state": 0}
+    if solver == "sgd":
+        params |= {"learning_rate": 0.1, "max_iter": 20, "tol": 0}
+    plain, scaled = (
+        SoftmaxRegression(**params).fit(make(A.astype(dtype)), y).predict_proba(A.astype(dtype))
+        for A in (X, X * units)
+    )
+    np.testing.assert_allclose(scaled, plain, atol=1e-3 if dtype == "float32" else 1e-6)
+    assert np.ptp(plain, axis=0).min() > 0.1
+
+
+def test_units_so_small_that_no_weight_is_large_enough_are_left_out():
+    X, y = make_data()
+    X = np.where(np.arange(5) == 1, X * 1e-43, X).astype(np.float32)
+    model = SoftmaxRegression(C=np.inf, random_state=0).fit(X, y)
+    np.testing.assert_array_equal(model.coef_[:, 1], 0)
+    assert np.isfinite(model.coef_).all()
+
+
+@pytest.mark.parametrize("unit", [1e-160, 1.0, 1e160])
+def test_moments_of_parts_are_those_of_the_whole(unit):
+    """With weights, far from the origin, in three parts."""
+    rng = np.random.default_rng(0)
+    X, weight = (rng.normal(size=(90, 4)) * [1, 2, 0, 5] + 3) * unit, rng.exponential(size=(90, 2))
+
+    def moments(rows, origin=None):
+        problem = Problem.pose(
+            source(X, NumpyBackend(), np.float64), rows, np.arange(90) % 2,
+            sample_weight=weight, score_weight=None, masked=np.zeros((2, 2), bool), C=np.ones(2),
+            l1_ratio=np.zeros(2), label_smoothing=np.zeros(2), fit_intercept=True,
+        )  # fmt: skip
+        return Moments.of(problem, origin)
+
+    whole = moments(np.arange(90))
+    parts, seen = None, 0.0
+    for rows in (np.arange(20), np.arange(20, 50), np.arange(50, 90)):
+        part = moments(rows, whole.origin)
+        seen = seen + weight[rows].sum(axis=0)[:, None]
+        share = weight[rows].sum(axis=0)[:, None] / seen
+        parts = part if parts is None else parts.merged(part, share)
+    mean = [np.average(X, axis=0, weights=w) for w in weight.T]
+    deviation = [
+        unit * np.sqrt(np.average(((X - m) / unit) ** 2, axis=0, weights=w))
+        for m, w in zip(mean, weight.T, strict=True)
+    ]
+    for found in (whole, parts):
+        np.testing.assert_allclose(found.origin + found.mean, mean, rtol=1e-12)
+        np.testing.assert_allclose(found.deviation, deviation, rtol=1e-6, atol=1e-12 * unit)
+
+
+@pytest.mark.parametrize(("dtype", "C"), [("float32", 1e-40), ("float64", 1e-310)])
+@pytest.mark.parametrize("l1_ratio", [0, 0.5])
+@pytest.mark.parametrize("params", [{}, {"solver": "lbfgs"}, {"preconditioner": None}], ids=str)
+def test_under_the_strongest_penalty_classes_are_as_frequent_as_they_were(
+    dtype, C, l1_ratio, params
+):
+    """Without a preconditioner, the steps that suit such weights are too small for intercepts."""
+    X, y = make_data(n=400)
+    X = (X / 50).astype(dtype)
+    model = SoftmaxRegression(C=C, l1_ratio=l1_ratio, random_state=0, **params).fit(X, y)
+    np.testing.assert_allclose(model.coef_, 0, atol=1e-20)
+    if "preconditioner" not in params:
+        shares = np.tile(np.bincount(y) / len(y), (len(y), 1))
+        np.testing.assert_allclose(model.predict_proba(X), shares, atol=0.02)

@@ -1,19 +1,24 @@
-"""The house: which module may import which, and that what is public is documented."""
+"""The house: what modules may import, how long functions are, what is documented."""
 
 import ast
+import dataclasses
 import importlib
 import inspect
 import pkgutil
 import re
+import statistics
 import textwrap
+import tomllib
 from pathlib import Path
 
 import numpy as np
 import pytest
+from packaging.requirements import Requirement
 from sklearn.utils._param_validation import InvalidParameterError
 
 import skmax
-from skmax import SoftmaxRegression
+from skmax import SoftmaxRegression, _sklearn
+from skmax.hyperparameters import Hyperparameters
 
 ROOT = Path(skmax.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
@@ -21,21 +26,28 @@ FILES = sorted(ROOT.rglob("*.py"))
 # A module imports only what ranks below it; modules of the same rank may use one another as long
 # as there is no cycle.
 RANKS = {
-    "_sklearn": -1,
-    "backends": 0,
-    "problem": 1,
-    "objective": 2,
-    "solvers": 3,
-    "duality": 4,
-    "training": 4,
-    "stopping": 4,
-    "callbacks": 4,
-    "validation": 4,
-    "posing": 5,
-    "estimator": 6,
-    "search": 7,
-    "": 8,
-    "__main__": 8,
+    "_sklearn": 0,
+    "messages": 0,
+    "hyperparameters": 0,
+    "backends": 1,
+    "policy": 1,
+    "data": 2,
+    "problem": 3,
+    "kernels": 4,
+    "objective": 5,
+    "duality": 6,
+    "solvers": 7,
+    "ending": 8,
+    "training": 8,
+    "validation": 8,
+    "stopping": 9,
+    "callbacks": 9,
+    "posing": 9,
+    "fitted": 10,
+    "estimator": 11,
+    "search": 12,
+    "": 13,
+    "__main__": 13,
 }
 LEAVES = {"plotting", "datasets"}
 
@@ -150,6 +162,97 @@ def test_only_resolve_knows_which_backend_there_is(module):
 def test_the_backend_check_finds_what_it_looks_for():
     tree = ast.parse("isinstance(b, (int, backends.CupyBackend)) or issubclass(c, NumpyBackend)")
     assert sorted(_backend_checks(tree)) == ["CupyBackend", "NumpyBackend"]
+
+
+# What is private in scikit-learn
+
+
+def _private_imports(tree):
+    """What a syntax tree imports from scikit-learn that its makers may move in any version."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            first, *rest = name.split(".")
+            if first == "sklearn" and any(part.startswith("_") for part in rest):
+                yield name
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if module != "skmax._sklearn"])
+def test_only_one_file_imports_what_is_private_in_scikit_learn(module):
+    tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
+    assert list(_private_imports(tree)) == [], "import it in skmax/_sklearn.py, with a test"
+
+
+def test_the_reader_of_private_imports_finds_what_it_looks_for():
+    tree = ast.parse(
+        "import sklearn.utils._encode, sklearn.utils\n"
+        "from sklearn.base import _fit_context, clone\n"
+        "def f():\n    from sklearn.utils._array_api import device as d\n"
+        "from sklearn.utils import _array_api\n"
+        "from skmax._sklearn import _encode\n"
+    )
+    assert sorted(_private_imports(tree)) == [
+        "sklearn.base._fit_context",
+        "sklearn.utils._array_api",
+        "sklearn.utils._array_api.device",
+        "sklearn.utils._encode",
+    ]
+
+
+def test_what_is_private_is_what_is_used():
+    used = set()
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module == "skmax._sklearn":
+                used.update(alias.name for alias in node.names)
+    assert used == set(_sklearn.__all__)
+    imported = _private_imports(ast.parse(MODULES["skmax._sklearn"].read_text(encoding="utf-8")))
+    assert {name.rpartition(".")[2] for name in imported} == set(_sklearn.__all__)
+
+
+def test_scikit_learn_is_capped_below_its_next_minor_version():
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text("utf-8"))
+    requirements = map(Requirement, project["project"]["dependencies"])
+    (allowed,) = (each.specifier for each in requirements if each.name == "scikit-learn")
+    (lowest,) = (each.version for each in allowed if each.operator == ">=")
+    major, minor = map(int, lowest.split(".")[:2])
+    assert allowed.contains(f"{major}.{minor}.99")
+    for version in (f"{major}.{minor + 1}.dev0", f"{major}.{minor + 1}.0", f"{major + 1}.0"):
+        assert not allowed.contains(version, prereleases=True)
+
+
+# The length of functions
+
+
+def _lengths(tree):
+    """Lines of the bodies of functions, docstrings left out, with the functions' names."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            body = node.body[1:] if ast.get_docstring(node) is not None else node.body
+            yield (body[-1].end_lineno - body[0].lineno + 1 if body else 0), node.name
+
+
+def test_functions_are_short_enough_to_see_whole():
+    functions = [
+        (length, module, name)
+        for module, path in MODULES.items()
+        for length, name in _lengths(ast.parse(path.read_text(encoding="utf-8")))
+    ]
+    assert [function for function in functions if function[0] > 50] == []
+    assert statistics.median(length for length, *_ in functions) < 12
+
+
+def test_the_reader_of_lengths_leaves_out_docstrings():
+    tree = ast.parse(
+        'def f(\n    a,\n):\n    """Of\n\n    three lines."""\n    def g():\n        """One."""\n'
+        "    # why\n    return (\n        g\n    )\n"
+    )
+    assert list(_lengths(tree)) == [(6, "f"), (0, "g")]
 
 
 # What is public
@@ -277,3 +380,14 @@ def test_fitted_attributes_and_their_documentation_agree():
     model.fit(X, y, X_val=X, y_val=y)
     fitted = {name for name in vars(model) if re.fullmatch(r"[a-z].*[^_]_", name, re.I)}
     assert fitted == set(_section(SoftmaxRegression.__doc__, "Attributes"))
+
+
+def test_hyperparameters_are_those_of_the_estimator_with_their_defaults():
+    """All but where fits start from and the random state, which never travel."""
+    record = {field.name: field.default for field in dataclasses.fields(Hyperparameters)}
+    assert record == {
+        name: value
+        for name, value in DEFAULTS.items()
+        if name not in ("warm_start", "random_state")
+    }
+    assert Hyperparameters.of(SoftmaxRegression(C=3, tol=0)) == Hyperparameters(C=3, tol=0)

@@ -109,7 +109,7 @@ def test_many_sparse_features_are_taken_by_themselves():
 
 def test_too_few_iterations_are_told():
     X, y = make_data(3)
-    with pytest.warns(ConvergenceWarning, match="had not converged after 2 passes"):
+    with pytest.warns(ConvergenceWarning, match="had not converged after 2 iterations"):
         model = SoftmaxRegression(solver="lbfgs", max_iter=2).fit(X, y)
     assert model.n_iter_ == len(model.loss_curve_) == 2
     assert np.isnan(model.learning_rate_)

@@ -4,18 +4,19 @@ import array_api_strict
 import numpy as np
 import pytest
 from array_api_compat import array_namespace
-from hypothesis import assume, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import log_softmax as scipy_log_softmax
 from scipy.special import logsumexp
 
 from skmax import SoftmaxRegression
 from skmax.backends import Backend
-from skmax.backends.numpy import NumpyBackend, dense_sgd_epoch
-from skmax.objective import batch_gradient, excess, log_softmax, penalty
+from skmax.backends.numpy import NumpyBackend
+from skmax.data import source
+from skmax.objective import batch_gradient, clip, log_softmax, penalty
 from skmax.problem import MASKED_LOGIT, Problem, State
 from skmax.solvers.preconditioner import Moments, precondition
-from skmax.solvers.sgd import SGD, sgd_epoch
+from skmax.solvers.sgd import at_origin, with_exact_zeros
 
 BACKENDS = {
     "numpy": NumpyBackend,
@@ -36,7 +37,7 @@ def pose(backend, X, targets, weight=None, dtype=np.float64, **changes):
         "fit_intercept": True,
     }
     return Problem.pose(
-        backend.rows_of(X, dtype),
+        source(X, backend, dtype),
         np.arange(len(X)),
         targets,
         sample_weight=weight,
@@ -83,7 +84,9 @@ def test_batch_gradient_is_the_derivative_of_the_loss(rng, namespace, smoothing,
     coef, intercept = rng.normal(size=(m, k, d)), rng.normal(size=(m, k))
     rows = np.array([1, 3, 4, 8, 11, 3])  # a row may come twice
     asarray, to_numpy = problem.backend.asarray, problem.backend.to_numpy
-    sums, *gradients = batch_gradient(problem, asarray(coef), asarray(intercept), asarray(rows))
+    sums, *gradients = batch_gradient(
+        problem, asarray(coef), asarray(intercept), asarray(rows), asarray(X[rows])
+    )
 
     hard = np.eye(k)[labels] if kind == "labels" else soft
     for model in range(m):
@@ -113,7 +116,7 @@ def test_batch_sums_count_what_is_classified_rightly(rng, namespace):
     score_weight = rng.exponential(size=(n, 1))
     problem = pose(backend, X, labels, weight[:, None], n_classes=k, score_weight=score_weight)
     coef, intercept = rng.normal(size=(1, k, d)), rng.normal(size=(1, k))
-    sums, _, _ = batch_gradient(problem, *map(backend.asarray, (coef, intercept, np.arange(n))))
+    sums, _, _ = batch_gradient(problem, *map(backend.asarray, (coef, intercept, np.arange(n), X)))
     right = np.argmax(X @ coef[0].T + intercept[0], axis=1) == labels
     expected = np.average(right, weights=score_weight[:, 0]) * n
     assert backend.to_numpy(sums.correct)[0] == pytest.approx(expected, rel=1e-12)
@@ -133,7 +136,7 @@ def test_a_masked_class_has_no_gradient_and_no_share_of_the_smoothing(rng, names
     coef, intercept = rng.normal(size=(1, k, d)), rng.normal(size=(1, k))
     coef[:, 2], intercept[:, 2] = 0, MASKED_LOGIT
     sums, by_coef, by_intercept = batch_gradient(
-        problem, *map(backend.asarray, (coef, intercept, np.arange(n)))
+        problem, *map(backend.asarray, (coef, intercept, np.arange(n), X))
     )
     kept = weight > 0
     target = 0.7 * np.eye(k)[labels][kept][:, ~masked] + 0.3 / 3
@@ -159,10 +162,10 @@ def test_log_softmax_of_a_masked_class_takes_no_probability():
 
 
 @given(st.floats(-1e6, 1e6), st.floats(0, 1e6))
-def test_the_excess_leaves_the_proximal_operator(value, threshold):
+def test_without_what_is_clipped_the_proximal_operator_is_left(value, threshold):
     """The minimiser of (z - value)^2 / 2 + threshold |z|, in closed form."""
     expected = np.sign(value) * max(abs(value) - threshold, 0.0)
-    shrunk = value - excess(np, np.array([value]), np.array([threshold]))[0]
+    shrunk = value - clip(np, np.array([value]), np.array([threshold]))[0]
     assert shrunk == pytest.approx(expected, rel=1e-12, abs=1e-300)
     assert (shrunk == 0) == (abs(value) <= threshold)
 
@@ -184,100 +187,6 @@ def test_penalty_is_that_of_logistic_regression_per_unit_of_weight(rng, namespac
     squares, moduli = (w**2).sum((1, 2)), np.abs(w).sum((1, 2))
     expected = ((1 - l1_ratio) / 2 * squares + l1_ratio * moduli) / (C * weight.sum(0))
     np.testing.assert_allclose(penalty(problem, backend.asarray(coef)), expected, rtol=1e-12)
-
-
-@st.composite
-def epochs(draw):
-    """A problem that NumPy has a fast epoch for, a state to start from, and a solver."""
-    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    n, d, k = draw(st.integers(2, 350)), draw(st.integers(1, 12)), draw(st.integers(2, 6))
-    dtype = draw(st.sampled_from([np.float32, np.float64]))
-    X = rng.normal(size=(n, d)).astype(dtype)
-    offset = draw(st.sampled_from([0, 3, 1000]))
-    X = rng.integers(256, size=(n, d), dtype=np.uint8) if draw(st.booleans()) else X + dtype(offset)
-    labels = rng.integers(k, size=n)
-    weight, masked = None, np.zeros((1, k), dtype=bool)
-    if draw(st.booleans()):
-        weight = rng.exponential(size=(n, 1)) * rng.integers(2, size=(n, 1))
-        weight[0] = 1
-        if draw(st.booleans()) and k > 2 and (labels != labels[0]).any():
-            masked[0, labels[-1]] = labels[-1] != labels[0]
-            weight[masked[0][labels]] = 0
-    score_weight = None if weight is None or draw(st.booleans()) else 1 + weight
-    problem = pose(
-        NumpyBackend(), X, labels, weight, dtype, n_classes=k, masked=masked,
-        score_weight=score_weight, fit_intercept=draw(st.booleans()),
-        C=np.array([draw(st.sampled_from([0.01, 1.0, np.inf]))]),
-    )  # fmt: skip
-    preconditioned = draw(st.booleans())
-    if preconditioned:
-        problem = precondition(problem, Moments.of(problem))
-    # Logits stay of order one whatever the features' scale: else the two orders of summation
-    # part ways for good, and nothing would be compared.
-    size = 0.3 / (1 + float(np.abs(X).max())) / np.sqrt(d)
-    start = State.start(problem)
-    state = State(
-        *(
-            array + (size * rng.normal(size=array.shape)).astype(dtype)
-            for array in (
-                start.coef,
-                start.intercept,
-                start.coef_velocity,
-                start.intercept_velocity,
-            )
-        )
-    )
-    rate = 0.1 if preconditioned else 0.3 * size**2
-    solver = SGD(
-        learning_rate=np.array([rate]),
-        momentum=np.array([draw(st.sampled_from([0.0, 0.9]))]),
-        retry=np.array([False]),
-        schedule=(draw(st.sampled_from(["constant", "linear"])),),
-        max_iter=(3,),
-        batch_size=draw(st.integers(1, n)) if n < 40 else draw(st.integers(20, n)),
-        shuffle=True,
-    )
-    return problem, state, solver, rng.permutation(n)
-
-
-@settings(max_examples=150)
-@given(epochs())
-def test_numpys_fast_epoch_equals_the_reference(case):
-    """To rounding: 1e-10 of the largest entry in float64, 1e-3 (1e-2 far from zero) in float32."""
-    problem, state, solver, order = case
-    assert problem.backend.fast_sgd_epoch(problem, 32) is dense_sgd_epoch
-    if problem.mean is not None and problem.inverse_scale is not None:
-        # Centring leaves a rounding error of the means, which steps in small units multiply.
-        error = np.finfo(problem.data.dtype).eps * np.abs(problem.mean) * problem.inverse_scale**2
-        assume(error.max() < 1e-4)
-    parts = ("coef", "intercept", "coef_velocity", "intercept_velocity")
-    before = [getattr(state, part).copy() for part in parts]
-    rates = solver.rates(1, -(-len(order) // solver.batch_size))
-    (fast, fast_sums), (slow, slow_sums) = (
-        epoch(problem, state, solver, order, rates) for epoch in (dense_sgd_epoch, sgd_epoch)
-    )
-    for part, array in zip(parts, before, strict=True):
-        np.testing.assert_array_equal(getattr(state, part), array)
-    # The intercept is what is left of a sum with the means of the features.
-    far = 1 if problem.mean is None else 1 + np.abs(problem.mean).max()
-    precision = 1e-10 if problem.data.dtype == np.float64 else 1e-5 * max(100, far)
-    for part, start in zip(parts, before, strict=True):
-        ours, theirs = getattr(fast, part), getattr(slow, part)
-        assert ours.shape == theirs.shape
-        assert ours.dtype == theirs.dtype
-        scale = np.abs(np.where(theirs < MASKED_LOGIT / 2, 0, theirs)).max()
-        scale = max(scale, far * np.abs(slow.coef).max()) if part == "intercept" else scale
-        # A strong penalty leaves little of what was there, but all of its rounding errors.
-        start = np.abs(np.where(start < MASKED_LOGIT / 2, 0, start)).max()
-        left = 1000 * np.finfo(ours.dtype).eps * start
-        np.testing.assert_allclose(
-            ours, theirs, rtol=1e-6, atol=precision * max(scale, 1e-30) + left
-        )
-    n = len(order)
-    np.testing.assert_allclose(fast_sums[0], slow_sums.loss, rtol=precision / 10)
-    # A row whose two best logits are equal up to rounding may go either way.
-    largest = 1 if problem.sample_weight is None else 2 * np.abs(problem.sample_weight).max()
-    np.testing.assert_allclose(fast_sums[1], slow_sums.correct, rtol=1e-6, atol=0.02 * n * largest)
 
 
 def plain_softmax_regression(X, y, C, rates, batch_size, momentum=0.0):
@@ -309,3 +218,51 @@ def test_plain_sgd_equals_a_textbook(rng, batch_size, n_steps, momentum):
     W, b = plain_softmax_regression(X, y, 0.1, [0.1] * n_steps, batch_size, momentum)
     np.testing.assert_allclose(model.coef_, W, rtol=1e-10, atol=1e-13)
     np.testing.assert_allclose(model.intercept_, b, rtol=1e-10, atol=1e-13)
+
+
+def test_an_epoch_under_next_to_no_l1_is_that_without(rng):
+    """To 1e-6: an epoch is its steps, and no more."""
+    X, y = rng.normal(size=(60, 4)), np.arange(60) % 3
+    arguments = {"max_iter": 1, "batch_size": 60, "learning_rate": 0.1, "tol": 0}
+    without, hardly = (
+        SoftmaxRegression(solver="sgd", l1_ratio=l1_ratio, **arguments).fit(X, y).coef_
+        for l1_ratio in (0, 1e-9)
+    )
+    np.testing.assert_allclose(hardly, without, rtol=1e-6)
+
+
+def lasso(rng, namespace, C, preconditioned):
+    """Two models, of which the second has no L1, and random weights near zero."""
+    n, d, k = 200, 5, 3
+    X, labels = rng.normal(size=(n, d)) * [1, 1, 10, 0.1, 1] + 3, rng.integers(k, size=n)
+    ratio = np.array([1.0, 0.0])
+    backend, weight = BACKENDS[namespace](), np.ones((n, 2))
+    problem = pose(backend, X, labels, weight, n_classes=k, C=np.array([C, C]), l1_ratio=ratio)
+    if preconditioned:
+        problem = precondition(problem, Moments.of(problem))
+    weights = 0.01 * rng.normal(size=(2, k, d)) / X.std(axis=0), rng.normal(size=(2, k))
+    return problem, State.at(problem, *weights)
+
+
+@pytest.mark.parametrize("preconditioned", [False, True])
+@pytest.mark.parametrize("namespace", BACKENDS)
+def test_exact_zeros_leave_all_else_as_it_is(rng, namespace, preconditioned):
+    problem, state = lasso(rng, namespace, 0.02, preconditioned)
+    settled = with_exact_zeros(problem, state)
+    to_numpy = problem.backend.to_numpy
+    before, after = to_numpy(state.coef), to_numpy(settled.coef)
+    assert (after[0] == 0).any()
+    np.testing.assert_array_equal(after, np.where(after == 0, 0, before))
+    np.testing.assert_array_equal(after[1], before[1])
+    at_origins = [at_origin(problem, each).intercept for each in (settled, state)]
+    np.testing.assert_allclose(*map(to_numpy, at_origins), rtol=1e-12)
+    again = with_exact_zeros(problem, settled)
+    assert (to_numpy(again.coef)[after == 0] == 0).all()
+
+
+@pytest.mark.parametrize("C", [1e3, 1e6, 1e9])
+def test_exact_zeros_vanish_with_the_penalty(rng, C):
+    """No coefficient changes by more than what the penalty is over its curvature."""
+    problem, state = lasso(rng, "numpy", C, True)
+    change = np.abs(with_exact_zeros(problem, state).coef - state.coef)[0]
+    assert (change <= 20 * problem.l1[0] * problem.inverse_scale[0] ** 2).all()

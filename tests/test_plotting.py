@@ -169,7 +169,7 @@ class TestTrainingCurve:
 
     def test_says_where_the_curves_are(self):
         X, y = load_iris(return_X_y=True)
-        model = SoftmaxRegression(max_iter=2)
+        model = SoftmaxRegression(solver="sgd", max_iter=2)
         pipeline = make_pipeline(StandardScaler(), model).fit(X, y)
         with pytest.raises(TypeError, match=r"Pipeline has no loss_curve_.*`estimator\[-1\]`"):
             TrainingCurveDisplay.from_estimator(pipeline)

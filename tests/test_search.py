@@ -1,5 +1,6 @@
 """BatchedGridSearchCV beside GridSearchCV, which fits one candidate and fold after the other."""
 
+import warnings
 from itertools import pairwise
 
 import numpy as np
@@ -10,7 +11,7 @@ from sklearn import config_context
 from sklearn.base import BaseEstimator, TransformerMixin, clone
 from sklearn.compose import ColumnTransformer
 from sklearn.datasets import load_digits, load_iris, make_classification
-from sklearn.exceptions import FitFailedWarning
+from sklearn.exceptions import ConvergenceWarning, FitFailedWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, log_loss, make_scorer
 from sklearn.model_selection import (
@@ -24,8 +25,9 @@ from sklearn.model_selection import (
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, StandardScaler
 
-import skmax.search
+import skmax.search.stacks
 from skmax import BatchedGridSearchCV, SoftmaxRegression
+from skmax.solvers.run import sgd
 
 pytestmark = pytest.mark.filterwarnings("ignore:batch_size=.* is larger")
 
@@ -75,13 +77,13 @@ def assert_same(one, other, atol=1e-9):
 def stack_sizes(monkeypatch):
     """The number of models in each stack that is trained."""
     sizes = []
-    original = skmax.search._train
+    original = skmax.search.stacks._train
 
     def counted(tasks, *rest):
         sizes.append(len(tasks))
         return original(tasks, *rest)
 
-    monkeypatch.setattr(skmax.search, "_train", counted)
+    monkeypatch.setattr(skmax.search.stacks, "_train", counted)
     return sizes
 
 
@@ -163,10 +165,10 @@ def test_groups_reach_the_splitter():
     searches = both(in_full_batches(), GRID, X, y, {"groups": groups}, cv=LeaveOneGroupOut())
     assert_same(*searches)
     with config_context(enable_metadata_routing=True):
-        asked = in_full_batches().set_fit_request(sample_weight=True)
+        model = in_full_batches().set_fit_request(sample_weight=True)
         scorer = make_scorer(accuracy_score).set_score_request(sample_weight=True)
         fit = {"groups": groups, "sample_weight": np.linspace(0.1, 1, len(y))}
-        assert_same(*both(asked, GRID, X, y, fit, cv=LeaveOneGroupOut(), scoring=scorer))
+        assert_same(*both(model, GRID, X, y, fit, cv=LeaveOneGroupOut(), scoring=scorer))
 
 
 def test_a_class_that_a_fold_lacks_is_no_class_of_its_models():
@@ -218,7 +220,7 @@ def test_minibatches_differ_as_seeds_do():
     grid = {"C": [1e-5, 1e-3, 1.0], "learning_rate": ["auto", 0.02]}
     means = {GridSearchCV: [], BatchedGridSearchCV: []}
     for seed in range(4):
-        model = SoftmaxRegression(max_iter=8, tol=0, random_state=seed)
+        model = SoftmaxRegression(solver="sgd", max_iter=8, tol=0, random_state=seed)
         searches = both(model, grid, X, y, return_train_score=False)
         for search in searches:
             means[type(search)].append(search.cv_results_["mean_test_score"])
@@ -239,15 +241,14 @@ def test_a_stack_takes_as_many_steps_as_a_fit():
     grid = {"learning_rate": [0.05]}
     model = SoftmaxRegression(batch_size=100, max_iter=4, tol=0, random_state=0)
     seen = []
-    original = skmax.search.solve
+    original = skmax.search.stacks.run
 
-    def solve(how, parameters, problem, *rest):
-        epochs, lengths = original(how, parameters, problem, *rest)
-        seen.append(skmax.posing.sgd(parameters, problem, rest[-1]).batch_size)
-        return epochs, lengths
+    def run(methods, parameters, problem, state, rng, n_rows):
+        seen.append(sgd(parameters, problem, n_rows, [4] * len(methods)).batch_size)
+        return original(methods, parameters, problem, state, rng, n_rows)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(skmax.search, "solve", solve)
+        patch.setattr(skmax.search.stacks, "run", run)
         BatchedGridSearchCV(model, grid, cv=3).fit(X, y)
     assert seen == [150]  # of 900 rows, of which each model sees 600
 
@@ -270,6 +271,71 @@ def test_a_diverged_candidate_gets_the_error_score_and_is_named():
         BatchedGridSearchCV(model, {"learning_rate": [1e30]}, cv=3).fit(X, y)
 
 
+@pytest.mark.parametrize("error_score", [np.nan, "raise"])
+@pytest.mark.parametrize(
+    ("in_pipeline", "name"),
+    [
+        *((False, "sample_wieght"), (False, "m__sample_weight"), (True, "sample_wieght")),
+        *((True, "m__sample_wieght"), (True, "m__m__sample_weight"), (True, "m__X_val")),
+    ],
+)
+def test_fit_parameters_that_a_fit_refuses_are_refused(in_pipeline, name, error_score):
+    X, y = make_data()
+    model, grid = in_full_batches(), {"C": [0.1, 1.0]}
+    if in_pipeline:
+        model, grid = Pipeline([("scale", StandardScaler()), ("m", model)]), {"m__C": [0.1, 1.0]}
+    errors = []
+    for search in (GridSearchCV, BatchedGridSearchCV):
+        with pytest.raises((TypeError, ValueError)) as caught:
+            search(model, grid, cv=3, refit=False, error_score=error_score).fit(
+                X, y, **{name: np.ones(len(y))}
+            )
+        errors.append((caught.type, str(caught.value).strip().splitlines()[-1]))
+    assert errors[1] == errors[0]
+
+
+def broken(*_):
+    raise RuntimeError("The solver is broken.")
+
+
+def test_error_score_raise_raises_at_once(monkeypatch, stack_sizes):
+    X, y = make_data()
+    grid = {"learning_rate": [0.05, 1e30, 1e31], "C": [0.1, 1.0]}
+    search = BatchedGridSearchCV(in_full_batches(max_iter=5), grid, cv=3, error_score="raise")
+    with pytest.raises(ValueError, match="diverged") as caught:
+        search.fit(X, y)
+    assert "{'C': 0.1, 'learning_rate': 1e+30}" in str(caught.value)
+    assert stack_sizes == [18]
+    monkeypatch.setattr(skmax.search.stacks, "run", broken)
+    with pytest.raises(RuntimeError, match="The solver is broken") as caught:
+        search.fit(X, y)
+    assert stack_sizes == [18, 18]
+    assert "{'C': 0.1, 'learning_rate': 0.05}" in caught.value.__notes__[0]
+
+
+def test_models_that_have_not_converged_warn_as_fits_of_their_own(stack_sizes):
+    X, y = make_data()
+    model = SoftmaxRegression(solver="lbfgs", tol=1e-12)
+    grid = {"max_iter": [4, 1000], "C": [0.1, 1.0]}
+    numbers = []
+    for search in (GridSearchCV, BatchedGridSearchCV):
+        with pytest.warns(ConvergenceWarning) as caught:
+            search(model, grid, cv=3, refit=False).fit(X, y)
+        numbers.append(len(caught))
+    assert numbers == [2 * 3, 2 * 3]
+    # Where warnings are errors, the fits that warn have failed, and no others.
+    stack_sizes.clear()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", ConvergenceWarning)
+        search = BatchedGridSearchCV(model, grid, cv=3, refit=False).fit(X, y)
+    failed = np.isnan(search.cv_results_["mean_test_score"])
+    assert list(failed) == [
+        parameters["max_iter"] == 4 for parameters in search.cv_results_["params"]
+    ]
+    assert sum(stack_sizes) == 12
+
+
 @pytest.mark.filterwarnings("ignore:One or more of the test scores are non-finite")
 def test_bad_parameters_fail_alone():
     X, y = make_data()
@@ -279,20 +345,22 @@ def test_bad_parameters_fail_alone():
     assert search.best_params_ == {"C": 1.0}
 
 
-def test_a_stack_that_does_not_fit_the_memory_is_trained_in_smaller_ones(monkeypatch):
+@pytest.mark.parametrize("error_score", [np.nan, "raise"])
+def test_a_stack_that_does_not_fit_the_memory_is_trained_in_smaller_ones(monkeypatch, error_score):
     X, y = make_data()
     model, grid = in_full_batches(max_iter=5), {"C": [0.1, 1.0, 10.0]}
-    whole = BatchedGridSearchCV(model, grid, cv=3).fit(X, y)
-    sizes, original = [], skmax.search.solve
+    search = BatchedGridSearchCV(model, grid, cv=3, error_score=error_score)
+    whole = clone(search).fit(X, y)
+    sizes, original = [], skmax.search.stacks.run
 
-    def solve(how, parameters, *rest):
-        sizes.append(len(parameters))
-        if len(parameters) > 3:
+    def run(methods, *rest):
+        sizes.append(len(methods))
+        if len(methods) > 3:
             raise MemoryError
-        return original(how, parameters, *rest)
+        return original(methods, *rest)
 
-    monkeypatch.setattr(skmax.search, "solve", solve)
-    in_parts = BatchedGridSearchCV(model, grid, cv=3).fit(X, y)
+    monkeypatch.setattr(skmax.search.stacks, "run", run)
+    in_parts = search.fit(X, y)
     assert sizes == [9, 4, 2, 2, 5, 2, 3]
     np.testing.assert_allclose(
         in_parts.cv_results_["mean_test_score"], whole.cv_results_["mean_test_score"], rtol=1e-12
@@ -457,28 +525,33 @@ def test_chunks_change_nothing(monkeypatch, stack_sizes):
     X, y = make_data()
     whole = both(in_full_batches(), GRID, X, y)[1]
     stack_sizes.clear()
-    monkeypatch.setattr(skmax.search, "_BUDGET", (64 * 3 * 7 + 16 * 3 * 120 + 24 * 120 // 4) * 5)
+    monkeypatch.setattr(
+        skmax.search.stacks, "_BUDGET", (64 * 3 * 7 + 16 * 3 * 120 + 24 * 120 // 4) * 5
+    )
     assert_same(whole, both(in_full_batches(), GRID, X, y)[1])
     assert max(stack_sizes) <= 5
     assert sum(stack_sizes) == 12
 
 
 @pytest.mark.parametrize(
-    ("k", "d", "how"),
+    ("k", "d", "method"),
     [
         *((10, 785, "sgd"), (1000, 1000, "sgd"), (2, 20, "sgd")),
         *((10, 65, "both"), (10, 785, "lbfgs"), (5, 1900, "lbfgs"), (2, 2500, "lbfgs")),
     ],
 )
-def test_a_stack_fits_its_budget(k, d, how):
-    batch, of_rows = 256, 10**5
-    most = skmax.search._most_models(how, k, d, batch, of_rows)
-    weights = k * d * (64 if how == "sgd" else 240)
-    assert most >= 1
-    assert most == 1 or most * (weights + 16 * k * batch + of_rows) <= skmax.search._BUDGET
-    if how != "sgd":  # as many matrices per model as alone
+def test_a_stack_fits_its_budget(k, d, method):
+    batch, column_bytes = 256, 10**5
+    limit = skmax.search.stacks.max_models(method, k, d, batch, column_bytes)
+    weights = k * d * (64 if method == "sgd" else 300)
+    assert limit >= 1
+    assert (
+        limit == 1
+        or limit * (weights + 16 * k * batch + column_bytes) <= skmax.search.stacks._BUDGET
+    )
+    if method != "sgd":  # as many matrices per model as alone
         blocks = skmax.solvers.curvature.blocks_per_model
-        assert blocks(most, k, d) == blocks(1, k, d)
+        assert blocks(limit, k, d) == blocks(1, k, d)
 
 
 @pytest.mark.parametrize("namespace", ["array_api_strict", "torch"])

@@ -1,4 +1,4 @@
-"""Where the arithmetic runs: one class per array library, chosen by `resolve`."""
+"""Where the arithmetic runs: namespaces, devices, dtypes and threads, chosen by `resolve`."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import array_api_compat
 import numpy as np
 from scipy import sparse
 
-from skmax.backends.array_api import Backend, Rows, float_dtype_for, rounding_unit
+from skmax.backends.array_api import Array, Backend, float_dtype_for, float_info, rounding_unit
 from skmax.backends.cupy import CupyBackend
 from skmax.backends.numpy import NumpyBackend
 
-__all__ = ["Backend", "Rows", "float_dtype_for", "resolve", "rounding_unit"]
+__all__ = ["Array", "Backend", "float_dtype_for", "float_info", "resolve", "rounding_unit"]
 
 
 def resolve(X: Any, requested: str) -> Backend:

@@ -8,16 +8,19 @@ from typing import Any
 
 import numpy as np
 
+from skmax.backends import Array, rounding_unit
+from skmax.data import dense, scaled, squared
 from skmax.objective import log_softmax, logits_of
-from skmax.problem import Array, Problem, State
+from skmax.policy import blocks_per_model
+from skmax.problem import Problem, State
 
-# The most entries of all matrices of a stack: with more, classes share one. With more features, or
-# more entries even so, features stand alone.
-MOST_ENTRIES, _MOST_FEATURES = 1 << 24, 2000
 # Rows whose curvature is below this share of their class's mean are left out: most rows are.
 _NEGLIGIBLE = 0.2
 # Added to every matrix, as a share of its mean diagonal.
-_RIDGE = 1e-8
+_RIDGE, _RIDGE_ROUNDINGS = 1e-8, 8
+# The least curvature of a feature, as a share of the largest: without it, scaled digits with C=1e6
+# take more than 300 passes instead of 209.
+_LEAST_SHARE = 0.1
 _LEAST = 1e-12
 _ROWS_AT_ONCE = 2048
 
@@ -54,14 +57,17 @@ def inverse_curvature(
     d = problem.data.n_features + 1
     n_blocks = blocks_per_model(problem.n_models, problem.n_classes, d)
     if diagonal or n_blocks == 0:
-        return _diagonal(problem, state, rows)
+        values = diagonal_curvature(problem, state, rows)
+        return lambda diagonal, gradient: gradient / diagonal, values
     xp, backend = problem.backend.xp, problem.backend
     at_start = not bool(xp.any(state.coef != 0))  # there, all classes have the same
     shared = at_start or n_blocks == 1
     blocks = _blocks(problem, state, rows, shared=shared)
-    penalty = backend.asarray(problem.l2[:, None], backend.dtype(np.float64)) * _units(problem) ** 2
     diagonals = xp.mean(xp.linalg.diagonal(blocks), axis=-1, keepdims=True)
-    added = penalty[:, None, :] + _RIDGE * diagonals + _LEAST
+    # In float32 a matrix is known to its rounding errors, which must not make it indefinite.
+    ridge = max(_RIDGE, _RIDGE_ROUNDINGS * rounding_unit(problem.data.dtype))
+    added = _penalty(problem)[:, None, :] + ridge * diagonals + _LEAST
+    added = added + _missing(problem, blocks)
     identity = xp.eye(d, dtype=blocks.dtype, device=backend.device)
     inverses = backend.inverses(blocks + added[..., None] * identity)
     if shared:
@@ -69,38 +75,40 @@ def inverse_curvature(
     return lambda inverse, gradient: (inverse @ gradient[..., None])[..., 0], inverses
 
 
-def blocks_per_model(m: int, k: int, d: int) -> int:
-    """How many matrices a model has: one per class, one for all of them, or none."""
-    if d > _MOST_FEATURES or m * d * d > MOST_ENTRIES:
-        return 0
-    return k if m * k * d * d <= MOST_ENTRIES else 1
+def _missing(problem: Problem, blocks: Array) -> Array:
+    """What features lack whose few rows the sample missed, or the model at hand predicts well.
 
-
-def measures_blocks(m: int, k: int, d: int) -> bool:
-    """Whether m models of k classes see their d features, the constant one included, together."""
-    return blocks_per_model(m, k, d) > 0
-
-
-def passes_worth(m: int, k: int, d: int, n: int, n_rows: int) -> float:
-    """How many evaluations on n rows cost about as much as the curvature on so many of them."""
-    n_blocks = blocks_per_model(m, k, d)
-    if n_blocks == 0:
-        return 2 * n_rows / n
-    return n_blocks * d * (n_rows / 4 + d) / (2 * n * k)
-
-
-def _units(problem: Problem) -> Array:
-    """One over the preconditioner's units, of shape (m, d + 1), float64; 0 for the intercept."""
-    backend, xp = problem.backend, problem.backend.xp
-    float64, m, d = backend.dtype(np.float64), problem.n_models, problem.data.n_features
+    They would take steps without bound, against which these rows then stand.
+    """
     if problem.inverse_scale is None:
-        units = xp.ones((m, d), dtype=float64, device=backend.device)
-    else:
-        units = xp.astype(problem.inverse_scale[:, 0, :], float64)
-    return xp.concat([units, backend.zeros((m, 1), float64)], axis=1)
+        return 0.0
+    xp = problem.backend.xp
+    own = xp.linalg.diagonal(blocks)
+    least = _LEAST_SHARE * xp.max(own, axis=-1, keepdims=True)
+    varies = xp.astype(units_of(problem)[:, None, :] > 0, own.dtype)
+    return xp.concat(
+        [xp.maximum(least * varies - own[..., :-1], 0 * own[..., :-1]), 0 * own[..., -1:]], axis=-1
+    )
 
 
-def _weights(problem: Problem, state: State, X: Array, index: Array) -> Array:
+def units_of(problem: Problem) -> Array:
+    """One over the preconditioner's units, of shape (m, d), float64."""
+    backend, xp = problem.backend, problem.backend.xp
+    float64 = backend.dtype(np.float64)
+    if problem.inverse_scale is None:
+        shape = problem.n_models, problem.data.n_features
+        return xp.ones(shape, dtype=float64, device=backend.device)
+    return xp.astype(problem.inverse_scale[:, 0, :], float64)
+
+
+def _penalty(problem: Problem) -> Array:
+    """The curvature of the L2 penalty, of shape (m, d + 1), float64; none for the intercept."""
+    backend, units = problem.backend, units_of(problem)
+    of_coef = backend.asarray(problem.l2[:, None], units.dtype) * units * units
+    return backend.xp.concat([of_coef, 0 * of_coef[:, :1]], axis=1)
+
+
+def _weights(problem: Problem, state: State, X: Array, index: Any) -> Array:
     """Curvatures of the loss of each row by its logits, of shape (b, m, k)."""
     xp = problem.backend.xp
     p = xp.exp(log_softmax(xp, logits_of(xp, X, state.coef, state.intercept)))
@@ -113,34 +121,32 @@ def _weights(problem: Problem, state: State, X: Array, index: Array) -> Array:
 
 def _blocks(problem: Problem, state: State, rows: np.ndarray, *, shared: bool) -> Array:
     """Weighted second moments of features and intercept, of shape (m, k or 1, d + 1, d + 1)."""
-    backend, xp, data = problem.backend, problem.backend.xp, problem.data
-    m = problem.n_models
-    known = np.sum(~problem.masked, axis=1)
-    n_blocks = 1 if shared else problem.n_classes
-    total: Array = 0.0
-    for index, X in data.batches(rows, _ROWS_AT_ONCE):
+    xp, data, m = problem.backend.xp, problem.data, problem.n_models
+    known = problem.backend.asarray(np.sum(~problem.masked, axis=1)[:, None], data.dtype)
+
+    def sums(index: Any, X: Array) -> tuple[Array]:
         weight = _weights(problem, state, X, index)
-        X = data.dense(X)
-        of_models = []
-        for model in range(m):
-            Z, of_model = _standardised(problem, X, model), weight[:, model, :]
-            if shared:
-                of_model = xp.sum(of_model, axis=1, keepdims=True) / int(known[model])
-            columns = [of_model[:, block] for block in range(n_blocks)]
-            moments = backend.each(
-                partial(_second_moments, xp, Z),
-                columns,
-                cost=n_blocks * Z.shape[0] * Z.shape[1] ** 2,
-            )
-            of_models.append(xp.stack(moments))
-        total = total + xp.astype(xp.stack(of_models), backend.dtype(np.float64))
-    return total / len(rows)
+        if shared:
+            weight = xp.sum(weight, axis=2, keepdims=True) / known
+        X = dense(X)
+        moments = [_second_moments(problem, X, weight[:, model, :], model) for model in range(m)]
+        return (xp.stack(moments),)
+
+    return data.reduce(rows, sums, width=data.n_features, size=_ROWS_AT_ONCE)[0] / len(rows)
 
 
-def _second_moments(xp: Any, Z: Array, weight: Array) -> Array:
-    """Those of the rows whose weight matters."""
-    kept = xp.nonzero(weight > _NEGLIGIBLE * xp.mean(weight))[0]
-    Q = xp.take(Z, kept, axis=0) * xp.sqrt(xp.take(weight, kept, axis=0))[:, None]
+def _second_moments(problem: Problem, X: Array, weight: Array, model: int) -> Array:
+    """Those of rows in a model's coordinates, for each column of weights (b, k or 1)."""
+    xp, Z = problem.backend.xp, _standardised(problem, X, model)
+    columns = [weight[:, block] for block in range(weight.shape[1])]
+    cost = len(columns) * Z.shape[0] * Z.shape[1] ** 2
+    return xp.stack(problem.backend.each(partial(_weighted_gram, xp, Z), columns, cost))
+
+
+def _weighted_gram(xp: Any, Z: Array, weight: Array) -> Array:
+    """The second moments of the rows whose weight matters."""
+    heavy = xp.nonzero(weight > _NEGLIGIBLE * xp.mean(weight))[0]
+    Q = xp.take(Z, heavy, axis=0) * xp.sqrt(xp.take(weight, heavy, axis=0))[:, None]
     return Q.T @ Q
 
 
@@ -155,28 +161,29 @@ def _standardised(problem: Problem, X: Array, model: int) -> Array:
     return xp.concat([X, ones * float(problem.fit_intercept)], axis=1)
 
 
-def _diagonal(
-    problem: Problem, state: State, rows: np.ndarray
-) -> tuple[Callable[[Array, Array], Array], Array]:
-    """The same of every feature by itself."""
-    backend, xp, data = problem.backend, problem.backend.xp, problem.data
-    m, k, d = problem.n_models, problem.n_classes, data.n_features
-    float64 = backend.dtype(np.float64)
-    first = second = backend.zeros((m, k, d), float64)
-    total = backend.zeros((m, k), float64)
-    for index, X in data.chunks(rows, width=m * k):
+def diagonal_curvature(problem: Problem, state: State, rows: np.ndarray) -> Array:
+    """The curvature of every weight by itself, of shape (m, k, d + 1), float64.
+
+    The parameters, the factor k / (k - 1) and the coordinates are those of `inverse_curvature`.
+    """
+    xp, data = problem.backend.xp, problem.data
+    m, k, d, units = problem.n_models, problem.n_classes, data.n_features, units_of(problem)
+    # Squares of features that are not scaled might under- or overflow.
+    common = xp.max(units, axis=0)
+    scale = xp.astype(common, data.dtype)
+
+    def sums(index: Any, X: Array) -> tuple[Array, Array, Array]:
         weight = _weights(problem, state, X, index)
-        flat = xp.reshape(weight, (-1, m * k)).T
-        squares = data.squared(X)
-        first = first + xp.astype(xp.reshape(flat @ X, (m, k, d)), float64)
-        second = second + xp.astype(xp.reshape(flat @ squares, (m, k, d)), float64)
-        total = total + xp.sum(weight, axis=0, dtype=float64)
+        flat, X = xp.reshape(weight, (-1, m * k)).T, scaled(X, scale)
+        return flat @ X, flat @ squared(X), xp.sum(weight, axis=0)
+
+    first, second, total = (part / len(rows) for part in data.reduce(rows, sums, width=m * k))
+    first, second = xp.reshape(first, (m, k, d)), xp.reshape(second, (m, k, d))
     if problem.mean is not None:
-        mean = xp.astype(problem.mean, float64)
+        mean = xp.astype(problem.mean, units.dtype) * common
         second = second - mean * (2 * first - mean * total[..., None])
-    l2 = backend.asarray(problem.l2[:, None, None], float64)
-    units = _units(problem)[:, None, :]
-    values = units[..., :-1] ** 2 * (xp.maximum(second, 0 * second) / len(rows) + l2)
-    values = xp.concat([values, total[..., None] / len(rows)], axis=-1)
-    values = values + _RIDGE * xp.mean(values, axis=-1, keepdims=True) + _LEAST
-    return lambda diagonal, gradient: gradient / diagonal, values
+    ratio = (units / xp.where(common > 0, common, xp.ones_like(common)))[:, None, :]
+    values = ratio * ratio * xp.maximum(second, 0 * second)
+    values = xp.concat([values, total[..., None]], axis=-1)
+    ridge = _RIDGE * xp.mean(values, axis=-1, keepdims=True) + _LEAST
+    return values + ridge + _penalty(problem)[:, None, :]

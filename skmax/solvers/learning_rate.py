@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from contextlib import closing
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
+from skmax.backends import Array
 from skmax.objective import evaluate, penalty
-from skmax.problem import Array, Problem, State
+from skmax.problem import Problem, State
 from skmax.solvers.sgd import SGD
 
-# Steps of a race, rows that the curvature and the winner are measured on, and the rates that run,
-# in units of the slow one.
-_RACE_STEPS, _SAMPLE = 128, 2048
+# Steps of a search, rows that the curvature and the winner are measured on, and the rates that are
+# tried, in units of the stable one.
+_STEPS, _SAMPLE = 128, 2048
 _MULTIPLES = 10.0 ** (np.arange(4) / 2)
 _LEAST_CURVATURE = 1e-3
 # Objectives that differ by less than this share count as the same, and the slowest rate wins.
@@ -28,38 +30,46 @@ def curvature(problem: Problem, rows: np.ndarray, n_iter: int = 20) -> np.ndarra
     1992, the Hessian of the mean cross-entropy is at most half of it, and at zero weights it is
     ``1/k`` of it.
     """
-    backend, xp, data = problem.backend, problem.backend.xp, problem.data
-    d, m = data.n_features, problem.n_models
-    mean = 0.0 if problem.mean is None else problem.mean[:, 0, :]
-    inverse_scale = 1.0 if problem.inverse_scale is None else problem.inverse_scale[:, 0, :]
-    vector = backend.asarray(np.ones((m, d)) / np.sqrt(d + 1), data.dtype)
-    constant = backend.asarray(np.full((m, 1), problem.fit_intercept / np.sqrt(d + 1)), data.dtype)
+    backend, xp, dtype = problem.backend, problem.backend.xp, problem.data.dtype
+    d, m = problem.data.n_features, problem.n_models
+    vector = backend.asarray(np.ones((m, d)) / np.sqrt(d + 1), dtype)
+    constant = backend.asarray(np.full((m, 1), problem.fit_intercept / np.sqrt(d + 1)), dtype)
     value = np.ones(m)
     for _ in range(n_iter):
-        weights = vector * inverse_scale
-        offset = constant - xp.sum(weights * mean, axis=1, keepdims=True)
-        image: Array = 0.0
-        total: Array = 0.0
-        for index, X in data.chunks(rows, width=m):
-            response = X @ weights.T + offset.T
-            weight = problem.weights(index)
-            response = response if weight is None else response * weight
-            image = image + response.T @ X
-            total = total + xp.sum(response, axis=0)
-        vector = (image - total[:, None] * mean) * inverse_scale / len(rows)
-        constant = total[:, None] / len(rows) * float(problem.fit_intercept)
+        vector, constant = _second_moments_times(problem, rows, vector, constant)
         norm = xp.sqrt(xp.sum(vector * vector, axis=1, keepdims=True) + constant * constant)
         value = backend.to_numpy(norm)[:, 0]
         norm = xp.where(norm > 0, norm, xp.ones_like(norm))
-        vector, constant = vector / norm, constant / norm
+        vector, constant = (xp.astype(part / norm, dtype) for part in (vector, constant))
     return value
 
 
-def raced(problem: Problem, solver: SGD, rng: np.random.Generator) -> np.ndarray:
-    """The learning rate that does best in a short race, per model, of shape (m,).
+def _second_moments_times(
+    problem: Problem, rows: np.ndarray, vector: Array, constant: Array
+) -> tuple[Array, Array]:
+    """The matrix of second moments times a vector (m, d) and its constant (m, 1), float64."""
+    xp, data = problem.backend.xp, problem.data
+    mean = 0.0 if problem.mean is None else problem.mean[:, 0, :]
+    inverse_scale = 1.0 if problem.inverse_scale is None else problem.inverse_scale[:, 0, :]
+    weights = vector * inverse_scale
+    offset = constant - xp.sum(weights * mean, axis=1, keepdims=True)
+
+    def sums(index: Any, X: Array) -> tuple[Array, Array]:
+        response = X @ weights.T + offset.T
+        weight = problem.weights(index)
+        response = response if weight is None else response * weight
+        return response.T @ X, xp.sum(response, axis=0)
+
+    image, total = (part / len(rows) for part in data.reduce(rows, sums, width=problem.n_models))
+    total = total[:, None]
+    return (image - total * mean) * inverse_scale, total * float(problem.fit_intercept)
+
+
+def searched_rate(problem: Problem, solver: SGD, rng: np.random.Generator) -> np.ndarray:
+    """The learning rate that does best in a short search, per model, of shape (m,).
 
     Rates run side by side as one stack, through the whole of their schedule, on a sample of the
-    rows. They are multiples of `slow`.
+    rows. They are multiples of `stable_rate`.
 
     Parameters
     ----------
@@ -70,32 +80,38 @@ def raced(problem: Problem, solver: SGD, rng: np.random.Generator) -> np.ndarray
     rng : numpy.random.Generator
         Where the sample comes from.
     """
-    m, batch_size = problem.n_models, solver.batch_size
-    rng = rng.spawn(1)[0]  # training finds its own as it was, however long the race
-    order, most = problem.order, _RACE_STEPS * batch_size
-    order = rng.permutation(order)[:most] if solver.shuffle else order[:: -(-len(order) // most)]
-    n_epochs = max(1, _RACE_STEPS * batch_size // len(order))
-
-    racing = np.repeat(np.arange(m), len(_MULTIPLES))
-    lengths = np.minimum(n_epochs, solver.max_iter)[racing]
-    rates = slow(problem, solver)[racing] * np.tile(_MULTIPLES, m)
-    race = replace(problem.select(racing), order=order)
-    runners = replace(
-        solver.select(racing),
+    m, rng = problem.n_models, rng.spawn(1)[0]  # training finds its own as it was
+    order = _rows_to_train_on(problem, solver, rng)
+    models = np.repeat(np.arange(m), len(_MULTIPLES))
+    rates = stable_rate(problem, solver)[models] * np.tile(_MULTIPLES, m)
+    n_epochs = max(1, _STEPS * solver.batch_size // len(order))
+    lengths = np.minimum(n_epochs, solver.max_iter)[models]
+    stack = replace(problem.select(models), order=order)
+    trial = replace(
+        solver.select(models),
         learning_rate=rates,
         max_iter=tuple(lengths.tolist()),
-        retry=np.zeros(len(racing), dtype=bool),
+        retry=np.zeros(len(models), dtype=bool),
     )
-    state = State.start(race)
-    epochs = runners.epochs(race, state, rng)
+    state = State.start(stack)
+    epochs = trial.epochs(stack, state, rng)
     with closing(epochs), np.errstate(over="ignore", invalid="ignore"):
         for epoch in range(max(lengths)):  # each model counts as it is at its own end
-            state = next(epochs).state.where(race.backend, epoch < lengths, state)
-        entropy, _ = evaluate(replace(race, order=order[:_SAMPLE]), state)
-        objective = (entropy + penalty(race, state.coef)).reshape(m, -1)
+            state = next(epochs).state.where(stack.backend, epoch < lengths, state)
+        sample = stack.data.sample(order, _SAMPLE, rng)
+        entropy, _ = evaluate(replace(stack, order=sample), state)
+        objective = (entropy + penalty(stack, state.coef)).reshape(m, -1)
     objective = np.where(np.isfinite(objective), objective, np.inf)
     good_enough = objective <= objective.min(axis=1, keepdims=True) * (1 + _TIE)
     return rates.reshape(m, -1)[np.arange(m), good_enough.argmax(axis=1)]
+
+
+def _rows_to_train_on(problem: Problem, solver: SGD, rng: np.random.Generator) -> np.ndarray:
+    """As many rows as the search has steps for; in their order, if training keeps it."""
+    size = _STEPS * solver.batch_size
+    if solver.shuffle:
+        return rng.permutation(problem.order)[:size]
+    return problem.data.sample(problem.order, size, rng)
 
 
 def _evenness(problem: Problem) -> np.ndarray:
@@ -106,7 +122,7 @@ def _evenness(problem: Problem) -> np.ndarray:
     return (1 / np.mean(weight.astype(np.float64) ** 2, axis=0))[problem.columns]
 
 
-def slow(problem: Problem, solver: SGD) -> np.ndarray:
+def stable_rate(problem: Problem, solver: SGD) -> np.ndarray:
     """A learning rate that is safe for any minibatch, per model, of shape (m,).
 
     The inverse of about the largest curvature that a batch of b rows may show. That is the upper
@@ -119,7 +135,7 @@ def slow(problem: Problem, solver: SGD) -> np.ndarray:
     """
     n, b, d = len(problem.order), solver.batch_size, problem.data.n_features
     effective = b * _evenness(problem)
-    sample = problem.order[:: -(-n // _SAMPLE)]
+    sample = problem.data.sample(problem.order, _SAMPLE)
     with np.errstate(over="ignore", invalid="ignore"), problem.backend.computing():
         largest = (np.sqrt(curvature(problem, sample)) + np.sqrt(d / effective * (1 - b / n))) ** 2
     if not np.isfinite(largest).all():
@@ -127,4 +143,6 @@ def slow(problem: Problem, solver: SGD) -> np.ndarray:
             f"learning_rate='auto' finds no rate: the squares of X overflow {problem.data.dtype}. "
             "Rescale X, or pass preconditioner='diagonal'."
         )
-    return 1 / np.maximum(largest, _LEAST_CURVATURE)
+    # In the coordinates of the preconditioner, the penalty has less than the features.
+    of_penalty = problem.l2 if problem.inverse_scale is None else 0.0
+    return 1 / np.maximum(np.maximum(largest, of_penalty), _LEAST_CURVATURE)

@@ -6,50 +6,53 @@ and multiplying the weights, so objective, penalty and coefficients stay those o
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
-from skmax.backends import Rows, rounding_unit
-from skmax.problem import Array, Problem
+from skmax.backends import Array, rounding_unit
+from skmax.backends.array_api import dtype_name, float_info
+from skmax.data import Rows, columns, scaled, squared
+from skmax.problem import Problem
 
-# A unit is sqrt(variance + _CURVATURE * l2): with the variance alone, a nearly constant feature
+# A unit is sqrt(deviation^2 + _CURVATURE * l2): with the deviation alone, a nearly constant feature
 # would take steps against which its penalty is stiff. The factor bounds that stiffness by 1/10.
 _CURVATURE = 10.0
-# Variances below this share of the squared mean are rounding errors of float64.
-_NOISE = 1e-14
+# Deviations below this share of the mean are rounding errors of float64.
+_NOISE = 1e-7
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Weighted means and variances of the features.
+    """Weighted means and standard deviations of the features.
 
     Attributes
     ----------
     origin : ndarray of shape (d,)
         A vector amid the data. Means are counted from it, so that none loses digits.
-    mean, variance : ndarray of shape (m, d)
+    mean, deviation : ndarray of shape (m, d)
         Per model, since models may weigh the rows differently.
     """
 
     origin: np.ndarray
     mean: np.ndarray
-    variance: np.ndarray
+    deviation: np.ndarray
 
     @classmethod
     def of(cls, problem: Problem, origin: np.ndarray | None = None) -> Moments:
         """Moments of a problem's rows, counted from `origin` if that is given."""
         origin = problem.data.origin(problem.order) if origin is None else origin
         data = problem.data.with_(shift=origin if origin.any() else None)
-        mean, square = _means(problem, data)
-        if not np.isfinite(square).all():  # squares may overflow float32
-            wider = data.with_(dtype=data.backend.dtype(np.float64), shift=data.shift)
-            mean, square = _means(problem, wider)
-        with np.errstate(over="ignore", invalid="ignore"):  # `precondition` looks for infinities
-            variance = square - mean**2
-            variance[variance <= _NOISE * mean**2] = 0.0
+        with np.errstate(over="ignore", invalid="ignore"), problem.backend.computing():
+            mean, square = _means(problem, data, lambda X: (X, squared(X)))
+            deviation = _deviation(mean, square)
+            lost = _features_lost(data, square)
+            if lost.size:
+                mean[:, lost], deviation[:, lost] = _rescaled_moments(problem, data, lost)
         columns = np.zeros_like(problem.columns) if len(mean) == 1 else problem.columns
-        return cls(origin, mean[columns], variance[columns])
+        return cls(origin, mean[columns], deviation[columns])
 
     def merged(self, other: Moments, share: float) -> Moments:
         """The moments of both sets of rows, `other` having a share of the weight.
@@ -60,30 +63,66 @@ class Moments:
         algorithm for computing sample variances, 1982.
         """
         step = other.mean - self.mean
-        between = share * (1 - share) * step**2
-        variance = (1 - share) * self.variance + share * other.variance + between
-        return Moments(self.origin, self.mean + share * step, variance)
+        within = np.hypot(np.sqrt(1 - share) * self.deviation, np.sqrt(share) * other.deviation)
+        deviation = np.hypot(within, np.sqrt(share * (1 - share)) * step)
+        return Moments(self.origin, self.mean + share * step, deviation)
 
 
-def _means(problem: Problem, data: Rows) -> tuple[np.ndarray, np.ndarray]:
-    """Weighted means of the features and of their squares, of shape (1 or u, d), float64.
+def _means(
+    problem: Problem, data: Rows, function: Callable[[Array], tuple[Array, ...]]
+) -> list[np.ndarray]:
+    """Weighted means, (1 or u, f), of each of the arrays (b, f) that a function makes of rows.
 
     Few rows are summed in the precision of `data`, these sums in float64.
     """
-    backend, xp = problem.backend, problem.backend.xp
-    total: list[Array] = [0.0, 0.0]
-    weights = problem.sample_weight
+    backend, xp, weights = problem.backend, problem.backend.xp, problem.sample_weight
+
+    def sums(index: Any, X: Array) -> tuple[Array, ...]:
+        if weights is None:
+            weight = xp.ones((1, X.shape[0]), dtype=data.dtype, device=backend.device)
+        else:
+            weight = xp.astype(problem.rows_of(weights, index), data.dtype).T
+        return tuple(weight @ values for values in function(X))
+
     width = 1 if weights is None else weights.shape[1]
-    with np.errstate(over="ignore", invalid="ignore"), backend.computing():
-        for index, X in data.chunks(problem.order, width=width):
-            if weights is None:
-                weight = xp.ones((1, X.shape[0]), dtype=data.dtype, device=backend.device)
-            else:
-                weight = xp.astype(xp.take(weights, index, axis=0), data.dtype).T
-            for part, values in enumerate((X, data.squared(X))):
-                total[part] = total[part] + xp.astype(weight @ values, backend.dtype(np.float64))
-        mean, square = (backend.to_numpy(part) / len(problem.order) for part in total)
-    return mean, square
+    totals = data.reduce(problem.order, sums, width=width)
+    return [backend.to_numpy(total) / len(problem.order) for total in totals]
+
+
+def _deviation(mean: np.ndarray, square: np.ndarray) -> np.ndarray:
+    deviation = np.sqrt(np.maximum(square - mean**2, 0.0))
+    deviation[deviation <= _NOISE * np.abs(mean)] = 0.0
+    return deviation
+
+
+def _features_lost(data: Rows, square: np.ndarray) -> np.ndarray:
+    """Features of floats whose squares may have under- or overflown."""
+    if "float" not in dtype_name(data.X):
+        return np.zeros(0, dtype=int)
+    info = float_info(data.dtype)
+    sound = (square > info.tiny / info.eps) & np.isfinite(square)
+    return np.flatnonzero(~sound.all(axis=0))
+
+
+def _rescaled_moments(
+    problem: Problem, data: Rows, features: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Means and deviations of features, which are divided by their mean modulus first."""
+    backend, n = problem.backend, len(problem.order)
+    data = data.with_(dtype=backend.dtype(np.float64), shift=data.shift)
+    index = backend.asarray(features)
+    # As a share of n, no sum overflows, and of what is divided by it no square.
+    (modulus,) = _means(problem, data, lambda X: (abs(columns(X, index)) / n,))
+    scale = modulus.max(axis=0)
+    scale[scale < np.finfo(np.float64).tiny] = 1.0
+    inverse = backend.asarray(1 / scale)
+
+    def rescaled(X: Array) -> tuple[Array, Array]:
+        Z = scaled(columns(X, index), inverse)
+        return Z, squared(Z)
+
+    mean, square = _means(problem, data, rescaled) if modulus.any() else (modulus, modulus)
+    return mean * scale, _deviation(mean, square) * scale
 
 
 def precondition(problem: Problem, moments: Moments) -> Problem:
@@ -101,15 +140,16 @@ def precondition(problem: Problem, moments: Moments) -> Problem:
     Raises
     ------
     ValueError
-        A variance is too large for float64.
+        A deviation is too large for float64.
     """
     backend, data = problem.backend, problem.data
     mean = moments.mean + moments.origin
-    with np.errstate(over="ignore"):
-        spread = moments.variance if problem.fit_intercept else moments.variance + mean**2
+    spread = moments.deviation if problem.fit_intercept else np.hypot(moments.deviation, mean)
     _check_finite(spread)
-    scale = np.sqrt(spread + _CURVATURE * problem.l2[:, None])
-    inverse_scale = np.divide(1.0, scale, out=np.zeros_like(scale), where=scale > 0)
+    scale = np.hypot(spread, np.sqrt(_CURVATURE * problem.l2)[:, None])
+    # What is closer to 0 has no inverse in the precision of the weights, which would be as large.
+    invertible = scale > 1 / float(float_info(data.dtype).max)
+    inverse_scale = np.divide(1.0, scale, out=np.zeros_like(scale), where=invertible)
     shift = None
     if not problem.fit_intercept:
         mean = np.zeros_like(mean)
@@ -132,6 +172,6 @@ def _check_finite(spread: np.ndarray) -> None:
     bad = np.flatnonzero(~np.isfinite(spread).all(axis=0))
     if bad.size:
         raise ValueError(
-            f"Feature {bad[0]} of X has values so large that their squares overflow float64. "
+            f"Feature {bad[0]} of X has values so large that their deviation overflows float64. "
             "Rescale it, or pass preconditioner=None."
         )

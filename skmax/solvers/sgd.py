@@ -7,18 +7,20 @@ from dataclasses import dataclass, replace
 from itertools import count
 
 import numpy as np
-from sklearn.utils import gen_batches
 
-from skmax.objective import batch_gradient, evaluate, excess, penalty
-from skmax.problem import Array, BatchSums, Epoch, Problem, State
+from skmax import kernels
+from skmax.backends import Array
+from skmax.objective import batch_gradient, clip, evaluate, penalty, value_and_gradient
+from skmax.problem import BatchSums, Epoch, Problem, State, Steps
+from skmax.solvers.curvature import diagonal_curvature, units_of
 from skmax.solvers.schedules import step_rates
 
 # Multiples of the objective at the start: one that training cannot come back from, and one that a
 # rate found from the data should not reach.
 _HOPELESS, _TOO_FAST = 100.0, 2.0
 _MAX_RETRIES = 30
-# Epochs that large data need, and steps that small data need.
-_MIN_EPOCHS, _MIN_STEPS = 3, 900
+# Rows that the curvature is measured on which says what is zero.
+_SAMPLE = 2048
 
 
 @dataclass(frozen=True)
@@ -49,11 +51,6 @@ class SGD:
     batch_size: int
     shuffle: bool
 
-    @staticmethod
-    def default_epochs(n_steps: int) -> int:
-        """How many epochs of `n_steps` steps are planned where nobody says."""
-        return max(_MIN_EPOCHS, -(-_MIN_STEPS // n_steps))
-
     def select(self, models: np.ndarray) -> SGD:
         """The hyperparameters of some of the models."""
         return replace(
@@ -65,11 +62,13 @@ class SGD:
             max_iter=tuple(self.max_iter[model] for model in models),
         )
 
-    def rates(self, epoch: int, n_steps: int) -> np.ndarray:
-        """The learning rate of each step of an epoch, of shape (n_steps, m)."""
+    def steps(self, epoch: int, order: np.ndarray) -> Steps:
+        """The steps of an epoch that visits the rows in an order, once `epoch` are done."""
+        n_steps = -(-len(order) // self.batch_size)
         planned = zip(self.schedule, self.max_iter, strict=True)
         multipliers = [step_rates(name, epoch, n_steps, max_iter) for name, max_iter in planned]
-        return np.stack(multipliers, axis=1) * self.learning_rate
+        rates = np.stack(multipliers, axis=1) * self.learning_rate
+        return Steps(order, self.batch_size, rates, self.momentum)
 
     def epochs(
         self, problem: Problem, state: State, rng: np.random.Generator
@@ -93,7 +92,7 @@ class SGD:
         """
         solver, models, before = self, np.arange(problem.n_models), state
         bound = self._bound(problem, state)
-        orders = _Orders(problem.order, rng if self.shuffle else None, max(self.max_iter))
+        orders = _Orders(problem, rng if self.shuffle else None, max(self.max_iter))
         for epoch in count():
             solver, before, state, report = solver._guarded(
                 problem, before, state, orders, epoch, bound
@@ -109,7 +108,7 @@ class SGD:
     def _bound(self, problem: Problem, state: State) -> np.ndarray:
         """The objective above which a model has diverged, of shape (m,)."""
         start = np.log(np.sum(~problem.masked, axis=1))  # of a model that knows nothing
-        if self.retry.any() and bool(problem.backend.xp.any(state.coef != 0)):
+        if bool(problem.backend.xp.any(state.coef != 0)):
             start = np.fmax(start, evaluate(problem, state)[0] + penalty(problem, state.coef))
         return np.where(self.retry, _TOO_FAST, _HOPELESS) * start
 
@@ -129,12 +128,11 @@ class SGD:
         started and ended, and its (loss, accuracy, diverged).
         """
         solver, order = self, orders.next()
-        n_steps = -(-len(order) // self.batch_size)
-        run = problem.backend.fast_sgd_epoch(problem, self.batch_size) or sgd_epoch
+        run = kernels.sgd_epoch(problem, self.batch_size) or sgd_epoch
         for _ in range(_MAX_RETRIES):
             quiet = np.errstate(over="ignore", invalid="ignore")
             with quiet, problem.backend.computing():
-                after, sums = run(problem, state, solver, order, solver.rates(epoch, n_steps))
+                after, sums = run(problem, state, solver.steps(epoch, order))
                 orders.draw_ahead()
                 together = problem.backend.xp.stack(list(sums))
                 entropy, accuracy = problem.backend.to_numpy(together) / len(order)
@@ -155,14 +153,14 @@ class _Orders:
     The next one can be drawn ahead, while a device works on what it was given.
     """
 
-    def __init__(self, rows: np.ndarray, rng: np.random.Generator | None, planned: int):
-        self._rows, self._rng = rows, rng
+    def __init__(self, problem: Problem, rng: np.random.Generator | None, planned: int):
+        self._problem, self._rng = problem, rng
         self._left = planned
         self._drawn: np.ndarray | None = None
 
     def _draw(self) -> np.ndarray:
         self._left -= 1
-        return self._rows if self._rng is None else self._rng.permutation(self._rows)
+        return self._problem.data.epoch(self._problem.order, self._rng)
 
     def next(self) -> np.ndarray:
         """The order of the epoch that begins."""
@@ -175,15 +173,11 @@ class _Orders:
             self._drawn = self._draw()
 
 
-def sgd_epoch(
-    problem: Problem, state: State, solver: SGD, order: np.ndarray, rates: np.ndarray
-) -> tuple[State, BatchSums]:
+def sgd_epoch(problem: Problem, state: State, steps: Steps) -> tuple[State, BatchSums]:
     """One pass over the rows: the reference, for any array API namespace.
 
     Each step is that of the heavy-ball method in the coordinates of the preconditioner, followed
-    by the proximal operator of the L1 penalty in the same metric (iPiano). An epoch with an L1
-    penalty ends with one more such step from the mean of its gradients: once the learning rate has
-    decayed, that is the full gradient, free of the noise which keeps small weights from zero.
+    by the proximal operator of the L1 penalty in the same metric (iPiano).
 
     Parameters
     ----------
@@ -191,12 +185,8 @@ def sgd_epoch(
         What is minimised.
     state : State
         Where the epoch starts; left unchanged.
-    solver : SGD
-        Hyperparameters.
-    order : ndarray of shape (n,), host
-        The rows, in the order in which they are visited.
-    rates : ndarray of shape (n_steps, m), host
-        The learning rate of each step.
+    steps : Steps
+        The rows in the order in which they are visited, and how long each step is.
 
     Returns
     -------
@@ -211,29 +201,18 @@ def sgd_epoch(
     P. Ochs, Y. Chen, T. Brox and T. Pock, iPiano: inertial proximal algorithm for nonconvex
     optimization, SIAM Journal on Imaging Sciences 7(2), 2014.
     """
-    backend = problem.backend
-    rows, rates = (
-        backend.asarray(order),
-        backend.asarray(rates[:, :, None, None], problem.data.dtype),
-    )
-    take_step = _Step(problem, solver)
+    backend, step = problem.backend, _Step(problem, steps.momentum)
+    rates = backend.asarray(steps.rates[:, :, None, None], problem.data.dtype)
     loss = correct = backend.zeros((problem.n_models,), backend.dtype(np.float64))
-    gradient_sum: Array = 0.0
     state = at_origin(problem, state)
-    for step, batch in enumerate(gen_batches(len(order), solver.batch_size)):
-        index = rows[batch]
+    for i, (index, X) in enumerate(problem.data.batches(steps.order, steps.batch_size)):
         intercept = from_origin(problem, state)
-        sums, by_coef, by_intercept = batch_gradient(problem, state.coef, intercept, index)
+        sums, *gradients = batch_gradient(problem, state.coef, intercept, index, X)
         loss, correct = loss + sums.loss, correct + sums.correct
+        by_coef, by_intercept = (gradient / X.shape[0] for gradient in gradients)
         if problem.mean is not None:
             by_coef = by_coef - by_intercept[..., None] * problem.mean
-        if take_step.has_lasso:
-            gradient_sum = gradient_sum + by_coef
-        size = int(index.shape[0])
-        state = take_step(state, rates[step, ...], by_coef / size, by_intercept / size)
-    if take_step.has_lasso:
-        rate = backend.asarray(solver.learning_rate[:, None, None], problem.data.dtype)
-        state = take_step.settle(state, rate, gradient_sum / len(order))
+        state = step(state, rates[i, ...], by_coef, by_intercept)
     return replace(state, intercept=from_origin(problem, state)), BatchSums(loss, correct)
 
 
@@ -255,17 +234,15 @@ def from_origin(problem: Problem, state: State) -> Array:
 class _Step:
     """The proximal heavy-ball step, in the coordinates of the preconditioner."""
 
-    def __init__(self, problem: Problem, solver: SGD):
+    def __init__(self, problem: Problem, momentum: np.ndarray):
         def moved(values: np.ndarray) -> Array:
             return problem.backend.asarray(values[:, None, None], problem.data.dtype)
 
         self.xp = problem.backend.xp
         self.fit_intercept = problem.fit_intercept
         self.inverse_scale = 1.0 if problem.inverse_scale is None else problem.inverse_scale
-        self.momentum, self.l2 = moved(solver.momentum), moved(problem.l2)
-        self.has_lasso = bool(problem.l1.any())
-        self.lasso = problem.backend.asarray(problem.l1[:, None, None] > 0)
-        self.threshold = self._scaled(moved(problem.l1))
+        self.momentum, self.l2 = moved(momentum), moved(problem.l2)
+        self.threshold = self._scaled(moved(problem.l1)) if problem.l1.any() else None
 
     def _scaled(self, gradient: Array) -> Array:
         return gradient * self.inverse_scale * self.inverse_scale  # squared, it may underflow
@@ -275,17 +252,44 @@ class _Step:
         descent = rate * self._scaled(by_coef + self.l2 * state.coef)
         velocity = self.momentum * state.coef_velocity - descent
         coef = state.coef + velocity
-        if self.has_lasso:
-            taken = excess(self.xp, coef, rate * self.threshold)
-            velocity, coef = velocity - taken, coef - taken
+        if self.threshold is not None:
+            clipped = clip(self.xp, coef, rate * self.threshold)
+            velocity, coef = velocity - clipped, coef - clipped
         state = replace(state, coef=coef, coef_velocity=velocity)
         if not self.fit_intercept:
             return state
         velocity = self.momentum[..., 0] * state.intercept_velocity - rate[..., 0] * by_intercept
         return replace(state, intercept=state.intercept + velocity, intercept_velocity=velocity)
 
-    def settle(self, state: State, rate: Array, by_coef: Array) -> State:
-        """One step of the coefficients under L1, without momentum, which stays as it was."""
-        still = replace(state, coef_velocity=0 * state.coef_velocity)
-        settled = self(still, rate, by_coef, 0 * state.intercept).coef
-        return replace(state, coef=self.xp.where(self.lasso, settled, state.coef))
+
+def with_exact_zeros(problem: Problem, state: State) -> State:
+    """The state, with those coefficients at zero that an L1 penalty holds there; no other changes.
+
+    To be called once, after training: the noise of minibatches keeps small coefficients from zero.
+    Each is looked at by itself. With g the full gradient by it and h the curvature, both of loss
+    and L2 penalty, ``g (v - w) + h (v - w)^2 / 2 + l1 |v|`` is least at v = 0 if
+    ``|h w - g| <= l1``: a proximal step of length 1/h ends there. Since h is known to few digits
+    and features are correlated, w must also be near zero in these terms, ``|h w| <= l1``; so
+    nothing changes by more than l1 / h, which vanishes with the penalty.
+    """
+    if not problem.l1.any():
+        return state
+    backend, xp = problem.backend, problem.backend.xp
+    units = units_of(problem)[:, None, :]
+    with backend.computing():
+        sample = problem.data.sample(problem.order, _SAMPLE)
+        h = diagonal_curvature(problem, state, sample)[..., :-1]
+    _, _, g, by_intercept = value_and_gradient(problem, state)
+    if problem.mean is not None:
+        g = g - by_intercept[..., None] * problem.mean
+    l1, l2 = (backend.asarray(x[:, None, None], units.dtype) for x in (problem.l1, problem.l2))
+    g, l1 = (g + l2 * state.coef) * units, l1 * units
+    at_zero = h * state.coef / xp.where(units > 0, units, xp.ones_like(units))
+    is_zero = (xp.abs(at_zero - g) <= l1) & (xp.abs(at_zero) <= l1)
+    coef, velocity = (
+        xp.where(is_zero, xp.zeros_like(x), x) for x in (state.coef, state.coef_velocity)
+    )
+    intercept = state.intercept
+    if problem.mean is not None:  # what it is at the origin stays
+        intercept = intercept + xp.sum((state.coef - coef) * problem.mean, axis=-1)
+    return replace(state, coef=coef, intercept=intercept, coef_velocity=velocity)

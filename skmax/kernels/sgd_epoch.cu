@@ -114,7 +114,7 @@ __device__ inline float logarithm(float x) { return logf(x); }
 __device__ __noinline__ double logarithm(double x) { return log(x); }
 
 // What the proximal operator of the L1 penalty takes off a weight.
-__device__ inline REAL excess(REAL w, REAL threshold) {
+__device__ inline REAL clip(REAL w, REAL threshold) {
     return w > threshold ? threshold : (w < -threshold ? -threshold : w);
 }
 
@@ -137,7 +137,7 @@ __device__ inline Layout lay_out(int batch, int slice, int tile, int groups) {
     return l;
 }
 
-// What a block keeps in shared memory, cut from one piece. skmax.backends.cupy_dense computes its
+// What a block keeps in shared memory, cut from one piece. skmax.kernels.cuda computes its
 // size in the same way.
 struct Shared {
     double *sums;                          // (THREADS, 2)
@@ -215,12 +215,10 @@ struct Arguments {
     const REAL *mean;            // (m, d), or null: zero
     const REAL *inverse_scale;   // (m, d), or null: one
     const REAL *rate;            // (steps, m)
-    const REAL *l2, *l1, *momentum, *settle_rate;  // (m,)
-    int settle;                  // rows visited in the whole epoch if it ends here, else 0
+    const REAL *l2, *l1, *momentum;  // (m,)
     int fit_intercept;
     REAL *coef, *velocity;       // (m, K, d), in and out
     REAL *intercept, *intercept_velocity;          // (m, K), in and out
-    REAL *gradient_sum;          // (m, K, d), in and out: of all steps; null without L1
     double *sums;                // (m, CLUSTER, 2), out: loss and correct
 };
 
@@ -230,11 +228,11 @@ struct Worker {
     const Layout l;
     const Shared s;
     const int thread, lane, warp, rank, model, models, steps;
-    const int mine;                // the first of the rows of a batch that the block owns
+    const int own_begin;           // the first of the rows of a batch that the block owns
     const int begin, width;        // its features
     const int tiles, quads;        // its tiles, and how often V features are in one
     const int quad, group;         // of a tile's features and a batch's rows, those of this thread
-    const REAL penalty, lasso, keep;
+    const REAL l2, l1, momentum;
     double loss = 0, correct = 0;
     int buffer = 0;                // which of s.rows is worked on
 
@@ -242,11 +240,11 @@ struct Worker {
         : a(a), l(l), s(cut(reinterpret_cast<char *>(shared_memory), l)), thread(threadIdx.x),
           lane(thread % WARP), warp(thread / WARP), rank(blockIdx.x % CLUSTER),
           model(blockIdx.x / CLUSTER), models(gridDim.x / CLUSTER),
-          steps((a.n + a.batch - 1) / a.batch), mine(rank * l.owned), begin(rank * l.slice),
+          steps((a.n + a.batch - 1) / a.batch), own_begin(rank * l.owned), begin(rank * l.slice),
           width(begin >= a.d ? 0 : (a.d - begin < l.slice ? a.d - begin : l.slice)),
           tiles((l.slice + l.tile - 1) / l.tile), quads(l.tile / V), quad(thread % quads),
-          group(thread / quads), penalty(a.l2[model]), lasso(a.l1[model]),
-          keep(a.momentum[model]) {}
+          group(thread / quads), l2(a.l2[model]), l1(a.l1[model]),
+          momentum(a.momentum[model]) {}
 
     __device__ __forceinline__ int rows_in(int step) const {
         const int left = a.n - step * l.batch;
@@ -268,8 +266,8 @@ struct Worker {
         const int first = step * l.batch, size = rows_in(step), slot = step % 2;
         for (int r = thread; r < size; r += THREADS)
             copy_ahead<sizeof(int)>(s.place + slot * l.batch + r, a.place + first + r);
-        for (int r = thread; r < l.owned && mine + r < size; r += THREADS) {
-            const size_t row = first + mine + r;
+        for (int r = thread; r < l.owned && own_begin + r < size; r += THREADS) {
+            const size_t row = first + own_begin + r;
             const int here = slot * l.owned + r;
             if (a.label) copy_ahead<sizeof(int)>(s.label + here, a.label + row);
             const size_t i = row * a.u + a.column[model];
@@ -451,15 +449,15 @@ struct Worker {
         for (int i = 0; i < OWN; ++i) by_intercept[i] = 0;
         for (int top = 0; top < l.owned; top += THREADS / CLUSTER) {
             const int r = top + thread / CLUSTER;
-            const bool inside = r < l.owned && mine + r < size;
+            const bool inside = r < l.owned && own_begin + r < size;
             const int here = inside ? r : 0;
-            const size_t visit = inside ? step * l.batch + mine + r : 0;
+            const size_t visit = inside ? step * l.batch + own_begin + r : 0;
             const int truth = a.label ? s.label[slot + here] : likeliest(visit);
-            REAL kept = 1;
-            for (int k = 0; a.smoothing && k < K; ++k) kept -= a.smoothing[model * K + k];
-            auto wanted = [&](int k) {
+            REAL hard_share = 1;
+            for (int k = 0; a.smoothing && k < K; ++k) hard_share -= a.smoothing[model * K + k];
+            auto target_of = [&](int k) {
                 const REAL t = a.label ? REAL(k == truth) : a.target[visit * K + k];
-                return a.smoothing ? kept * t + a.smoothing[model * K + k] : t;
+                return a.smoothing ? hard_share * t + a.smoothing[model * K + k] : t;
             };
             REAL p[OWN];  // logits, then what they are exponentiated to, then residuals
             REAL largest = LOWEST;
@@ -482,18 +480,18 @@ struct Worker {
                 const REAL other = from_lane(largest, mask);
                 largest = other > largest ? other : largest;
             }
-            REAL total = 0, certain = 0, hoped = 0;
+            REAL total = 0, target_sum = 0, target_logit = 0;
             REAL predicted = K;  // of equal logits, the first class counts
 #pragma unroll
             for (int i = 0; i < OWN; ++i) {
                 const int k = i * CLUSTER + one;
                 if (k >= K) continue;
-                const REAL t = wanted(k);
+                const REAL t = target_of(k);
                 p[i] -= largest;
                 if (p[i] == 0 && k < predicted) predicted = k;
                 if (t != 0) {
-                    certain += t;
-                    hoped += t * p[i];
+                    target_sum += t;
+                    target_logit += t * p[i];
                 }
                 p[i] = exponential(p[i]);
                 total += p[i];
@@ -501,15 +499,15 @@ struct Worker {
 #pragma unroll
             for (int mask = 1; mask < CLUSTER; mask *= 2) {
                 total += from_lane(total, mask);
-                certain += from_lane(certain, mask);
-                hoped += from_lane(hoped, mask);
+                target_sum += from_lane(target_sum, mask);
+                target_logit += from_lane(target_logit, mask);
                 const REAL other = from_lane(predicted, mask);
                 predicted = other < predicted ? other : predicted;
             }
             if (!inside) continue;
             const REAL w = a.weight ? s.weight[slot + r] : REAL(1);
             if (one == 0) {
-                loss += w * (certain * logarithm(total) - hoped);
+                loss += w * (target_sum * logarithm(total) - target_logit);
                 if (predicted == truth) correct += a.score_weight ? s.score[slot + r] : w;
             }
             const REAL share = 1 / total;
@@ -517,11 +515,11 @@ struct Worker {
             for (int i = 0; i < OWN; ++i) {
                 const int k = i * CLUSTER + one;
                 if (k >= K) continue;
-                p[i] = w * (p[i] * share - wanted(k));
+                p[i] = w * (p[i] * share - target_of(k));
                 by_intercept[i] += p[i];
 #pragma unroll
                 for (int block = 0; block < CLUSTER; ++block)
-                    in_block(s.residual, block)[(mine + r) * PADDED + k] = p[i];
+                    in_block(s.residual, block)[(own_begin + r) * PADDED + k] = p[i];
             }
         }
 #pragma unroll
@@ -602,15 +600,14 @@ struct Worker {
 #pragma unroll
             for (int j = 0; j < V; ++j) {
                 if (f + j >= width) break;
-                if (a.gradient_sum) a.gradient_sum[in_all(k, f + j)] += g[j];
                 const REAL scale = s.inverse_scale[f + j];
-                const REAL slope = g[j] * per_row + penalty * w.value[j];
-                v.value[j] = keep * v.value[j] - rate * (slope * scale * scale);
+                const REAL slope = g[j] * per_row + l2 * w.value[j];
+                v.value[j] = momentum * v.value[j] - rate * (slope * scale * scale);
                 w.value[j] += v.value[j];
-                if (lasso > 0) {
-                    const REAL taken = excess(w.value[j], rate * (lasso * scale * scale));
-                    w.value[j] -= taken;
-                    v.value[j] -= taken;
+                if (l1 > 0) {
+                    const REAL clipped = clip(w.value[j], rate * (l1 * scale * scale));
+                    w.value[j] -= clipped;
+                    v.value[j] -= clipped;
                 }
                 dot += w.value[j] * s.mean[f + j];
             }
@@ -618,28 +615,20 @@ struct Worker {
             vectors(s.velocity)[here] = v;
             s.dot[here] = dot;
             if (f == 0 && a.fit_intercept) {
-                const REAL by = keep * s.intercept_velocity[k] - rate * (of_intercept * per_row);
+                const REAL by = momentum * s.intercept_velocity[k] - rate * (of_intercept * per_row);
                 s.intercept_velocity[k] = by;
                 s.intercept[k] += by;
             }
         }
     }
 
-    // Under L1, one more step from the mean gradient; what was learned, to memory that all share.
+    // What was learned, to memory that all share.
     __device__ __forceinline__ void finish() const {
         wait_for_copies();
         __syncthreads();
         for (int k = warp; k < K; k += WARPS)
             for (int f = lane; f < width; f += WARP) {
-                REAL w = s.coef[at(k, f)];
-                if (a.settle && lasso > 0) {
-                    const REAL scale = s.inverse_scale[f], rate = a.settle_rate[model];
-                    const REAL slope = a.gradient_sum[in_all(k, f)] / a.settle + penalty * w;
-                    w -= rate * (slope * scale * scale);
-                    w -= excess(w, rate * (lasso * scale * scale));
-                    s.coef[at(k, f)] = w;
-                }
-                a.coef[in_all(k, f)] = w;
+                a.coef[in_all(k, f)] = s.coef[at(k, f)];
                 a.velocity[in_all(k, f)] = s.velocity[at(k, f)];
             }
         s.sums[2 * thread] = loss;
@@ -667,14 +656,14 @@ extern "C" __global__ void CLUSTERED __launch_bounds__(THREADS, 1) sgd_epoch(
     const DATA *X, const int *place, int n, int batch, int d, const REAL *shift, const int *label,
     const REAL *target, const REAL *weight, const REAL *score_weight, int u, const int *column,
     const REAL *smoothing, const REAL *mean, const REAL *inverse_scale, const REAL *rate,
-    const REAL *l2, const REAL *l1, const REAL *momentum, const REAL *settle_rate, int settle,
-    int fit_intercept, REAL *coef, REAL *velocity, REAL *intercept, REAL *intercept_velocity,
-    REAL *gradient_sum, double *sums, int slice, int tile, int groups)
+    const REAL *l2, const REAL *l1, const REAL *momentum, int fit_intercept, REAL *coef,
+    REAL *velocity, REAL *intercept, REAL *intercept_velocity, double *sums, int slice, int tile,
+    int groups)
 {
     const Arguments arguments{
         X, place, n, batch, d, shift, label, target, weight, score_weight, u, column, smoothing,
-        mean, inverse_scale, rate, l2, l1, momentum, settle_rate, settle, fit_intercept, coef,
-        velocity, intercept, intercept_velocity, gradient_sum, sums};
+        mean, inverse_scale, rate, l2, l1, momentum, fit_intercept, coef, velocity, intercept,
+        intercept_velocity, sums};
     Worker worker(arguments, lay_out(batch, slice, tile, groups));
     worker.start();
     for (int step = 0; step < worker.steps; ++step) {

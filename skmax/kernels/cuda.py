@@ -1,4 +1,4 @@
-"""What CuPy does faster than the reference on dense rows: all steps of an epoch in one launch.
+"""Dense rows on a CUDA device: all steps of an epoch in one launch.
 
 The kernel is `sgd_epoch.cu`, which says how it works. Here its build is chosen, and its arguments
 are laid out. Shapes are those of `skmax.problem`.
@@ -7,7 +7,7 @@ are laid out. Shapes are those of `skmax.problem`.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from functools import cache
 from importlib import resources
 from typing import Any, NamedTuple
@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from skmax.backends.array_api import dtype_name
+from skmax.data.device import ALIGNMENT, DeviceRows
+from skmax.problem import BatchSums, Problem, State, Steps
 
 # Types of X that the kernel reads, as it names them.
 DATA = {
@@ -31,8 +33,8 @@ DATA = {
 PARAMETERS = (
     *("X", "place", "n", "batch", "d", "shift", "label", "target", "weight", "score_weight", "u"),
     *("column", "smoothing", "mean", "inverse_scale", "rate", "l2", "l1", "momentum"),
-    *("settle_rate", "settle", "fit_intercept", "coef", "velocity", "intercept"),
-    *("intercept_velocity", "gradient_sum", "sums", "slice", "tile", "groups"),
+    *("fit_intercept", "coef", "velocity", "intercept", "intercept_velocity", "sums"),
+    *("slice", "tile", "groups"),
 )
 THREADS, WARP = 256, 32
 # Bytes that a thread may sum at once: more would not stay in its registers.
@@ -41,8 +43,6 @@ _SUMS, _GRADIENTS, _MOST_CLASSES = 320, 384, 128
 _MOST_ROWS = 2**31 - 1
 # Multiply-adds per cycle of a multiprocessor, and the cycles that going on to the next tile takes.
 _LANES, _TURN = 128, 500
-# Bytes that X begins at a multiple of, where nothing speaks against it.
-ALIGNMENT = 16
 # Features that make a block worthwhile, the most blocks of a cluster on any device that has
 # clusters, and the compute capability of the first of them, times ten.
 _SLICE, _CLUSTER, _CLUSTERS_FROM = 32, 8, 90
@@ -89,27 +89,13 @@ class Build:
 
 @dataclass(frozen=True)
 class Device:
-    """What of a device decides how the kernel is built.
-
-    Attributes
-    ----------
-    index : int
-        Its number.
-    n_processors : int
-        Its multiprocessors.
-    shared_bytes : int
-        Shared memory that a block may have.
-    cluster : int
-        The most blocks that a model gets.
-    threads : int
-        Threads that a block gets.
-    """
+    """What of a device decides how the kernel is built."""
 
     index: int
     n_processors: int
-    shared_bytes: int
-    cluster: int
-    threads: int
+    shared_bytes: int  # that a block may have
+    cluster: int  # the most blocks that a model gets
+    threads: int  # that a block gets
 
     @classmethod
     def of(cls, device: Any) -> Device:
@@ -139,42 +125,24 @@ class Shape(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """How the epochs of a problem run on a device; calling it runs one.
-
-    Attributes
-    ----------
-    build : Build
-        The kernel.
-    device : Device
-        Where.
-    batch : int
-        Rows per step.
-    slice_ : int
-        Features per block.
-    tile : int
-        Features that are in shared memory together.
-    groups : int
-        In how many parts a block sums a batch's gradient.
-    shared_bytes : int
-        Shared memory per block.
-    """
+    """How the epochs of a problem run on a device; calling it runs one."""
 
     build: Build
     device: Device
-    batch: int
-    slice_: int
-    tile: int
-    groups: int
-    shared_bytes: int
+    batch: int  # rows per step
+    slice_: int  # features per block
+    tile: int  # features that are in shared memory together
+    groups: int  # the parts in which a block sums a batch's gradient
+    shared_bytes: int  # per block
 
     @classmethod
-    def of(cls, problem: Any, batch_size: int, device: Device) -> Plan | None:
-        """The plan for a problem on dense rows; None if the kernel does not serve it."""
+    def of(cls, problem: Problem, batch_size: int, device: Device) -> Plan | None:
+        """The plan for a problem; None if the kernel does not serve it."""
         data, (m, k) = problem.data, problem.masked.shape
+        if not isinstance(data, DeviceRows) or data.n_samples > _MOST_ROWS:
+            return None
         name, real = dtype_name(data.X), np.dtype(data.dtype).itemsize
         if name not in DATA or k * real > _MOST_CLASSES or not data.alignment:
-            return None
-        if data.n_samples > _MOST_ROWS:
             return None
         return _plan(
             device,
@@ -198,26 +166,18 @@ class Plan:
         update = build.K * self.slice_ * self.groups / _LANES
         return product + backward + update + _TURN * 2 * -(-self.slice_ // self.tile)
 
-    def __call__(
-        self, problem: Any, state: Any, solver: Any, order: np.ndarray, rates: np.ndarray
-    ) -> tuple[Any, tuple[Any, Any]]:
+    def __call__(self, problem: Problem, state: State, steps: Steps) -> tuple[State, BatchSums]:
         """What `skmax.solvers.sgd.sgd_epoch` does. It returns before the device is done."""
-        xp, shape = problem.backend.xp, state.coef.shape
-        # These are written to.
-        state = replace(
-            state,
-            **{
-                field.name: xp.asarray(getattr(state, field.name), copy=True, order="C")
-                for field in fields(state)
-            },
+        xp, data = problem.backend.xp, problem.data
+        assert isinstance(data, DeviceRows)
+        state = State(  # these are written to
+            *(xp.asarray(getattr(state, part.name), copy=True, order="C") for part in fields(state))
         )
-        lasso = bool(problem.l1.any())
-        values = _of_epoch(problem, solver, rates) | {
+        values = _of_epoch(problem, steps) | {
             "coef": state.coef,
             "velocity": state.coef_velocity,
             "intercept": state.intercept,
             "intercept_velocity": state.intercept_velocity,
-            "gradient_sum": xp.zeros(shape, dtype=state.coef.dtype) if lasso else None,
             "batch": np.int32(self.batch),
             "slice": np.int32(self.slice_),
             "tile": np.int32(self.tile),
@@ -225,39 +185,39 @@ class Plan:
         }
         rate: Any = values["rate"]
         total: Any = 0
-        for X, place, visits, piece in problem.data.pieces(order, self.batch):
-            sums = xp.empty((shape[0], self.build.CLUSTER, 2), dtype=xp.float64)
+        for X, place, visits, part in data.segments(steps.order, self.batch):
+            sums = xp.empty((problem.n_models, self.build.CLUSTER, 2), dtype=xp.float64)
             values |= _of_rows(problem, visits)
             values |= {"X": X, "place": place, "n": np.int32(len(place)), "sums": sums}
-            values["rate"] = rate[piece.start // self.batch :]
-            values["settle"] = np.int32(len(order) if lasso and piece.stop == len(order) else 0)
-            self._launch(problem, values)
+            values["rate"] = rate[part.start // self.batch :]
+            self._launch(data, values)
             total = total + xp.sum(sums, axis=1)
-        return state, (total[:, 0], total[:, 1])
+        return state, BatchSums(total[:, 0], total[:, 1])
 
-    def _launch(self, problem: Any, values: dict[str, Any]) -> None:
+    def _launch(self, data: DeviceRows, values: dict[str, Any]) -> None:
         def argument(value: Any) -> Any:
             if value is None:
                 return np.uintp(0)
             if isinstance(value, np.generic):
                 return value
-            return problem.backend.cupy.ascontiguousarray(value)  # a kernel sees no strides
+            return data.backend.cupy.ascontiguousarray(value)  # a kernel sees no strides
 
         compiled(self.build, self.device.index)(
-            (problem.n_models * self.build.CLUSTER,),
+            (len(values["coef"]) * self.build.CLUSTER,),
             (self.build.THREADS,),
             tuple(argument(values[name]) for name in PARAMETERS),
             shared_mem=self.shared_bytes,
         )
 
 
-def _of_epoch(problem: Any, solver: Any, rates: np.ndarray) -> dict[str, Any]:
+def _of_epoch(problem: Problem, steps: Steps) -> dict[str, Any]:
     """The kernel's arguments that stay as they are for an epoch."""
     backend, weight = problem.backend, problem.sample_weight
-    per_model = [problem.l2, problem.l1, solver.momentum, solver.learning_rate]
+    per_model = np.stack([problem.l2, problem.l1, steps.momentum])
     # All numbers in one transfer.
-    numbers = backend.asarray(np.vstack([rates, *per_model]).astype(problem.data.dtype))
-    l2, l1, momentum, settle_rate = numbers[len(rates) :]
+    numbers = np.concatenate([steps.rates, per_model]).astype(problem.data.dtype)
+    numbers = backend.asarray(numbers)
+    l2, l1, momentum = numbers[len(steps.rates) :]
     return {
         "d": np.int32(problem.data.n_features),
         "shift": problem.data.subtrahend,
@@ -266,16 +226,15 @@ def _of_epoch(problem: Any, solver: Any, rates: np.ndarray) -> dict[str, Any]:
         "smoothing": problem.smoothing,
         "mean": problem.mean,
         "inverse_scale": problem.inverse_scale,
-        "rate": numbers[: len(rates)],
+        "rate": numbers[: len(steps.rates)],
         "l2": l2,
         "l1": l1,
         "momentum": momentum,
-        "settle_rate": settle_rate,
         "fit_intercept": np.int32(problem.fit_intercept),
     }
 
 
-def _of_rows(problem: Any, visits: Any) -> dict[str, Any]:
+def _of_rows(problem: Problem, visits: Any) -> dict[str, Any]:
     """The kernel's arguments about the rows visited, in the order of the visits."""
     xp, weight, score_weight = problem.backend.xp, problem.sample_weight, problem.score_weight
     target, soft = xp.take(problem.targets, visits, axis=0), problem.targets.ndim == 2

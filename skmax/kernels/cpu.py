@@ -1,4 +1,4 @@
-"""What NumPy does faster than the reference on dense rows: the same steps, in place.
+"""Dense rows on the CPU: the steps of the reference, in place.
 
 Shapes are those of `skmax.problem`, but that classes come first and rows of X last, (k, m, d) and
 (k, m, b): so a sum over classes adds blocks of memory, and what only models and rows tell apart is
@@ -8,34 +8,22 @@ spread over classes without a loop of its own.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 from scipy.linalg import get_blas_funcs
 
-from skmax._sklearn import _openmp_effective_n_threads
-from skmax.backends.array_api import Rows
+from skmax.backends.numpy import small_rows
+from skmax.backends.threads import WORTH_A_THREAD, n_threads
+from skmax.problem import BatchSums, Problem, State, Steps
 
-# Multiply-adds in a product up to which OpenBLAS has kernels that need no packing, twice as fast;
-# and the fewest rows of X that make several such products better than a single one.
-_SMALL, _FEWEST = 900_000, 16
 # Rows whose softmax is taken at once in a full pass: few stay in the cache until their gradient is
-# taken; but threads, of which one runs Python at a time, want much to do in between. And the
-# multiply-adds that make up for starting a thread.
-_BLOCK, _BLOCK_OF_THREADS, WORTH_A_THREAD = 256, 1024, 20_000_000
-
-
-def n_threads() -> int:
-    """How many threads there are for this process: fewer in the workers of joblib."""
-    return _openmp_effective_n_threads()
-
-
-def small_rows(n_weights: int) -> int:
-    """The most rows of X that a product with so many weights is best fed with; 0: any number."""
-    rows = _SMALL // max(1, n_weights)
-    return rows if rows >= _FEWEST else 0
+# taken; but threads, of which one runs Python at a time, want much to do in between.
+_BLOCK, _BLOCK_OF_THREADS = 256, 1024
+# Weights that are moved at once: they stay in the cache between one array and the next.
+_WEIGHTS_AT_ONCE = 1 << 17
 
 
 class _Products:
@@ -50,21 +38,20 @@ class _Products:
 
     Attributes
     ----------
-    loss, correct : ndarray of shape (m,), float64
-        Sums over the rows of all batches so far.
+    centers : bool
+        Whether the products centre the features.
     """
 
-    def __init__(self, problem: Any, size: int):
+    def __init__(self, problem: Problem, size: int):
         m, k = problem.masked.shape
         self.problem = problem
-        self.loss, self.correct = np.zeros(m), np.zeros(m)
         d, dtype = problem.data.n_features, problem.data.dtype
-        most = small_rows(m * k * d) or size
-        self._tile = -(-size // -(-size // most))
+        limit = small_rows(m * k * d) or size
+        self._tile = -(-size // -(-size // limit))
         # Where a batch is a single product, so is its centring: the origins are further rows of X.
         self._origins: Any = np.empty((0, d), dtype)
-        self.centers = problem.mean is not None and most == size and m > 1
-        if self.centers:
+        self.centers = problem.mean is not None and limit == size and m > 1
+        if problem.mean is not None and self.centers:
             _, first, self._origin_of = np.unique(
                 problem.columns, return_index=True, return_inverse=True
             )
@@ -83,6 +70,7 @@ class _Products:
         self._logits, self._residual = self._per_class[:, : k * m * length].reshape(2, k, m, length)
         self._row, self._weight = self._per_row[:, : m * length].reshape(2, m, length)
         self._weight[:, :size], self._weight[:, size:] = 1, 0
+        self._rows = np.arange(size)
 
     def forward(self, X: np.ndarray, coef: np.ndarray, intercept: np.ndarray) -> None:
         """Logits from weights of shapes (k, m, d) and (k, m).
@@ -105,38 +93,51 @@ class _Products:
                 np.matmul(coef, rows.T, out=logits[:, first : first + len(rows)])
         self._logits += intercept[:, :, None]
 
-    def residual(self, index: Any) -> np.ndarray:
-        """Derivatives of the loss by the logits, which are overwritten; their sums, (k, m)."""
-        size, problem = len(index), self.problem
+    def residual(self, index: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Derivatives of the loss by the logits, which are overwritten.
+
+        Returns sums over the rows: loss and correct, of shape (m,), and derivatives, (k, m).
+        """
+        problem, rows = self.problem, self._rows
         label, target = self._targets(index)
-        weight = problem.weights(index)
+        weight: Any = problem.weights(index)
         if weight is not None:
-            self._weight[:, :size] = weight.T
+            self._weight[:, : self._size] = weight.T
+        loss = self._softmax()
+        logits, weights = self._logits[:, :, : self._size], self._weight[:, : self._size]
+        of_label = logits[label, :, rows].T
+        if target is None:
+            loss -= of_label
+            self._residual[label, :, rows] -= weights.T
+        else:
+            loss -= np.add.reduce(target * logits, axis=0)
+            self._residual[:, :, : self._size] -= weights * target
+        correct = of_label == 0
+        if np.count_nonzero(logits == 0) > of_label.size:  # of equal logits, the first class counts
+            correct = logits.argmax(axis=0) == label
+        if weight is not None:
+            loss *= weights
+            if problem.score_weight is not None:
+                weight = problem.weights(index, of_scores=True)
+            correct = correct * weight.T
+        return (
+            np.add.reduce(loss, axis=1),
+            np.add.reduce(correct, axis=1),
+            np.add.reduce(self._residual, axis=2),
+        )
+
+    def _softmax(self) -> np.ndarray:
+        """Weighted probabilities in place of residuals, and the logarithms of their sums, (m, b).
+
+        Of the logits, the largest is subtracted. What follows the batch in a row weighs nothing.
+        """
         np.maximum.reduce(self._logits, axis=0, out=self._row)
         self._logits -= self._row
         np.exp(self._logits, out=self._residual)
         np.add.reduce(self._residual, axis=0, out=self._row)
-        loss = np.log(self._row[:, :size])
-        # What follows the batch in a row gets weight zero here.
+        log_sum = np.log(self._row[:, : self._size])
         self._residual *= np.divide(self._weight, self._row, out=self._row)
-        logits, weights = self._logits[:, :, :size], self._weight[:, :size]
-        chosen = logits[label, :, np.arange(size)].T
-        if target is None:
-            loss -= chosen
-            self._residual[label, :, np.arange(size)] -= weights.T
-        else:
-            loss -= np.add.reduce(target * logits, axis=0)
-            self._residual[:, :, :size] -= weights * target
-        correct = chosen == 0
-        if np.count_nonzero(logits == 0) > chosen.size:  # of equal logits, the first class counts
-            correct = logits.argmax(axis=0) == label
-        if weight is not None:
-            loss *= weights
-            scores = problem.score_weight is not None
-            correct = correct * (problem.weights(index, of_scores=True).T if scores else weights)
-        self.loss += np.add.reduce(loss, axis=1)  # a batch in its own precision, batches in float64
-        self.correct += np.add.reduce(correct, axis=1)
-        return np.add.reduce(self._residual, axis=2)
+        return log_sum
 
     def _targets(self, index: Any) -> tuple[np.ndarray, np.ndarray | None]:
         """Labels of shape (b,), and probabilities of shape (k, 1 or m, b) unless those say all."""
@@ -146,13 +147,13 @@ class _Products:
             return values, None
         if values.ndim == 1:
             label, target = values, np.zeros((problem.n_classes, len(values)), problem.data.dtype)
-            target[label, np.arange(len(label))] = 1
+            target[label, self._rows] = 1
         else:
             label, target = values.argmax(axis=1), values.T
         if problem.smoothing is None:
             return label, target[:, None]
-        kept = 1 - problem.smoothing.sum(axis=1)
-        return label, kept[:, None] * target[:, None] + problem.smoothing.T[:, :, None]
+        hard_share = 1 - problem.smoothing.sum(axis=1)
+        return label, hard_share[:, None] * target[:, None] + problem.smoothing.T[:, :, None]
 
     def backward(
         self, X: np.ndarray, by_intercept: np.ndarray, out: np.ndarray, scratch: np.ndarray
@@ -186,17 +187,13 @@ def _row_length(n_rows: int) -> int:
     return length + 8 if length % 32 == 0 else length
 
 
-# Weights that are moved at once: they stay in the cache between one array and the next.
-_TOGETHER = 1 << 17
-
-
 class _Weights:
     """The weights and velocities of a stack, and the proximal heavy-ball step, in place.
 
     Intercepts are those of a row that equals the preconditioner's origin.
     """
 
-    def __init__(self, problem: Any, state: Any, solver: Any):
+    def __init__(self, problem: Problem, state: State, momentum: np.ndarray):
         dtype, (m, k, d) = problem.data.dtype, state.coef.shape
         self.problem = problem
         self.coef, self.velocity = _swapped(state.coef), _swapped(state.coef_velocity)
@@ -205,16 +202,16 @@ class _Weights:
         self.intercept = _swapped(state.intercept) + self._at_mean()
         self.gradient, self.scratch = np.empty_like(self.coef), np.empty_like(self.coef)
         self._factors = _factors(problem.inverse_scale, m, dtype)
-        self._momentum = solver.momentum.astype(dtype)
+        self._momentum = momentum.astype(dtype)
         # A loop over whole classes is faster than one over models that reads less.
-        self._decay, self._keep = (
+        self._l2, self._momentum_of_coef = (
             values.astype(dtype) if len(values) == 1 else np.tile(values[:, None], d).astype(dtype)
-            for values in (problem.l2, solver.momentum)
+            for values in (problem.l2, momentum)
         )
         self._l1 = problem.l1.astype(dtype)[:, None] if problem.l1.any() else None
         self._rank_one = get_blas_funcs("ger", dtype=dtype)
-        together = max(1, _TOGETHER // (m * d))
-        self._pieces = [slice(i, i + together) for i in range(0, k, together)]
+        n_classes = max(1, _WEIGHTS_AT_ONCE // (m * d))
+        self._pieces = [slice(first, first + n_classes) for first in range(0, k, n_classes)]
 
     def _at_mean(self) -> Any:
         """What the coefficients make of the means, of shape (k, m)."""
@@ -240,42 +237,36 @@ class _Weights:
         """One step at rates of shape (m,), from gradients summed over a batch of that size."""
         mean_rate = rate / size
         factor, *others = self._factors
-        factor, decay = factor * mean_rate[:, None], size * self._decay
-        for some in self._pieces:
-            gradient, velocity, coef = self.gradient[some], self.velocity[some], self.coef[some]
-            gradient += np.multiply(coef, decay, out=self.scratch[: len(coef)])
+        factor, l2 = factor * mean_rate[:, None], size * self._l2
+        for piece in self._pieces:
+            gradient, velocity, coef = self.gradient[piece], self.velocity[piece], self.coef[piece]
+            gradient += np.multiply(coef, l2, out=self.scratch[: len(coef)])
             gradient *= factor
-            for further in others:
-                gradient *= further
-            velocity *= self._keep
+            for other in others:
+                gradient *= other
+            velocity *= self._momentum_of_coef
             velocity -= gradient
             coef += velocity
         if self._l1 is not None:
-            self.velocity -= self._shrink(rate)
+            self.velocity -= self._soft_threshold(rate)
         if self.problem.fit_intercept:
             self.intercept_velocity *= self._momentum
             self.intercept_velocity -= mean_rate * by_intercept
             self.intercept += self.intercept_velocity
 
-    def _shrink(self, rate: np.ndarray) -> np.ndarray:
+    def _soft_threshold(self, rate: np.ndarray) -> np.ndarray:
         """Apply the proximal operator of the L1 penalty; what it took off."""
         threshold = rate[:, None] * self._l1
         for factor in self._factors:
             threshold = threshold * factor
-        taken = np.clip(self.coef, -threshold, threshold, out=self.scratch)
-        self.coef -= taken
-        return taken
+        clipped = np.clip(self.coef, -threshold, threshold, out=self.scratch)
+        self.coef -= clipped
+        return clipped
 
-    def settle(self, rate: np.ndarray, gradient: np.ndarray, size: int) -> None:
-        """One step of the models under L1 from a summed gradient, which leaves momentum alone."""
-        before, velocity = self.coef.copy(), self.velocity.copy()
-        intercept, intercept_velocity = self.intercept.copy(), self.intercept_velocity.copy()
-        self.velocity[...] = 0
-        self.gradient[...] = gradient
-        self.step(rate, np.zeros_like(intercept), size)
-        self.velocity, self.intercept = velocity, intercept
-        self.intercept_velocity = intercept_velocity
-        self.coef = np.where(self.problem.l1[:, None] > 0, self.coef, before)
+    def state(self) -> State:
+        """The state, in the order of axes that solvers have."""
+        parts = self.coef, self.shifted_intercept(), self.velocity, self.intercept_velocity
+        return State(*map(_swapped, parts))
 
 
 def _swapped(weights: np.ndarray) -> np.ndarray:
@@ -296,103 +287,90 @@ def _factors(inverse_scale: np.ndarray | None, m: int, dtype: Any) -> list[np.nd
     return [square] if all_normal else [scale, scale]
 
 
-def dense_sgd_epoch(
-    problem: Any, state: Any, solver: Any, order: np.ndarray, rates: np.ndarray
-) -> tuple[Any, Any]:
+def sgd_epoch(problem: Problem, state: State, steps: Steps) -> tuple[State, BatchSums]:
     """What `skmax.solvers.sgd.sgd_epoch` does, in place, in threads that share the models."""
     (m, k), d = problem.masked.shape, problem.data.n_features
-    n_parts = min(n_threads(), m, solver.batch_size * m * k * d // WORTH_A_THREAD)
+    cost = steps.batch_size * m * k * d
+    n_parts = min(n_threads(), m, cost // WORTH_A_THREAD)
     if n_parts < 2:
-        return _epoch(problem, state, solver, problem.data.batches(order, solver.batch_size), rates)
+        batches = problem.data.batches(steps.order, steps.batch_size)
+        return _epoch(problem, state, steps, batches)
 
-    def run(models: np.ndarray) -> tuple[Any, Any]:
-        data = problem.data.with_(shift=problem.data.shift)  # buffers of its own
-        part = replace(problem.select(models), data=data)
-        batches = Rows.batches(data, order, solver.batch_size)  # a thread each is enough
-        mine = state.select(problem.backend, models)
-        with np.errstate(over="ignore", invalid="ignore"):
-            return _epoch(part, mine, solver.select(models), batches, rates[:, models])
+    def run(models: np.ndarray) -> tuple[State, BatchSums]:
+        part = replace(problem.select(models), data=problem.data.with_(shift=problem.data.shift))
+        batches = part.data.pieces(steps.order, steps.batch_size)  # a thread each is enough
+        return _epoch(part, state.select(problem.backend, models), steps.select(models), batches)
 
-    with ThreadPoolExecutor(n_parts) as pool:
-        states, sums = zip(*pool.map(run, np.array_split(np.arange(m), n_parts)), strict=True)
-    arrays = {
-        field.name: np.concatenate([getattr(part, field.name) for part in states])
-        for field in fields(state)
-    }
-    return replace(state, **arrays), tuple(map(np.concatenate, zip(*sums, strict=True)))
+    states, sums = zip(
+        *problem.backend.each(run, np.array_split(np.arange(m), n_parts), cost), strict=True
+    )
+    arrays = (
+        np.concatenate([getattr(part, field.name) for part in states]) for field in fields(state)
+    )
+    return State(*arrays), BatchSums(*map(np.concatenate, zip(*sums, strict=True)))
 
 
 def _epoch(
-    problem: Any, state: Any, solver: Any, batches: Iterator[tuple[Any, Any]], rates: np.ndarray
-) -> tuple[Any, Any]:
+    problem: Problem, state: State, steps: Steps, batches: Iterator[tuple[Any, Any]]
+) -> tuple[State, BatchSums]:
     """The steps of one thread."""
-    weights, products = _Weights(problem, state, solver), _Products(problem, solver.batch_size)
-    gradient, scratch = weights.gradient, weights.scratch
-    gradient_sum: Any = np.zeros_like(gradient) if problem.l1.any() else None
-    n_rows = 0
-    for (index, X), rate in zip(batches, rates.astype(problem.data.dtype), strict=True):
-        intercept = weights.intercept if products.centers else weights.shifted_intercept()
-        products.forward(X, weights.coef, intercept)
-        by_intercept = products.residual(index)
-        products.backward(X, by_intercept, gradient, scratch)
-        if not products.centers:
-            weights.center(by_intercept)
-        if gradient_sum is not None:
-            gradient_sum += gradient
-        weights.step(rate, by_intercept, len(index))
-        n_rows += len(index)
-    if gradient_sum is not None:
-        weights.settle(solver.learning_rate.astype(gradient.dtype), gradient_sum, n_rows)
-    after = replace(
-        state,
-        coef=_swapped(weights.coef),
-        intercept=_swapped(weights.shifted_intercept()),
-        coef_velocity=_swapped(weights.velocity),
-        intercept_velocity=_swapped(weights.intercept_velocity),
-    )
-    return after, (products.loss, products.correct)
+    weights = _Weights(problem, state, steps.momentum)
+    products = _Products(problem, steps.batch_size)
+    loss, correct = np.zeros((2, problem.n_models))
+    with np.errstate(over="ignore", invalid="ignore"):
+        for (index, X), rate in zip(batches, steps.rates.astype(problem.data.dtype), strict=True):
+            intercept = weights.intercept if products.centers else weights.shifted_intercept()
+            products.forward(X, weights.coef, intercept)
+            batch_loss, batch_correct, by_intercept = products.residual(index)
+            loss += batch_loss  # a batch in its own precision, batches in float64
+            correct += batch_correct
+            products.backward(X, by_intercept, weights.gradient, weights.scratch)
+            if not products.centers:
+                weights.center(by_intercept)
+            weights.step(rate, by_intercept, len(X))
+        return weights.state(), BatchSums(loss, correct)
 
 
-def dense_pass(problem: Any, coef: np.ndarray, intercept: np.ndarray, *, gradient: bool) -> Any:
+def full_pass(
+    problem: Problem, coef: np.ndarray, intercept: np.ndarray, *, gradient: bool
+) -> tuple[np.ndarray, ...]:
     """What `skmax.objective.full_pass` does, in place, in threads that share the rows."""
-    order = problem.order
-    n_parts = max(1, min(n_threads(), len(order) * coef.size // WORTH_A_THREAD))
-    parts = np.array_split(order, n_parts)
-    size = _BLOCK if n_parts == 1 else _BLOCK_OF_THREADS
-
-    def run(part: np.ndarray) -> tuple[Any, ...]:
-        return _part_of_pass(problem, coef, intercept, part, size, gradient)
-
-    if n_parts == 1:
-        return run(order)
-    with ThreadPoolExecutor(n_parts) as pool:
-        results = list(pool.map(run, parts))
-    return tuple(None if sums[0] is None else sum(sums) for sums in zip(*results, strict=True))
+    cost = len(problem.order) * coef.size
+    n_parts = max(1, min(n_threads(), len(problem.order), cost // WORTH_A_THREAD))
+    run = partial(
+        _part_of_pass,
+        problem,
+        _swapped(coef),
+        _swapped(intercept),
+        size=_BLOCK if n_parts == 1 else _BLOCK_OF_THREADS,
+        gradient=gradient,
+    )
+    parts = problem.backend.each(run, np.array_split(problem.order, n_parts), cost)
+    loss, correct, *gradients = (sum(sums) for sums in zip(*parts, strict=True))
+    return loss, correct, *map(_swapped, gradients)
 
 
 def _part_of_pass(
-    problem: Any,
+    problem: Problem,
     coef: np.ndarray,
     intercept: np.ndarray,
     order: np.ndarray,
+    *,
     size: int,
     gradient: bool,
-) -> tuple[Any, ...]:
+) -> tuple[np.ndarray, ...]:
+    """The sums of one thread."""
     data = problem.data.with_(shift=problem.data.shift)  # buffers of its own
     products = _Products(replace(problem, mean=None), min(size, len(order)))
-    coef, intercept = _swapped(coef), _swapped(intercept)
-    out, scratch = np.empty((2, *coef.shape), coef.dtype)
-    by_coef: Any = np.zeros(coef.shape) if gradient else None
-    by_intercept: Any = np.zeros(intercept.shape) if gradient else None
-    for first in range(0, len(order), size):
-        index = order[first : first + size]
-        X = data.rows(index)
+    by_coef, scratch = np.empty((2, *coef.shape), coef.dtype)
+
+    def sums(index: Any, X: np.ndarray) -> tuple[np.ndarray, ...]:
         products.forward(X, coef, intercept)
-        of_piece = products.residual(index)
-        if gradient:
-            products.backward(X, of_piece, out, scratch)
-            by_coef += out
-            by_intercept += of_piece
-    if gradient:
-        by_coef, by_intercept = _swapped(by_coef), _swapped(by_intercept)
-    return products.loss, products.correct, by_coef, by_intercept
+        loss, correct, by_intercept = products.residual(index)
+        if not gradient:
+            return loss, correct
+        products.backward(X, by_intercept, by_coef, scratch)
+        return loss, correct, by_coef, by_intercept
+
+    with np.errstate(over="ignore", invalid="ignore"):
+        return data.reduce(order, sums, width=coef.shape[0] * coef.shape[1], size=size)

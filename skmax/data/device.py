@@ -1,0 +1,174 @@
+"""Rows on a CUDA device, or on their way there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import array_api_compat
+import numpy as np
+from scipy import sparse
+
+from skmax._sklearn import _convert_to_numpy
+from skmax.backends import float_dtype_for
+from skmax.backends.cupy import CupyBackend
+from skmax.data.rows import Rows, SparseRows
+
+# Of the memory that is free, the share that X may take; a larger one stays on the host, and this
+# many bytes of it are on their way at a time.
+_SHARE, _PIECE = 0.5, 1 << 26
+# Of a sparse matrix on the device.
+_MOST_ENTRIES = 2**31 - 1
+# Bytes that X begins at a multiple of, where nothing speaks against it.
+ALIGNMENT = 16
+
+
+class DeviceRows(Rows):
+    """Rows of an array on the device."""
+
+    backend: CupyBackend
+
+    @property
+    def alignment(self) -> int:
+        """Bytes of which the address of X is a multiple; 0 where rows are not laid out in order."""
+        if not self.X.flags.c_contiguous:
+            return 0
+        interface = getattr(self.X, "__cuda_array_interface__", None) or self.X.__array_interface__
+        return int(np.gcd(interface["data"][0], ALIGNMENT))
+
+    def segments(
+        self,
+        order: np.ndarray,
+        batch_size: int,  # noqa: ARG002
+    ) -> Iterator[tuple[Any, Any, Any, slice]]:
+        """Whole batches of an epoch, all of which are on the device.
+
+        An array there, which of its rows are visited, which of the data these are, and where in
+        `order` that is. Here, there is one segment.
+        """
+        visits = self.backend.asarray(order.astype(np.int32))
+        yield self.X, visits, visits, slice(0, len(order))
+
+
+class StreamedRows(DeviceRows):
+    """Rows of an array too large for the device: those asked for go there, in X's own dtype."""
+
+    alignment = ALIGNMENT  # of what is sent
+
+    def rows(self, index: Any) -> Any:
+        """Rows of X, less the shift."""
+        return self._as_floats(self._gather(index))
+
+    def _gather(self, index: Any) -> Any:
+        if not isinstance(index, slice):
+            index = self.backend.to_numpy(index)
+        return _buffer_of(self.backend).send(self.X, index)
+
+    def segments(self, order: np.ndarray, batch_size: int) -> Iterator[tuple[Any, Any, Any, slice]]:
+        """The same of rows that go through the buffer."""
+        buffer = _buffer_of(self.backend)
+        size = max(1, buffer.capacity(self.X) // batch_size) * batch_size
+        for first in range(0, len(order), size):
+            part = slice(first, min(first + size, len(order)))
+            place = self.backend.asarray(np.arange(part.stop - first, dtype=np.int32))
+            visits = self.backend.asarray(order[part])
+            yield buffer.send(self.X, order[part]), place, visits, part
+
+
+class PinnedBuffer:
+    """Host memory that rows pass through on their way to the device.
+
+    It has two halves, of which one is filled while the other is on its way.
+    """
+
+    def __init__(self, backend: CupyBackend):
+        self._cupy = backend.cupy
+        self._halves: Any = None
+        self._turn = 0
+
+    @staticmethod
+    def capacity(X: np.ndarray) -> int:
+        """How many rows of X fit a half."""
+        return _PIECE // (X.dtype.itemsize * X.shape[1])
+
+    def send_all(self, X: np.ndarray) -> Any:
+        """X, on the device. By itself, CuPy would take page-locked memory as large as X."""
+        native, size = X.dtype.newbyteorder("="), max(1, self.capacity(X))
+        if len(X) <= size:
+            return self._cupy.asarray(np.ascontiguousarray(X, dtype=native))
+        there = self._cupy.empty(X.shape, native)
+        for first in range(0, len(X), size):
+            there[first : first + size] = self.send(X, slice(first, first + size))
+        return there
+
+    def send(self, X: np.ndarray, index: np.ndarray | slice) -> Any:
+        """Rows of X, on the device once what it does now is done."""
+        native, takeable = X.dtype.newbyteorder("="), X.flags.c_contiguous and X.flags.aligned
+        n = len(range(len(X))[index]) if isinstance(index, slice) else len(index)
+        if n > self.capacity(X):
+            return self._cupy.asarray(np.ascontiguousarray(X[index], dtype=native))
+        half, sent = self._next_half()
+        rows = half[: n * X.shape[1] * native.itemsize].view(native).reshape(n, X.shape[1])
+        if isinstance(index, np.ndarray) and takeable and X.dtype.isnative:
+            np.take(X, index, axis=0, out=rows, mode="clip")
+        else:  # of which np.take would first copy all
+            rows[...] = X[index]
+        there = self._cupy.asarray(rows)
+        sent.record()
+        return there
+
+    def _next_half(self) -> Any:
+        """The half that has been sent, and the event that says so."""
+        if self._halves is None:
+            from cupyx import empty_pinned
+
+            self._halves = [
+                (empty_pinned((_PIECE,), np.uint8), self._cupy.cuda.Event()) for _ in range(2)
+            ]
+        self._turn = 1 - self._turn
+        self._halves[self._turn][1].synchronize()
+        return self._halves[self._turn]
+
+
+_buffers: WeakKeyDictionary[CupyBackend, PinnedBuffer] = WeakKeyDictionary()
+
+
+def _buffer_of(backend: CupyBackend) -> PinnedBuffer:
+    return _buffers.setdefault(backend, PinnedBuffer(backend))
+
+
+def source(X: Any, backend: CupyBackend, dtype: type[np.floating], shuffled: bool) -> Rows:
+    """Rows of X, moved to the device if it fits; see `skmax.data.source`."""
+    if sparse.issparse(X):
+        return _sparse_rows(X, backend, dtype)
+    if not array_api_compat.is_cupy_array(X):
+        X = np.asarray(_convert_to_numpy(X, array_api_compat.array_namespace(X)))
+        if X.nbytes > _SHARE * backend.free_bytes():
+            return StreamedRows(backend, X, backend.dtype(dtype))
+    with backend.computing():
+        if isinstance(X, np.ndarray):
+            X = _buffer_of(backend).send_all(X)
+        elif shuffled:
+            X = backend.cupy.ascontiguousarray(X)
+        return DeviceRows(backend, X, backend.dtype(dtype))
+
+
+def _sparse_rows(X: Any, backend: CupyBackend, dtype: type[np.floating]) -> Rows:
+    """Rows of a SciPy matrix; its values become floats, since CuPy has no others."""
+    from cupyx.scipy import sparse as on_device
+
+    X = sparse.csr_matrix(X)
+    values = X.data.astype(float_dtype_for(X.data), copy=False)
+    if X.nnz > _MOST_ENTRIES:
+        raise ValueError(
+            f"X has {X.nnz:,} entries, and CuPy's sparse matrices have at most 2**31 - 1. Pass "
+            "backend='numpy', or fit fewer rows at a time with partial_fit."
+        )
+    indices, starts = (array.astype(np.int32, copy=False) for array in (X.indices, X.indptr))
+    with backend.computing():
+        moved = on_device.csr_matrix(
+            tuple(map(backend.cupy.asarray, (values, indices, starts))), shape=X.shape
+        )
+        moved.sum_duplicates()  # or each batch is looked at whether it has any
+        return SparseRows(backend, moved, backend.dtype(dtype))

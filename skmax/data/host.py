@@ -1,0 +1,110 @@
+"""Rows of NumPy arrays, and of SciPy's sparse matrices."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import cycle
+from typing import Any
+
+import array_api_compat
+import numpy as np
+from scipy import sparse
+
+from skmax._sklearn import _convert_to_numpy
+from skmax.backends import Backend
+from skmax.backends.numpy import small_rows
+from skmax.backends.threads import n_threads
+from skmax.data.rows import Rows, SparseRows
+
+# How many products of the best size are worth a call.
+_PRODUCTS = 16
+# Bytes that are read ahead at a time: what fits the caches that cores share, yet takes so long that
+# threads seldom wait for each other. And the least number of times that make it pay.
+_AHEAD, _WORTH_READING_AHEAD = 1 << 23, 4
+
+
+class DenseRows(Rows):
+    """Rows of an array, gathered and converted in two buffers that every call reuses."""
+
+    def __init__(self, backend: Backend, X: Any, dtype: Any, shift: np.ndarray | None = None):
+        super().__init__(backend, X, dtype, shift)
+        # Of any other layout, np.take would first copy the whole array.
+        self._takeable = X.flags.c_contiguous and X.flags.aligned and X.dtype.isnative
+        self._gathered = np.empty((0, self.n_features), X.dtype)
+        self._floats = np.empty((0, self.n_features), dtype)
+
+    def _gather(self, index: np.ndarray) -> np.ndarray:
+        if not self._takeable:
+            return self.X[index]
+        if len(self._gathered) < len(index):
+            self._gathered = np.empty((len(index), self.n_features), self.X.dtype)
+        # mode="clip" writes straight into the buffer; "raise" would go through another one.
+        out = self._gathered[: len(index)]
+        return np.take(self.X, index, axis=0, out=out, mode="clip")
+
+    def _as_floats(self, gathered: np.ndarray) -> np.ndarray:
+        if self.shift is None and gathered.dtype == self.dtype:
+            return gathered
+        if len(self._floats) < len(gathered):
+            self._floats = np.empty((len(gathered), self.n_features), self.dtype)
+        out = self._floats[: len(gathered)]
+        if self.shift is None:
+            np.copyto(out, gathered, casting="same_kind")
+        else:
+            # With int64, NumPy takes uint64 as floats; modulo 2^64 the difference is exact.
+            if gathered.dtype == np.uint64 and self.shift.dtype == np.int64:
+                gathered = gathered.view(np.int64)
+            np.subtract(gathered, self.subtrahend, out=out, casting="same_kind")
+        return out
+
+    def rows_per_product(self, n_rows: int, *, width: int) -> int:
+        """The most rows that OpenBLAS's kernels for small matrices take, if that divides them."""
+        small = small_rows(width * self.n_features)
+        return small if small and n_rows % small == 0 else n_rows
+
+    def rows_per_piece(self, width: int) -> int:
+        """How many rows to take at once if `width` values are made of each: whole products."""
+        small, limit = small_rows(width * self.n_features), super().rows_per_piece(width)
+        return min(_PRODUCTS, _PRODUCTS * limit // small) * small if 0 < small < limit else limit
+
+    def batches(self, order: np.ndarray, batch_size: int) -> Iterator[tuple[Any, np.ndarray]]:
+        """As of any rows; where there is a second thread, it gathers what comes next."""
+        row_bytes = max(1, self.n_features) * self.X.itemsize
+        n_rows = max(1, _AHEAD // (batch_size * row_bytes)) * batch_size
+        parts = [order[first : first + n_rows] for first in range(0, len(order), n_rows)]
+        if n_threads() < 2 or len(parts) < _WORTH_READING_AHEAD:
+            yield from super().batches(order, batch_size)
+            return
+        readers = cycle(self.with_(shift=self.shift) for _ in range(2))  # each has its own buffers
+        with ThreadPoolExecutor(1) as pool:
+            coming = pool.submit(next(readers)._gather, parts[0])
+            for part, following in zip(parts, [*parts[1:], None], strict=True):
+                gathered = coming.result()
+                if following is not None:
+                    coming = pool.submit(next(readers)._gather, following)
+                for first in range(0, len(part), batch_size):
+                    batch = slice(first, first + batch_size)
+                    yield part[batch], self._as_floats(gathered[batch])
+
+
+def source(X: Any, backend: Backend, dtype: type[np.floating], shuffled: bool) -> Rows:
+    """Rows of X, moved to the host if it lives elsewhere; see `skmax.data.source`.
+
+    What is in memory and will be read in random order is laid out row by row, in its own dtype.
+    """
+    if sparse.issparse(X):
+        return SparseRows(backend, sparse.csr_array(X), np.dtype(dtype))
+    if not isinstance(X, np.ndarray):
+        X = _convert_to_numpy(X, array_api_compat.array_namespace(X))
+    if shuffled and not _is_memory_mapped(X):
+        X = np.ascontiguousarray(X)
+    return DenseRows(backend, X, np.dtype(dtype))
+
+
+def _is_memory_mapped(X: Any) -> bool:
+    """Whether an array is a view of a file."""
+    while X is not None and not isinstance(X, mmap.mmap):
+        X = getattr(X, "base", None)
+    return X is not None

@@ -1,0 +1,505 @@
+"""Newton's method with the whole Hessian, for few weights: a stack of models, to full precision.
+
+The rows are read once, as float64, and standardised. Probabilities do not see what the weights of
+all classes have in common, so what is sought are those of contrasts, V, of which the weights are
+``W = B V``; the columns of B add up to zero over the classes. So no direction is singular but those
+of the data, and the Hessian has q = r (d + 1) rows, r being one less than the number of classes.
+
+All arrays are on the host. Beside the letters of `skmax.problem`, p is d + 1: the features and a
+last one, which is 1 for the intercept, or 0 without. A first axis of 1 stands for one of m.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+from scipy.linalg import lapack
+from scipy.special import entr
+
+from skmax.backends import float_info
+from skmax.data import dense
+from skmax.duality import Dual
+from skmax.problem import MASKED_LOGIT, Epoch, Problem, State
+
+# A step ends where the slope is at most this share of what it was, or after a few trials where it
+# goes down at all; what changes by so small a share of the objective is a rounding error.
+_FLAT, _FEW_TRIALS, _MOST_TRIALS, _ROUNDING = 0.2, 3, 40, 1e-14
+# By how much a step may grow in a trial, and how near it may come to what is known to be wrong.
+_LONGER, _INSIDE = 4.0, 0.05
+# What a step promised must be below this share of the objective for a look at the bound.
+_NEAR, _NEARER, _TIGHT = 3e-4, 0.5, 1e-4
+# Added to the Hessian's diagonal: a share of it, and of the largest that it could be. Collinear
+# features need it. Where the matrix is not positive even so, a hundred times as much.
+_RIDGE, _LEAST_RIDGE, _MORE_RIDGE = 1e-12, 1e-17, 100.0
+# Deviations below this share of the mean are rounding errors.
+_NOISE = 1e-14
+# What a weight may be in units of the logits, so that it does not overflow in those of X.
+_LARGEST_WEIGHT = 1e6
+# Products of two features, once for all iterations if they are at most so many (32 MB), else of so
+# many at a time. With fewer blocks of the Hessian than so many, they are not worth making.
+_MOST_PRODUCTS, _PRODUCTS_AT_ONCE, _WORTH_PRODUCTS = 1 << 22, 1 << 18, 3
+
+
+class Newton:
+    """Newton's method with backtracking.
+
+    Parameters
+    ----------
+    proven : bool
+        Whether the bounds that it reports must hold for weights of any length.
+
+    References
+    ----------
+    S. Boyd and L. Vandenberghe, Convex Optimization, 2004, sections 9.5 and 9.7. D. Boehning,
+    Multinomial logistic regression algorithm, Annals of the Institute of Statistical Mathematics
+    44, 1992: the Hessian.
+    """
+
+    def __init__(self, *, proven: bool = False):
+        self.proven = proven
+
+    def epochs(self, problem: Problem, state: State) -> Generator[Epoch, np.ndarray | None, None]:
+        """Iterate without end; each iteration is a step of every model that finds one.
+
+        Parameters
+        ----------
+        problem : Problem
+            What is minimised, without L1.
+        state : State
+            Where to start.
+
+        Yields
+        ------
+        Epoch
+            After each iteration. What is sent back is as in `SGD.epochs`.
+        """
+        with problem.backend.computing():
+            search = _Search(problem, state, proven=self.proven)
+        while True:
+            with problem.backend.computing():
+                search.advance()
+                epoch = search.epoch()
+            leaving = yield epoch
+            if leaving is not None and leaving.any():
+                with problem.backend.computing():
+                    search.select(np.flatnonzero(~leaving))
+
+
+class _Table:
+    """The rows of a problem, features first.
+
+    Attributes
+    ----------
+    Z : ndarray of shape (p, n)
+        The features, centred and scaled, and a row of ones for the intercept.
+    mean, scale : ndarray of shape (d,)
+        What was subtracted from the features, and what they were divided by.
+    varies : ndarray of shape (p,)
+        Whether there is more than zeros in a row of Z.
+    target : ndarray of shape (k, n)
+        Their probabilities, without smoothing.
+    label : ndarray of shape (n,)
+        Their likeliest classes.
+    """
+
+    def __init__(self, problem: Problem):
+        X = _read(problem)
+        n, d = X.shape
+        self.mean = X.mean(axis=0) if problem.fit_intercept else np.zeros(d)
+        self.Z = np.empty((d + 1, n))
+        np.subtract(X.T, self.mean[:, None], out=self.Z[:-1])
+        self.Z[-1] = problem.fit_intercept
+        largest = np.abs(self.Z).max(axis=1)  # whose squares may under- or overflow
+        unit = np.where(largest > 0, largest, 1.0)
+        self.Z /= unit[:, None]
+        deviation = np.sqrt(np.einsum("pn,pn->p", self.Z, self.Z) / n)
+        least = np.append(np.maximum(_NOISE * np.abs(self.mean), self._least_scale(problem)), 0.0)
+        self.varies = unit * deviation > least
+        self.Z /= np.where(self.varies, deviation, np.inf)[:, None]
+        self.scale = np.where(self.varies, unit * deviation, 1.0)[:-1]
+        self.label, self.target = _targets(problem)
+        self.soft = problem.targets.ndim == 2
+        self._products: np.ndarray | None = None
+
+    @staticmethod
+    def _least_scale(problem: Problem) -> float:
+        """Features of a smaller deviation have no weights that the data's precision can hold."""
+        return _LARGEST_WEIGHT / float(float_info(problem.data.dtype).max)
+
+    def moments(self, weight: np.ndarray) -> np.ndarray:
+        """Second moments (m, b, p, p) of Z, where weights (m, b, n) are those of rows."""
+        Z, (p, n), flat = self.Z, self.Z.shape, weight.reshape(-1, weight.shape[2])
+        if len(flat) < _WORTH_PRODUCTS:
+            rooted = Z * np.sqrt(flat)[:, None]  # so BLAS sees that the product is symmetric
+            return np.stack([part @ part.T for part in rooted]).reshape(*weight.shape[:2], p, p)
+        i, j, places = _triangle(p)
+        if self._products is None and len(i) * n <= _MOST_PRODUCTS:
+            self._products = Z[i] * Z[j]
+        if self._products is not None:
+            sums = flat @ self._products.T
+        else:
+            size = max(1, _PRODUCTS_AT_ONCE // len(i))
+            pieces = [slice(first, first + size) for first in range(0, n, size)]
+            sums = sum(flat[:, rows] @ (Z[i, rows] * Z[j, rows]).T for rows in pieces)
+        return sums[:, places].reshape(*weight.shape[:2], p, p)
+
+
+def _read(problem: Problem) -> np.ndarray:
+    """The rows of a problem, less the shift of its data, float64."""
+    backend, data = problem.backend, problem.data
+    float64 = backend.dtype(np.float64)
+    if data.dtype != float64:
+        data = data.with_(shift=data.shift, dtype=float64)
+    rows = backend.to_numpy(dense(data.rows(backend.asarray(problem.order))))
+    return rows.astype(np.float64, copy=False)
+
+
+def _targets(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
+    """The labels (n,) and the probabilities (k, n) of a problem's rows."""
+    targets = problem.backend.to_numpy(problem.targets)[problem.order]
+    if targets.ndim == 1:
+        return targets, (targets == np.arange(problem.n_classes)[:, None]).astype(np.float64)
+    total = targets.sum(axis=1, dtype=np.float64)  # not 1 if they were rounded to float32
+    return targets.argmax(axis=1), targets.T / np.where(total > 0, total, 1.0)
+
+
+@lru_cache(maxsize=64)
+def _triangle(size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Indices (i, j) of an upper triangle, and where each entry of a symmetric matrix is in it."""
+    i, j = np.triu_indices(size)
+    places = np.empty((size, size), dtype=int)
+    places[i, j] = places[j, i] = np.arange(len(i))
+    return i, j, places
+
+
+class _Logits(NamedTuple):
+    """What is known of the logits of a stack: losses (m,), and what derivatives are made of."""
+
+    loss: np.ndarray
+    parts: tuple[np.ndarray, ...]
+
+
+class _Binary:
+    """Two classes per model: V is the row of weights of the logit of the second against the first.
+
+    Attributes
+    ----------
+    basis : ndarray of shape (m, k, r)
+        The contrasts B. Rows of masked classes are zero, and columns where there are fewer.
+    length : float
+        The squared length of the columns.
+    """
+
+    length = 0.5
+
+    def __init__(self, target: np.ndarray, weight: np.ndarray, masked: np.ndarray):
+        m, k = masked.shape
+        models, self._first = np.arange(m), masked.argmin(axis=1)
+        self._second = k - 1 - masked[:, ::-1].argmin(axis=1)
+        self.basis = np.zeros((m, k, 1))
+        self.basis[models, self._first, 0] = -0.5
+        self.basis[models, self._second, 0] = 0.5
+        self._target = np.broadcast_to(target, (m, *target.shape[1:]))[models, self._second]
+        self._weight = weight
+
+    def of(self, U: np.ndarray) -> _Logits:
+        """What is known of the logits B U, for U of shape (m, r, n)."""
+        z = U[:, 0]
+        e = np.exp(-np.abs(z))  # one exponential serves loss, gradient and curvature
+        positive = z > 0
+        loss = np.log1p(e)
+        loss += np.where(positive, z, 0.0) - self._target * z
+        return _Logits(_sum(loss, self._weight), (positive, e))
+
+    def residual(self, logits: _Logits) -> np.ndarray:
+        """Derivatives (m, r, n) of the loss by U."""
+        positive, e = logits.parts
+        return ((np.where(positive, 1.0, e) / (1 + e) - self._target) * self._weight)[:, None]
+
+    def curvature(self, logits: _Logits) -> np.ndarray:
+        """Second derivatives (m, r (r + 1) / 2, n) of the loss by U, of the upper triangle."""
+        _, e = logits.parts
+        return (e / (1 + e) ** 2 * self._weight)[:, None]
+
+    def label(self, logits: _Logits) -> np.ndarray:
+        """Classes (m, n) with the largest logit."""
+        return np.where(logits.parts[0], self._second[:, None], self._first[:, None])
+
+
+class _Multinomial:
+    """Any number of classes: B is orthonormal, by Helmert. Its methods are those of `_Binary`."""
+
+    length = 1.0
+
+    def __init__(self, target: np.ndarray, weight: np.ndarray, masked: np.ndarray):
+        k, self._offset = masked.shape[1], None
+        self.basis = _contrasts(k)[None]
+        if masked.any():
+            self._offset = np.where(masked, MASKED_LOGIT, 0.0)[:, :, None]
+            self.basis = np.zeros((len(masked), k, k - 1))
+            for basis, known in zip(self.basis, ~masked, strict=True):
+                basis[known, : known.sum() - 1] = _contrasts(known.sum())
+        self._transposed = self.basis.transpose(0, 2, 1)
+        self._target, self._weight = target, weight[:, None]
+        self._of_target = self._transposed @ target
+        self._a, self._b, _ = _triangle(k - 1)
+        self._products = self._transposed[:, self._a] * self._transposed[:, self._b]
+
+    def of(self, U: np.ndarray) -> _Logits:
+        """See `_Binary`."""
+        z = self.basis @ U
+        if self._offset is not None:
+            z += self._offset
+        z -= z.max(axis=1, keepdims=True)
+        loss = -np.einsum("mkn,mkn->mn", self._target, z)
+        np.exp(z, out=z)
+        total = z.sum(axis=1, keepdims=True)
+        z /= total
+        loss += np.log(total[:, 0])
+        return _Logits(_sum(loss, self._weight[:, 0]), (z, self._transposed @ z))
+
+    def residual(self, logits: _Logits) -> np.ndarray:
+        """See `_Binary`."""
+        return (logits.parts[1] - self._of_target) * self._weight
+
+    def curvature(self, logits: _Logits) -> np.ndarray:
+        """See `_Binary`."""
+        probability, projected = logits.parts
+        second = self._products @ probability
+        second -= projected[:, self._a] * projected[:, self._b]
+        second *= self._weight
+        return second
+
+    def label(self, logits: _Logits) -> np.ndarray:
+        """See `_Binary`."""
+        return logits.parts[0].argmax(axis=1)
+
+
+@lru_cache(maxsize=64)
+def _contrasts(k: int) -> np.ndarray:
+    """An orthonormal basis (k, k - 1) of what sums to zero over k classes."""
+    basis = np.triu(np.ones((k, k - 1)))
+    basis[np.arange(1, k), np.arange(k - 1)] = -np.arange(1, k)
+    return basis / np.sqrt(np.arange(1, k) * np.arange(2, k + 1))
+
+
+class _Bounds(Dual):
+    """Those of `Dual`, in the coordinates of a table, without L1."""
+
+    def __init__(self, problem: Problem, table: _Table, target: np.ndarray, weight: np.ndarray):
+        m, k = problem.masked.shape
+        d = len(table.scale)
+        sums = np.broadcast_to((target * weight[:, None]) @ table.Z.T, (m, k, d + 1))
+        self.shares, self.class_sums = sums[..., -1], sums[..., :-1]
+        self.mean = self.class_sums.sum(axis=1, keepdims=True)
+        self.entropy_of_targets = np.zeros(m)
+        if table.soft or problem.smoothing is not None:
+            self.entropy_of_targets += (entr(target).sum(axis=1) * weight).sum(axis=1)
+        self.l1 = np.zeros((m, 1, d))
+        self.l2 = problem.l2[:, None, None] / table.scale / table.scale
+        self.has_l2, self.has_lasso = problem.l2 > 0, False
+        self.fit_intercept = problem.fit_intercept
+        self._known = ~problem.masked
+
+
+class _Search:
+    """A stack of models on its way down."""
+
+    def __init__(self, problem: Problem, state: State, *, proven: bool):
+        self._models, self._proven = np.arange(problem.n_models), proven
+        self._table = _Table(problem)
+        self._enter(problem)
+        self._V = self._contrasts_of(state)
+        self._lower = self._bounds.entropy_of_targets
+        self._stay()
+        worse = ~(self._value <= np.log(np.sum(~problem.masked, axis=1)))
+        if worse.any() and self._V.any():  # weights far away, where the Hessian says nothing
+            self._V[worse] = 0.0
+            self._stay()
+        self._gap = self._value - self._lower
+
+    def _enter(self, problem: Problem) -> None:
+        """Begin with the models of a problem."""
+        self._problem, table = problem, self._table
+        n = len(problem.order)
+        target, to_numpy = table.target[None], problem.backend.to_numpy
+        if problem.smoothing is not None:
+            added = to_numpy(problem.smoothing).astype(np.float64)[:, :, None]
+            target = (1 - added.sum(axis=1, keepdims=True)) * target + added
+        index = problem.backend.asarray(problem.order)
+        weight, self._score_weight = (
+            np.array([[1 / n]]) if of_rows is None else to_numpy(of_rows).T.astype(float) / n
+            for of_rows in (problem.weights(index), problem.weights(index, of_scores=True))
+        )
+        two = (~problem.masked).sum(axis=1).max() == 2
+        self._loss = (_Binary if two else _Multinomial)(target, weight, problem.masked)
+        self._bounds = _Bounds(problem, table, target, weight)
+        self._velocities = tuple(
+            problem.backend.zeros(shape, problem.data.dtype)
+            for shape in ((*problem.masked.shape, len(table.scale)), problem.masked.shape)
+        )
+        self._penalise(problem)
+
+    def _penalise(self, problem: Problem) -> None:
+        """What is added to the Hessian's diagonal: the penalty, and 1 for weights without a use."""
+        l2 = np.concatenate([self._bounds.l2, np.zeros_like(self._bounds.l2[..., :1])], axis=2)
+        used = np.any(self._loss.basis, axis=1)[..., None] & self._table.varies
+        self._penalty = np.where(used, self._loss.length * l2, 1.0)
+        shape = len(problem.masked), self._loss.basis.shape[2], self._penalty.shape[2]
+        self._diagonal = np.broadcast_to(self._penalty, shape).reshape(len(problem.masked), -1)
+
+    def _contrasts_of(self, state: State) -> np.ndarray:
+        coef, intercept = (
+            self._problem.backend.to_numpy(part).astype(np.float64)
+            for part in (state.coef, state.intercept)
+        )
+        there = intercept + coef @ self._table.mean
+        weights = np.concatenate([coef * self._table.scale, there[..., None]], axis=2)
+        return self._loss.basis.transpose(0, 2, 1) @ weights / self._loss.length
+
+    def _evaluate(self, V: np.ndarray) -> tuple[np.ndarray, _Logits]:
+        """The objective, and what is known of the logits."""
+        logits = self._loss.of(V @ self._table.Z)
+        return logits.loss + _dot(self._penalty * V, V) / 2, logits
+
+    def _stay(self) -> None:
+        """Learn what the objective is like where the models are."""
+        self._value, self._logits = self._evaluate(self._V)
+        self._of_loss = self._loss.residual(self._logits) @ self._table.Z.T
+        self._gradient = self._of_loss + self._penalty * self._V
+
+    def advance(self) -> None:
+        """One step of every model that finds one; the others have stalled."""
+        step = self._newton_step()
+        promised = _dot(self._gradient, step)
+        found = self._line_search(step, promised)
+        gap = self._gap
+        if (promised < _NEAR * self._value).any():
+            self._bound()
+        else:
+            self._gap = self._value - self._lower
+        over = (promised <= _ROUNDING * self._value) & (self._gap > _NEARER * gap)
+        self._stalled = ~found | over
+
+    def _newton_step(self) -> np.ndarray:
+        """The inverse Hessian times the gradient."""
+        m, r, p = self._V.shape
+        moments = self._table.moments(self._loss.curvature(self._logits))
+        if r > 1:
+            moments = moments[:, _triangle(r)[2]].transpose(0, 1, 3, 2, 4)
+        H = moments.reshape(m, r * p, r * p)
+        gradient = self._gradient.reshape(m, -1)
+        step = np.empty_like(gradient)
+        for model in range(m):
+            step[model] = _solve(H[model], self._diagonal[model], gradient[model])
+        return step.reshape(m, r, p)
+
+    def _line_search(self, step: np.ndarray, promised: np.ndarray) -> np.ndarray:
+        """Go along steps to about where the objective is least; which models have gone."""
+        start, before, line = self._V, self._value * (1 + _ROUNDING), _Line(promised)
+        for trial in range(_MOST_TRIALS):
+            self._V = start - line.at[:, None, None] * step
+            self._stay()
+            slope = -_dot(self._gradient, step)
+            flat = (np.abs(slope) <= _FLAT * promised) | (trial >= _FEW_TRIALS)
+            done = flat & (self._value <= before)
+            if done.all():
+                return done
+            line.turn(slope, ~done)
+        self._V = np.where(done[:, None, None], self._V, start)
+        self._stay()
+        return done
+
+    def _bound(self) -> None:
+        """Learn how far the optimum can be from here at most."""
+        basis = self._loss.basis
+        here = self._logits.loss, basis @ self._V, basis @ self._of_loss / self._loss.length
+        self._lower = np.fmax(self._lower, self._bounds.bound(*here))
+        self._gap = self._value - self._lower
+        if not self._proven and (self._gap > _TIGHT * self._value).any():
+            self._gap = np.fmin(self._gap, self._value - self._bounds.bound_nearby(*here))
+
+    def epoch(self) -> Epoch:
+        """Where the stack is."""
+        state, value, logits = self._state(), self._value, self._logits
+        if state.coef.dtype != self._problem.backend.dtype(np.float64):  # weights have been rounded
+            value, logits = self._evaluate(self._contrasts_of(state))
+        right = self._loss.label(logits) == self._table.label
+        return Epoch(
+            self._models,
+            state,
+            value,
+            _sum(right, self._score_weight),
+            diverged=~np.isfinite(value),
+            learning_rate=np.full(len(self._models), np.nan),
+            gap=self._gap + (value - self._value),
+            stalled=self._stalled,
+        )
+
+    def _state(self) -> State:
+        problem, weights = self._problem, self._loss.basis @ self._V
+        coef = weights[..., :-1] / self._table.scale
+        intercept = weights[..., -1] - coef @ self._table.mean
+        if problem.masked.any():
+            intercept[problem.masked] = MASKED_LOGIT
+        moved, dtype = problem.backend.asarray, problem.data.dtype
+        return State(moved(coef, dtype), moved(intercept, dtype), *self._velocities)
+
+    def select(self, staying: np.ndarray) -> None:
+        """Go on with some of the models, at the host indices `staying`."""
+        self._models, self._V = self._models[staying], self._V[staying]
+        self._lower, self._gap = self._lower[staying], self._gap[staying]
+        self._enter(self._problem.select(staying))
+        self._stay()
+
+
+class _Line:
+    """Where convex functions of lengths are flat, by secants of their slopes within brackets.
+
+    Attributes
+    ----------
+    at : ndarray of shape (m,)
+        The lengths to try next.
+    """
+
+    def __init__(self, promised: np.ndarray):
+        self.at, self._slope, nowhere = np.ones_like(promised), -promised, np.zeros_like(promised)
+        self._last, self._low, self._high = nowhere, nowhere, np.inf + nowhere
+
+    def turn(self, slope: np.ndarray, going: np.ndarray) -> None:
+        """Choose the next lengths of those that are going on, from the slopes at the last ones."""
+        at, falls = self.at, slope < 0  # not, where it is no number
+        self._low, self._high = np.where(falls, at, self._low), np.where(falls, self._high, at)
+        change = slope - self._slope
+        secant = at - slope * (at - self._last) / np.where(change > 0, change, np.inf)
+        width = np.minimum(self._high, _LONGER * at) - self._low
+        secant = np.where(np.isfinite(secant), secant, 0.0)
+        inside = np.clip(secant, self._low + _INSIDE * width, self._low + (1 - _INSIDE) * width)
+        self._last, self._slope, self.at = at, slope, np.where(going, inside, at)
+
+
+def _dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Inner products (m,) of arrays (m, r, p)."""
+    return np.vecdot(a.reshape(len(a), -1), b.reshape(len(b), -1))
+
+
+def _sum(of_rows: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Weighted sums (m,) over the rows of what is of shape (m, n)."""
+    return (of_rows * weight).sum(axis=1)
+
+
+def _solve(matrix: np.ndarray, added: np.ndarray, gradient: np.ndarray) -> np.ndarray:
+    """The solution of a symmetric system, with as much added to its diagonal as that needs."""
+    diagonal = matrix.reshape(-1)[:: len(matrix) + 1]
+    diagonal += added
+    ridge = _RIDGE * diagonal + _LEAST_RIDGE
+    while np.isfinite(ridge).all():
+        diagonal += ridge
+        _, step, info = lapack.dposv(matrix.T, gradient)
+        if info == 0:
+            return step
+        ridge = _MORE_RIDGE * ridge
+    return np.zeros_like(gradient)

@@ -1,0 +1,394 @@
+"""Every kernel beside the reference, over the whole range of what it serves."""
+
+import ctypes
+import re
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from unittest import mock
+
+import array_api_strict
+import emulated_cupy
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from scipy import sparse
+
+from skmax import kernels, objective
+from skmax.backends import Backend, float_dtype_for
+from skmax.backends.cupy import CupyBackend
+from skmax.backends.numpy import NumpyBackend
+from skmax.data import source
+from skmax.kernels import cpu, cuda
+from skmax.kernels.cuda import PARAMETERS, Device, Plan
+from skmax.problem import Problem, State
+from skmax.solvers import sgd
+from skmax.solvers.sgd import SGD
+
+ARCHITECTURES = ["sm_80", "sm_90", "sm_100"]
+H100 = Device(-1, 132, 232448, 8, 64)
+RARE = [
+    "weights", "scores", "own columns", "soft", "l1", "smoothing", "masked", "no intercept",
+    "not centred", "plain", "shift", "F-ordered", "tiny units",
+]  # fmt: skip
+SHAPE = {"m": 1, "k": 3, "n": 40, "d": 20, "dtype": np.float32, "batch": 16, "rare": ()}
+
+
+def make_case(backend, seed, *, m, k, n, d, dtype, batch, rare, precision=None):
+    """A stack, where it starts, and the steps of an epoch, all at random.
+
+    `precision` is that of training; None: what suits the dtype of X.
+    """
+    rng = np.random.default_rng(seed)
+    values = 3 * rng.normal(size=(n, d)) + 20
+    tiny = {"f4": 1e-25, "f8": 1e-160}.get(np.dtype(dtype).str[1:], 1.0)
+    unit = tiny if "tiny units" in rare else 1.0
+    values = np.rint(values) if np.dtype(dtype).kind in "iu" else unit * values
+    values = np.asarray(values.astype(dtype), order="F" if "F-ordered" in rare else "C")
+    data = source(values, backend, precision or float_dtype_for(values), shuffled=True)
+    labels = rng.integers(k, size=n)
+    labels[:k] = np.arange(k)
+    u = m if "own columns" in rare else min(m, 3)
+    weight = rng.exponential(size=(n, u)) * (rng.random((n, u)) > 0.2)
+    weight[:k] = 1
+    soft = rng.dirichlet(np.ones(k), size=n)
+    problem = Problem.pose(
+        data,
+        np.arange(n),
+        soft if "soft" in rare else labels,
+        sample_weight=weight if "weights" in rare else None,
+        score_weight=weight**2 if {"weights", "scores"} <= set(rare) else None,
+        masked=(np.arange(k) == rng.integers(k, size=(m, 1))) & ("masked" in rare and k > 2),
+        C=rng.choice([0.01, 1.0, np.inf] if unit == 1 else [np.inf], m),
+        l1_ratio=rng.choice([0.0, 0.5, 1.0], m) * ("l1" in rare),
+        label_smoothing=rng.uniform(0, 0.3, m) * ("smoothing" in rare),
+        fit_intercept="no intercept" not in rare,
+        columns=np.arange(m) if "own columns" in rare else rng.integers(u, size=m),
+    )
+    of = problem.data.dtype
+    if "shift" in rare:
+        shift = np.full(d, 20 * unit).astype(float_dtype_for(values))
+        problem = replace(problem, data=problem.data.with_(shift=shift))
+    if "plain" not in rare:
+        mean = rng.normal(size=(u, 1, d))[problem.columns] + (0 if "shift" in rare else 20)
+        scale = rng.uniform(0.2, 0.5, size=(m, 1, d))
+        problem = replace(
+            problem,
+            mean=None if "not centred" in rare else backend.asarray(unit * mean, of),
+            inverse_scale=backend.asarray(scale / unit, of),
+        )
+    start = State.start(problem)
+    sizes = {"coef": 1e-3 / unit, "coef_velocity": 1e-3 / unit}
+    state = State(
+        *(
+            array + backend.asarray(sizes.get(name, 1e-3) * rng.normal(size=array.shape), of)
+            for name, array in vars(start).items()
+        )
+    )
+    largest = 1e-5 if "plain" in rare else 1e-4 if "not centred" in rare else 1e-2
+    rate = largest * rng.uniform(0.5, 1, m)
+    solver = SGD(
+        rate, rng.choice([0.0, 0.9], m), np.zeros(m, bool), ("linear",) * m, (3,) * m, batch, True
+    )
+    return problem, state, solver.steps(0, rng.permutation(n))
+
+
+def run(epoch, problem, state, steps):
+    """What an epoch leaves, on the host, by name."""
+    after, sums = epoch(problem, state, steps)
+    arrays = {**vars(after), **sums._asdict()}
+    return {name: problem.backend.to_numpy(array) for name, array in arrays.items()}
+
+
+def assert_close(found, expected, exact, precision):
+    """Known to 1e-10 of the largest entry in float64; in float32, to some multiple of what the
+    reference itself is off, since what is left of terms that cancel is known to few digits.
+    """
+    for name, values in expected.items():
+        assert found[name].dtype == values.dtype, name
+        assert found[name].shape == values.shape, name
+        seen = np.where(np.abs(values) < 1e20, values, 0) if "intercept" in name else values
+        scale = np.abs(seen).max() + 1e-300
+        off = np.abs(seen - np.where(np.abs(values) < 1e20, exact[name], 0)).max() / scale
+        allowed = 1e-10 if precision == np.float64 else 1e-5 + 20 * off
+        np.testing.assert_allclose(
+            found[name] / scale, values / scale, rtol=1e-5, atol=allowed, err_msg=name
+        )
+
+
+@st.composite
+def shapes(draw):
+    """What `make_case` needs."""
+    return {
+        "m": draw(st.integers(1, 5)),
+        "k": draw(st.sampled_from([2, 3, 10])),
+        "n": draw(st.integers(12, 70)),
+        "d": draw(st.sampled_from([1, 3, 8, 30, 70, 132, 260])),
+        "dtype": draw(st.sampled_from([np.uint8, np.int16, np.float32, np.float64])),
+        "batch": draw(st.sampled_from([1, 5, 16, 33, 64])),
+        "rare": draw(st.sets(st.sampled_from(RARE))),
+    }
+
+
+# Epochs
+
+
+def assert_an_epoch_equals_the_reference(epoch, backend, seed, shape):
+    """Also that what it starts from is left as it was."""
+    precision = np.float64 if shape["dtype"] == np.float64 else np.float32
+    case = make_case(backend, seed, **shape)
+    before = {name: backend.to_numpy(array).copy() for name, array in vars(case[1]).items()}
+    found = run(epoch(case), *case)
+    for name, array in vars(case[1]).items():
+        np.testing.assert_array_equal(backend.to_numpy(array), before[name])
+    expected = run(sgd.sgd_epoch, *case)
+    exact = run(sgd.sgd_epoch, *make_case(backend, seed, **shape, precision=np.float64))
+    assert_close(found, expected, exact, precision)
+
+
+class Threads:
+    """So many threads, which are worth starting for little, and read little ahead; and products as
+    small as that.
+    """
+
+    def __init__(self, n_threads, small):
+        self.settings = [
+            *[(module, "n_threads", lambda: n_threads) for module in (
+                "kernels.cpu", "data.host", "backends.numpy")],
+            *[(module, "WORTH_A_THREAD", 1) for module in ("kernels.cpu", "backends.numpy")],
+            ("data.host", "_AHEAD", 1000),
+            ("backends.numpy", "_SMALL", small),
+        ]  # fmt: skip
+
+    def __enter__(self):
+        self.stack = ExitStack()
+        for module, name, value in self.settings:
+            self.stack.enter_context(mock.patch(f"skmax.{module}.{name}", value))
+
+    def __exit__(self, *_):
+        self.stack.close()
+
+
+threads = st.builds(Threads, st.sampled_from([1, 2]), st.sampled_from([900_000, 20_000, 2000]))
+
+
+@settings(max_examples=200)
+@given(st.integers(0, 2**32 - 1), shapes(), threads)
+def test_the_epoch_of_the_cpu_equals_the_reference(seed, shape, threads):
+    def kernel(case):
+        assert kernels.sgd_epoch(case[0], shape["batch"]) is cpu.sgd_epoch
+        return cpu.sgd_epoch
+
+    with threads:
+        assert_an_epoch_equals_the_reference(kernel, NumpyBackend(), seed, shape)
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.integers(0, 2**32 - 1), shapes(), st.sampled_from([1, 8]), st.integers(1, 40), st.booleans()
+)
+def test_the_epoch_of_the_emulated_device_equals_the_reference(
+    emulated, seed, shape, cluster, n_processors, little_memory
+):
+    def kernel(case):
+        device = replace(H100, cluster=cluster, n_processors=n_processors)
+        plan = Plan.of(case[0], shape["batch"], device)
+        while little_memory:  # which takes smaller tiles
+            device = replace(device, shared_bytes=plan.shared_bytes - 1)
+            smaller = Plan.of(case[0], shape["batch"], device)
+            if smaller is None:
+                break
+            plan = smaller
+            if plan.tile <= 8:
+                break
+        return plan
+
+    emulated_cupy.Kernel.seed = seed % 2**31
+    assert_an_epoch_equals_the_reference(kernel, CupyBackend(), seed, shape)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [np.uint8, np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("m", [1, 20])
+def test_the_epoch_of_a_device_with_poisoned_memory_equals_the_reference(dtype, m):
+    """With fresh data; twice, bit for bit."""
+    import cupy
+
+    backend, seed = CupyBackend(), np.random.SeedSequence().entropy
+    shape = {"m": m, "k": 10, "n": 3000, "d": 784, "dtype": dtype, "batch": 256}
+    for rare in (
+        (), ("weights", "scores"), ("l1", "smoothing"), ("soft",), ("shift", "masked"),
+        ("own columns", "weights", "no intercept"), ("not centred",), ("plain", "l1"),
+    ):  # fmt: skip
+        case = make_case(backend, seed, **shape | {"rare": rare})
+        plan = kernels.sgd_epoch(case[0], 256)
+        assert isinstance(plan, Plan)
+        poison = cupy.full(1 << 26, np.nan)  # what is freed now is what the next arrays get
+        del poison
+        shape["rare"] = rare
+        assert_an_epoch_equals_the_reference(lambda _, plan=plan: plan, backend, seed, shape)
+        first, second = run(plan, *case), run(plan, *case)
+        for name, values in first.items():
+            np.testing.assert_array_equal(second[name], values, err_msg=name)
+
+
+# Full passes
+
+
+@settings(max_examples=100)
+@given(st.integers(0, 2**32 - 1), shapes(), threads, st.booleans())
+def test_the_pass_of_the_cpu_equals_the_reference(seed, shape, threads, gradient):
+    """On a part of the rows in any order, too."""
+    results = []
+    names = ("loss", "correct", "coef", "intercept")
+    with threads:
+        for precision in (None, np.float64):
+            problem, state, steps = make_case(NumpyBackend(), seed, **shape, precision=precision)
+            problem = replace(problem, order=steps.order[: 1 + seed % len(steps.order)])
+            assert kernels.full_pass(problem) is cpu.full_pass
+            for run_pass in (cpu.full_pass, objective.full_pass):
+                sums = run_pass(problem, state.coef, state.intercept, gradient=gradient)
+                assert len(sums) == (4 if gradient else 2)
+                assert {part.dtype for part in sums} == {np.dtype(np.float64)}
+                results.append(dict(zip(names, sums, strict=False)))
+    precision = np.float64 if shape["dtype"] == np.float64 else np.float32
+    assert_close(results[0], results[1], results[3], precision)
+
+
+# What the dispatch says
+
+
+@pytest.mark.parametrize(
+    "backend", [NumpyBackend(), Backend(array_api_strict)], ids=["numpy, sparse", "strict"]
+)
+def test_what_has_no_kernel_takes_the_reference(backend):
+    problem, *_ = make_case(backend, 0, **SHAPE)
+    if backend.name == "numpy":
+        X = sparse.csr_array(np.eye(*problem.data.X.shape, dtype=np.float32))
+        problem = replace(problem, data=source(X, backend, np.float32))
+    assert kernels.sgd_epoch(problem, 16) is None
+    assert kernels.full_pass(problem) is None
+
+
+def test_a_device_has_a_kernel_for_epochs_and_none_for_passes(emulated):
+    problem, *_ = make_case(CupyBackend(), 0, **SHAPE)
+    assert isinstance(kernels.sgd_epoch(problem, 16), Plan)
+    assert kernels.full_pass(problem) is None
+
+
+@pytest.mark.parametrize(
+    ("shape", "device"),
+    [
+        ({"k": 33, "n": 80}, H100),
+        ({"k": 17, "n": 80, "dtype": np.float64}, H100),
+        ({"d": 9000, "k": 10}, replace(H100, cluster=1, shared_bytes=166912)),
+        ({"rare": {"F-ordered"}}, H100),
+    ],
+    ids=["many classes", "many classes in float64", "many weights", "columns in order"],
+)
+def test_what_the_kernel_of_the_device_does_not_serve(emulated, shape, device, monkeypatch):
+    # Moved as it is, as an array of CuPy would be that is not shuffled.
+    monkeypatch.setattr("skmax.data.device.PinnedBuffer.send_all", lambda self, X: X)
+    problem, *_ = make_case(CupyBackend(), 0, **SHAPE | shape)
+    assert Plan.of(problem, 16, device) is None
+
+
+def test_more_rows_than_the_kernel_of_the_device_can_count(emulated, monkeypatch):
+    problem, *_ = make_case(CupyBackend(), 0, **SHAPE)
+    monkeypatch.setattr(cuda, "_MOST_ROWS", 40)
+    assert Plan.of(problem, 16, H100) is not None
+    monkeypatch.setattr(cuda, "_MOST_ROWS", 39)
+    assert Plan.of(problem, 16, H100) is None
+
+
+# The device's kernel
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.float64])
+@pytest.mark.parametrize("cluster", [1, 2, 8])
+def test_threads_of_the_device_may_run_in_any_order(emulated, dtype, cluster):
+    """A missing barrier would show."""
+    shape = {"m": 2, "d": 260, "dtype": dtype, "rare": ("l1", "weights")}
+    case = make_case(CupyBackend(), 1, **SHAPE | shape)
+    plan = Plan.of(case[0], 16, replace(H100, cluster=cluster))
+    assert cluster == plan.build.CLUSTER
+    results = []
+    for seed in range(4):
+        emulated_cupy.Kernel.seed = seed
+        results.append(run(plan, *case))
+    for other in results[1:]:
+        for name, values in results[0].items():
+            np.testing.assert_array_equal(other[name], values, err_msg=name)
+
+
+def test_arguments_are_in_the_order_of_the_parameters():
+    (parameters,) = re.findall(r"sgd_epoch\(([^)]*)\)", cuda.source())
+    assert tuple(re.findall(r"(\w+)(?:,|$)", parameters)) == PARAMETERS
+
+
+# The compiler, which needs no GPU
+
+
+def nvrtc():
+    """NVIDIA's run-time compiler."""
+    import nvidia.cuda_nvrtc
+
+    (library,) = Path(next(iter(nvidia.cuda_nvrtc.__path__)), "lib").glob("libnvrtc.so*")
+    return ctypes.CDLL(str(library))
+
+
+def compiler_report(options):
+    """What ptxas says of the kernel."""
+    library, program, size = nvrtc(), ctypes.c_void_p(), ctypes.c_size_t()
+    code = cuda.source().encode()
+    assert library.nvrtcCreateProgram(ctypes.byref(program), code, b"k.cu", 0, None, None) == 0
+    words = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
+    failed = library.nvrtcCompileProgram(program, len(options), words)
+    library.nvrtcGetProgramLogSize(program, ctypes.byref(size))
+    log = ctypes.create_string_buffer(size.value)
+    library.nvrtcGetProgramLog(program, log)
+    library.nvrtcDestroyProgram(ctypes.byref(program))
+    assert not failed, log.value.decode()
+    return log.value.decode()
+
+
+def builds():
+    """Of Fashion-MNIST and of the extremes that the kernel serves, as `Plan.of` makes them."""
+    shapes = {
+        "Fashion-MNIST, uint8": (10, 784, np.uint8, 256),
+        "Fashion-MNIST, float32": (10, 784, np.float32, 256),
+        "embeddings, float16": (10, 768, np.float16, 256),
+        "float64": (10, 300, np.float64, 256),
+        "two classes": (2, 30, np.float64, 200),
+        "many classes": (32, 100, np.float32, 128),
+        "many classes, float64": (16, 100, np.float64, 128),
+        "rows that are not aligned": (24, 317, np.float32, 200),
+    }
+    return [
+        pytest.param(*shape, architecture, models, id=f"{name}, {models} models, {architecture}")
+        for name, shape in shapes.items()
+        for architecture in ARCHITECTURES
+        for models in ((1, 128) if architecture == "sm_90" else (1,))
+    ]
+
+
+@pytest.mark.parametrize(("k", "d", "dtype", "batch", "architecture", "m"), builds())
+def test_the_kernel_compiles_without_spilling_registers(
+    monkeypatch, k, d, dtype, batch, architecture, m
+):
+    pytest.importorskip("nvidia.cuda_nvrtc", reason="no nvidia-cuda-nvrtc-cu12")
+    emulated_cupy.install(monkeypatch)
+    shape = {"m": m, "k": k, "n": max(k, 300), "d": d, "dtype": dtype, "batch": batch}
+    problem, *_ = make_case(CupyBackend(), 0, **SHAPE | shape)
+    memory, cluster = (166912, 1) if architecture == "sm_80" else (232448, 8)
+    plan = Plan.of(problem, batch, Device(-1, 132, memory, cluster, 256))
+    report = compiler_report(
+        (*plan.build.options(), f"-arch={architecture}", "-ftz=true", "--ptxas-options=-v")
+    )
+    frames = re.findall(r"(\d+) bytes (stack frame|spill stores|spill loads)", report)
+    assert len(frames) >= 3
+    assert {size for size, _ in frames} == {"0"}
+    assert "warning" not in report.lower()
+    registers = int(re.search(r"Used (\d+) registers", report)[1])
+    assert registers * plan.build.THREADS <= 65536
