@@ -17,10 +17,13 @@ from sklearn.preprocessing import StandardScaler
 
 from skmax.backends import float_dtype_for, resolve
 from skmax.data import source
+from skmax.hyperparameters import Hyperparameters
+from skmax.policy import Size, choose
 from skmax.problem import MASKED_LOGIT, Problem, State
 from skmax.solvers.newton import Newton
 from skmax.solvers.preconditioner import Moments, precondition
 from skmax.solvers.proximal_newton import ProximalNewton
+from skmax.solvers.quadratic import Blocks, Corrected, Diagonal, Exact, minimise
 
 
 def pose(
@@ -316,13 +319,13 @@ def test_far_features_of_small_deviation_and_more_features_than_rows():
         assert end.gap[0] <= 1e-10 or end.loss[0] <= 1e-7
 
 
-def test_products_of_features_in_pieces():
-    """Digits have too many for one piece where memory is short; the weights are the same."""
+def test_products_of_features_or_none():
+    """With more features, there are too many products; the weights are the same."""
     X, y = load_digits(return_X_y=True)
     X, y = X[::6], y[::6]
     expected = solve(Newton(), pose(X, y, 0.01), tol=1e-10)[-1].state.coef
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("skmax.solvers.newton._MOST_PRODUCTS", 0)
+        patch.setattr("skmax.solvers.newton._MOST", 0)
         found = solve(Newton(), pose(X, y, 0.01), tol=1e-10)[-1].state.coef
     np.testing.assert_allclose(found, expected, rtol=1e-7, atol=1e-9)
 
@@ -426,3 +429,130 @@ def test_models_of_a_stack_under_l1_are_what_each_is_alone(k, preconditioned):
     for model in range(4):
         alone = solve(ProximalNewton(), problem(np.array([model])), tol=1e-8)[-1]
         assert ends[model] == pytest.approx(alone.loss[0], rel=1e-6)
+
+
+@pytest.mark.parametrize("k", [2, 3])
+def test_under_l1_sparse_rows_and_other_namespaces_reach_the_same_weights(k):
+    X, y = make_data(k)
+    X[np.abs(X) < 0.5] = 0
+    expected = solve(ProximalNewton(), pose(X, y, 1.0, 0.9), tol=1e-10)[-1].state.coef
+    found = [solve(ProximalNewton(), pose(sparse.csr_array(X), y, 1.0, 0.9), tol=1e-10)[-1]]
+    with sklearn.config_context(array_api_dispatch=True):
+        strict = pose(array_api_strict.asarray(X), y, 1.0, 0.9)
+        found.append(solve(ProximalNewton(), strict, tol=1e-10)[-1])
+    for end in found:
+        np.testing.assert_allclose(np.asarray(end.state.coef), expected, rtol=1e-5, atol=1e-7)
+
+
+def test_models_that_are_too_large_for_an_exact_hessian():
+    """Blocks, and for sparse rows a diagonal, corrected by past steps, reach the same optimum."""
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(400, 60)) @ rng.normal(size=(60, 60)) * (rng.random((400, 60)) < 0.5)
+    y = np.argmax(X @ rng.normal(size=(60, 4)) + 10 * rng.gumbel(size=(400, 4)), axis=1)
+    exact = solve(ProximalNewton(proven=True), pose(X, y, 0.1, 1.0), tol=1e-8)[-1]
+    for rows, worth in ((X, 1e9), (X, 0.0), (sparse.csr_array(X), 0.0)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("skmax.solvers.proximal_newton._MOST_EXACT", 0)
+            patch.setattr("skmax.solvers.proximal_newton._BLOCKS_WORTH", worth)
+            end = solve(ProximalNewton(proven=True), pose(rows, y, 0.1, 1.0), tol=1e-5, most=300)[
+                -1
+            ]
+        assert end.gap[0] <= 1e-5 * end.loss[0]
+        assert exact.loss[0] <= end.loss[0] * (1 + 1e-8) <= exact.loss[0] * (1 + 2e-5)
+
+
+def test_proximal_newton_goes_on_from_weights():
+    X, y = make_data(3)
+    problem = pose(X, y, 10.0, 1.0)
+    end = solve(ProximalNewton(), problem, tol=1e-9)[-1]
+    again = solve(ProximalNewton(), problem, state=end.state, tol=1e-8)
+    assert len(again) <= 2
+    near = pose(X, y, 12.0, 1.0)
+    assert len(solve(ProximalNewton(), near, state=end.state, tol=1e-8)) <= len(
+        solve(ProximalNewton(), near, tol=1e-8)
+    )
+
+
+def test_no_weight_survives_a_strong_penalty():
+    """Then the intercepts are the logarithms of the shares, at the first step."""
+    X, y = make_data(3)
+    end = solve(ProximalNewton(proven=True), pose(X, y, 1e-6, 1.0), tol=1e-10)[-1]
+    assert not end.state.coef.any()
+    shares = np.bincount(y) / len(y)
+    assert end.loss[0] == pytest.approx(-np.sum(shares * np.log(shares)), rel=1e-12)
+
+
+# The quadratic model
+
+
+@st.composite
+def quadratic(draw):
+    """A matrix, the gradient at w, and thresholds, some of them zero."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    q, rank = draw(st.integers(1, 12)), draw(st.integers(1, 12))
+    A = rng.normal(size=(rank, q)) * 10 ** rng.uniform(-1, 1, q)
+    t = rng.exponential(size=q) * (rng.random(q) < 0.8)
+    B = A.T @ A + 1e-8 * np.diag(np.sum(A * A, axis=0) + 1e-3)
+    w = rng.normal(size=q) * (rng.random(q) < 0.5)
+    return B, w, B @ rng.normal(size=q) + 0.5 * t * rng.uniform(-1, 1, q), t
+
+
+@given(quadratic())
+def test_the_minimum_of_a_quadratic_and_l1(case):
+    """It is no worse than what L-BFGS-B finds, up to a share of what was to gain."""
+    B, w, g, t = case
+    q = len(w)
+
+    def smooth(x):
+        return g @ (x - w) + (x - w) @ B @ (x - w) / 2
+
+    def of_parts(parts):
+        x = parts[:q] - parts[q:]
+        slope = g + B @ (x - w)
+        return smooth(x) + t @ (parts[:q] + parts[q:]), np.append(slope + t, t - slope)
+
+    start = np.append(np.maximum(w, 0), np.maximum(-w, 0))
+    least = minimize(
+        of_parts, start, jac=True, method="L-BFGS-B",
+        bounds=[(0, None) if penalised else (None, None) for penalised in np.tile(t > 0, 2)],
+    ).fun  # fmt: skip
+    x, before = minimise(Exact(B), w, g, t, 1e-6), t @ np.abs(w)
+    assert smooth(x) + t @ np.abs(x) <= least + 1e-3 * (before - least) + 1e-9
+
+
+def test_past_steps_correct_a_first_guess_like_bfgs():
+    """Products, diagonal and solutions are those of the matrix that the updates make."""
+    rng = np.random.default_rng(0)
+    A = rng.normal(size=(20, 8))
+    H, steps = A.T @ A, rng.normal(size=(8, 3))
+    changes = H @ steps
+    for guess in (Diagonal(H.diagonal()), Blocks([H[:3, :3], H[3:, 3:]])):
+        model = Corrected(guess, steps, changes)
+        scale = (steps[:, -1] @ changes[:, -1]) / (steps[:, -1] @ guess.times(steps)[:, -1])
+        B = scale * guess.times(np.eye(8))
+        for s, y in zip(steps.T, changes.T, strict=True):
+            B += np.outer(y, y) / (s @ y) - np.outer(B @ s, B @ s) / (s @ B @ s)
+        np.testing.assert_allclose(model.times(np.eye(8)), B, rtol=1e-8, atol=1e-8)
+        np.testing.assert_allclose(model.diagonal(), B.diagonal(), rtol=1e-8)
+        free = np.array([True, False, True, True, False, False, True, True])
+        r = rng.normal(size=5)
+        expected = np.linalg.solve(B[np.ix_(free, free)], r)
+        np.testing.assert_allclose(model.solver(free)(r), expected, rtol=1e-6)
+
+
+# What is worth while
+
+
+@pytest.mark.parametrize(
+    ("n", "d", "k", "l1_ratio", "solver"),
+    [
+        (150, 4, 3, 0, "newton"),
+        (20_000, 30, 3, 0, "newton"),
+        (1797, 64, 10, 0, "lbfgs"),
+        (60_000, 784, 10, 0, "sgd"),
+        (1797, 64, 10, 1, "newton"),
+        (60_000, 784, 10, 1, "sgd"),
+    ],
+)
+def test_the_defaults_choose_by_the_size_of_the_data(n, d, k, l1_ratio, solver):
+    assert choose(Hyperparameters(l1_ratio=l1_ratio), Size(n, d, k, d)).solver == solver

@@ -155,7 +155,7 @@ class LinearMap:
         in_order = last - first == self.n - 1 and bool((np.diff(self._order) == 1).all())
         self._first = first if in_order else None
 
-    def pieces(self, width: float) -> Iterator[slice]:
+    def _pieces(self, width: float) -> Iterator[slice]:
         """All rows, a piece at a time, if `width` values are made of each."""
         size = max(64, int(_AT_ONCE / max(1, self._data.values_per_row, width)))
         for start in range(0, self.n, size):
@@ -171,14 +171,14 @@ class LinearMap:
         W = u[:, :-1] * self._units
         moved = self._backend.asarray(np.ascontiguousarray(W.T))
         Z = np.empty((len(u), self.n))
-        for piece in self.pieces(len(u)):
+        for piece in self._pieces(len(u)):
             Z[:, piece] = self._backend.to_numpy(self._rows(piece) @ moved).T
         return Z + (u[:, -1:] - (W @ self._mean)[:, None])
 
     def pullback(self, R: np.ndarray) -> np.ndarray:
         """The gradient (r, p) by weights that a gradient (r, n) by logits gives."""
         V = np.zeros((len(R), self.d))
-        for piece in self.pieces(len(R)):
+        for piece in self._pieces(len(R)):
             moved = self._backend.asarray(np.ascontiguousarray(R[:, piece]))
             V += self._backend.to_numpy(moved @ self._rows(piece))
         total = R.sum(axis=1, keepdims=True)

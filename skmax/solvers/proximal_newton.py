@@ -53,8 +53,11 @@ _FALL = 0.25
 _GROWTH, _FIRST = 2.0, 50
 # What is left of the model's least subgradient.
 _INEXACT = 0.1
-# The most variables of an exact Hessian, and rows that matter times variables squared.
-_MOST_EXACT, _MOST_PRODUCTS = 1500, 1e9
+# The most variables of an exact Hessian, and the most products: rows that matter times variables
+# squared, and so many for what a pair of rows of weights costs beside them, in every piece.
+_MOST_EXACT, _MOST_PRODUCTS, _PER_PAIR = 1500, 1e9, 2.5e5
+# Values of X that it is made of at a time (32 MB).
+_VALUES_AT_ONCE = 1 << 22
 # Terms of it (a row in a class, a row in a pair of classes) below this share of their mean are left
 # out; below a tenth of that once an iteration has brought the objective down by less than a tenth
 # of the gap. All terms: digits take 1.3 times as long. Always this share: small problems with
@@ -227,7 +230,7 @@ class _Model:
         return (excess > 1) & (excess >= least)
 
     def _quadratic(self, active: np.ndarray) -> Quadratic:
-        if self._affords_hessian(int(active.sum())):
+        if self._affords_hessian(active):
             return Exact(self._hessian(active))
         if self._affords_blocks(active.sum(axis=1)):
             guess: Quadratic = Blocks(list(self._blocks(active)))
@@ -244,10 +247,11 @@ class _Model:
         """Second derivatives of the loss by each logit, of shape (r, n)."""
         return self._probability * (1 - self._probability) * self._likelihood.weight
 
-    def _affords_hessian(self, size: int) -> bool:
-        h = self._curvature()
+    def _affords_hessian(self, active: np.ndarray) -> bool:
+        h, size, width = self._curvature(), active.sum(), active.any(axis=0).sum()
         matter = np.count_nonzero(h > _NEGLIGIBLE * h.mean(axis=1, keepdims=True)) / len(h)
-        return size <= _MOST_EXACT and bool(matter * size**2 <= _MOST_PRODUCTS)
+        pairs = len(h) * (len(h) + 1) / 2 * (1 + matter * width / _VALUES_AT_ONCE)
+        return bool(size <= _MOST_EXACT and matter * size**2 + pairs * _PER_PAIR <= _MOST_PRODUCTS)
 
     def _affords_blocks(self, sizes: np.ndarray) -> bool:
         values_read = self._linear.n * self._linear.d * self._linear.density
@@ -264,7 +268,8 @@ class _Model:
         union, places = np.flatnonzero(active.any(axis=0)), _places_in_rows(active)
         within = [np.searchsorted(union, np.flatnonzero(row)) for row in active]
         H = np.zeros((places[-1].stop, places[-1].stop))
-        for rows in self._matter(h > least[:, None], len(union)):
+        matter = np.flatnonzero((h > least[:, None]).any(axis=0))
+        for rows in np.array_split(matter, 1 + matter.size * union.size // _VALUES_AT_ONCE):
             Q = self._linear.columns(union, rows)
             parts = [Q[:, columns] for columns in within]
             for a, part in enumerate(parts):
@@ -278,13 +283,6 @@ class _Model:
         diagonal = H.reshape(-1)[:: len(H) + 1]
         diagonal += self._l2[active] + _RIDGE * diagonal + _LEAST
         return H
-
-    def _matter(self, marked: np.ndarray, width: int) -> Iterator[np.ndarray]:
-        """Positions of the rows that are marked for any class, a piece at a time."""
-        rows = np.flatnonzero(marked.any(axis=0))
-        for piece in self._linear.pieces(width):
-            if piece.start < len(rows):
-                yield rows[piece]
 
     def _sample(self, size: int) -> tuple[np.ndarray, np.ndarray]:
         """Positions of about so many rows at equal distances, and curvatures (r, size) there."""
