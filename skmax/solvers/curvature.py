@@ -58,6 +58,8 @@ def inverse_curvature(
     n_blocks = blocks_per_model(problem.n_models, problem.n_classes, d)
     if diagonal or n_blocks == 0:
         values = diagonal_curvature(problem, state, rows)
+        if problem.inverse_scale is not None:  # as in `_missing`
+            values = problem.backend.xp.maximum(values, _LEAST_SHARE * values[..., -1:])
         return lambda diagonal, gradient: gradient / diagonal, values
     xp, backend = problem.backend.xp, problem.backend
     at_start = not bool(xp.any(state.coef != 0))  # there, all classes have the same
