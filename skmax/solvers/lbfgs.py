@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
-
 import numpy as np
 
 from skmax.backends import Array, rounding_unit
@@ -12,6 +10,7 @@ from skmax.policy import ROWS_PER_FEATURE, passes_worth
 from skmax.problem import Epoch, Problem, State
 from skmax.solvers.coordinates import Coordinates, Point
 from skmax.solvers.curvature import inverse_curvature
+from skmax.solvers.full_batch import FullBatch
 
 # Pairs of steps and changes of the gradient that are remembered.
 _MEMORY = 10
@@ -28,16 +27,11 @@ _MORE_ROWS = 4
 _SOONEST, _FIRST = 3, 5
 
 
-class LBFGS:
+class LBFGS(FullBatch):
     """Limited-memory BFGS with backtracking, orthant-wise where there is an L1 penalty.
 
     Where two loops over past steps want a first guess of the inverse Hessian, they get that of
     `inverse_curvature`, measured anew on more rows once the passes made since have cost as much.
-
-    Parameters
-    ----------
-    proven : bool
-        Whether the bounds that it reports must hold for weights of any length.
 
     References
     ----------
@@ -45,32 +39,9 @@ class LBFGS:
     Scalable training of L1-regularized log-linear models, ICML 2007.
     """
 
-    def __init__(self, *, proven: bool = False):
-        self.proven = proven
-
-    def epochs(self, problem: Problem, state: State) -> Generator[Epoch, np.ndarray | None, None]:
-        """Iterate without end; each iteration is a step of every model that finds one.
-
-        Parameters
-        ----------
-        problem : Problem
-            What is minimised.
-        state : State
-            Where to start.
-
-        Yields
-        ------
-        Epoch
-            After each iteration. What is sent back is as in `SGD.epochs`.
-        """
-        with problem.backend.computing():  # threads of BLAS would stay in the way of ours
-            search = _Search(problem, state, proven=self.proven)
-        while True:
-            with problem.backend.computing():
-                search.advance()
-            leaving = yield search.epoch()
-            if leaving is not None and leaving.any():
-                search.select(np.flatnonzero(~leaving))
+    def begin(self, problem: Problem, state: State) -> _Search:
+        """A stack of models that is to go down from a state."""
+        return _Search(problem, state, proven=self.proven)
 
 
 class _Search:

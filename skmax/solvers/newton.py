@@ -12,7 +12,6 @@ last one, which is 1 for the intercept, or 0 without. A first axis of 1 stands f
 
 from __future__ import annotations
 
-from collections.abc import Generator
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -24,6 +23,7 @@ from skmax.backends import float_info
 from skmax.data import dense
 from skmax.duality import Dual
 from skmax.problem import MASKED_LOGIT, Epoch, Problem, State
+from skmax.solvers.full_batch import FullBatch
 from skmax.solvers.predictions import targets_of
 
 # A step ends where the slope is at most this share of what it was, or after a few trials where it
@@ -52,13 +52,8 @@ _LARGEST_WEIGHT = 1e6
 _FEWEST_BLOCKS, _PER_BLOCK, _MOST = 3, 1 << 17, 1 << 23
 
 
-class Newton:
+class Newton(FullBatch):
     """Newton's method with a line search.
-
-    Parameters
-    ----------
-    proven : bool
-        Whether the bounds that it reports must hold for weights of any length.
 
     References
     ----------
@@ -67,34 +62,9 @@ class Newton:
     44, 1992: the Hessian.
     """
 
-    def __init__(self, *, proven: bool = False):
-        self.proven = proven
-
-    def epochs(self, problem: Problem, state: State) -> Generator[Epoch, np.ndarray | None, None]:
-        """Iterate without end; each iteration is a step of every model that finds one.
-
-        Parameters
-        ----------
-        problem : Problem
-            What is minimised, without L1.
-        state : State
-            Where to start.
-
-        Yields
-        ------
-        Epoch
-            After each iteration. What is sent back is as in `SGD.epochs`.
-        """
-        with problem.backend.computing():
-            search = _Search(problem, state, proven=self.proven)
-        while True:
-            with problem.backend.computing():
-                search.advance()
-                epoch = search.epoch()
-            leaving = yield epoch
-            if leaving is not None and leaving.any():
-                with problem.backend.computing():
-                    search.select(np.flatnonzero(~leaving))
+    def begin(self, problem: Problem, state: State) -> _Search:
+        """A stack of models that is to go down from a state."""
+        return _Search(problem, state, proven=self.proven)
 
 
 class _Table:

@@ -26,7 +26,7 @@ Software 33, 2010: the path.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -34,6 +34,7 @@ import numpy as np
 from skmax.duality import Dual
 from skmax.problem import MASKED_LOGIT, Epoch, Problem, State
 from skmax.solvers.coordinates import Coordinates
+from skmax.solvers.full_batch import FullBatch
 from skmax.solvers.predictions import (
     LinearMap,
     Logistic,
@@ -86,42 +87,12 @@ _WORTH, _LONGER, _LONGEST = 0.02, 1.5, 4.0
 _ROUNDING, _NEARER, _PATIENCE = 1e-15, 0.9, 10
 
 
-class ProximalNewton:
-    """Proximal Newton with a line search, on a working set.
+class ProximalNewton(FullBatch):
+    """Proximal Newton with a line search, on a working set."""
 
-    Parameters
-    ----------
-    proven : bool
-        Whether the bounds that it reports must hold for weights of any length.
-    """
-
-    def __init__(self, *, proven: bool = False):
-        self.proven = proven
-
-    def epochs(self, problem: Problem, state: State) -> Generator[Epoch, np.ndarray | None, None]:
-        """Iterate without end; each iteration is a step of every model that finds one.
-
-        Parameters
-        ----------
-        problem : Problem
-            What is minimised.
-        state : State
-            Where to start.
-
-        Yields
-        ------
-        Epoch
-            After each iteration. What is sent back is as in `SGD.epochs`.
-        """
-        with problem.backend.computing():
-            search = _Search(problem, state, proven=self.proven)
-        while True:
-            with problem.backend.computing():
-                search.advance()
-                epoch = search.epoch()
-            leaving = yield epoch
-            if leaving is not None and leaving.any():
-                search.select(np.flatnonzero(~leaving))
+    def begin(self, problem: Problem, state: State) -> _Search:
+        """A stack of models that is to go down from a state."""
+        return _Search(problem, state, proven=self.proven)
 
 
 class _Model:
