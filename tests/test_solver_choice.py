@@ -1,0 +1,91 @@
+"""What solver="auto" chooses, how progress is announced, and what pickles hold."""
+
+import pickle
+import pickletools
+
+import numpy as np
+import pytest
+from sklearn.callback.tests._utils import RecordingCallback
+from sklearn.datasets import load_digits, load_iris
+
+from skmax import SoftmaxRegression
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"learning_rate": 0.1},
+        {"schedule": "linear"},
+        {"batch_size": 16},
+        {"momentum": 0.5},
+        {"shuffle": False},
+        {"early_stopping": True},
+    ],
+    ids=str,
+)
+def test_whoever_sets_what_only_sgd_knows_gets_sgd(params):
+    X, y = load_iris(return_X_y=True)
+    assert SoftmaxRegression(random_state=0, **params).fit(X, y).solver_ == "sgd"
+    assert SoftmaxRegression(random_state=0).fit(X, y).solver_ == "newton"
+
+
+@pytest.mark.parametrize("solver", ["sgd", "lbfgs", "newton"])
+def test_the_solver_that_is_named_is_used(solver):
+    X, y = load_iris(return_X_y=True)
+    model = SoftmaxRegression(solver=solver, random_state=0).fit(X, y)
+    assert model.solver_ == solver
+    assert model.n_iter_ == len(model.loss_curve_)
+
+
+def test_newton_says_when_there_are_too_many_weights():
+    X, y = np.random.default_rng(0).normal(size=(60, 2000)), np.arange(60) % 10
+    with pytest.raises(ValueError, match=r"18,009 weights.*3 GB.*solver='lbfgs'"):
+        SoftmaxRegression(solver="newton").fit(X, y)
+
+
+@pytest.mark.parametrize(("solver", "planned"), [("sgd", 7), ("lbfgs", None), ("newton", None)])
+def test_progress_is_announced_where_it_is_planned(solver, planned):
+    """How many iterations lead to the optimum, nobody knows before."""
+    announced = []
+
+    class Watching(RecordingCallback):
+        def setup(self, estimator, context):
+            announced.append(context.max_subtasks)
+            super().setup(estimator, context)
+
+    X, y = load_iris(return_X_y=True)
+    max_iter = 7 if solver == "sgd" else None
+    model = SoftmaxRegression(solver=solver, max_iter=max_iter, tol=1e-4, random_state=0)
+    model.set_callbacks(Watching()).fit(X, y)
+    assert announced == [planned]
+
+
+def fitted_in_parts():
+    X, y = load_digits(return_X_y=True)
+    model = SoftmaxRegression(random_state=0)
+    return model.partial_fit(X[:900], y[:900], classes=range(10)), X[900:], y[900:]
+
+
+def test_pickles_hold_nothing_of_skmax_but_the_estimator():
+    model, *_ = fitted_in_parts()
+    names = {
+        argument
+        for _, argument, _ in pickletools.genops(pickle.dumps(model, protocol=2))
+        if isinstance(argument, str) and argument.startswith("skmax")
+    }
+    assert names == {"skmax.estimator SoftmaxRegression"}
+
+
+def test_an_unpickled_model_goes_on_like_the_one_that_was_pickled():
+    model, X, y = fitted_in_parts()
+    other = pickle.loads(pickle.dumps(model))
+    assert vars(other).keys() == vars(model).keys()
+    np.testing.assert_array_equal(other.partial_fit(X, y).coef_, model.partial_fit(X, y).coef_)
+
+
+def test_a_pickle_of_a_newer_format_is_refused():
+    model, *_ = fitted_in_parts()
+    state = model.__getstate__()
+    (key,) = state.keys() - vars(model).keys() - {"_sklearn_version"}
+    with pytest.raises(ValueError, match=r"newer skmax, in format 99.*Upgrade skmax"):
+        SoftmaxRegression().__setstate__({**state, key: 99})
