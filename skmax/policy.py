@@ -12,7 +12,7 @@ from typing import NamedTuple
 from skmax.hyperparameters import Hyperparameters
 
 # Iterations of the full-batch solvers where nobody says.
-_NEWTON_ITERATIONS, _LBFGS_ITERATIONS = 100, 1000
+_NEWTON_ITERATIONS, _LBFGS_ITERATIONS = 200, 1000
 # Epochs that large data need, and steps that small data need.
 _MIN_EPOCHS, _MIN_STEPS = 3, 900
 # Epochs of SGD that L-BFGS begins with; the least number of rows for which that pays, and share of

@@ -193,12 +193,12 @@ class _Model:
 
     def _working_set(self, l1: np.ndarray) -> np.ndarray:
         """A mask of shape (r, p)."""
-        kept = (self.u != 0) | self._free
-        excess = np.where(kept, np.inf, np.abs(self._gradient) / np.where(self._free, 1.0, l1))
-        excess = np.where(self._usable, excess, 0.0)
-        most = int(max(_GROWTH * np.count_nonzero(kept), _FIRST * len(kept)))
-        least = 0.0 if most >= excess.size else np.partition(excess, -most, axis=None)[-most]
-        return (excess > 1) & (excess >= least)
+        nonzero = (self.u != 0) | self._free
+        ratio = np.where(nonzero, np.inf, np.abs(self._gradient) / np.where(self._free, 1.0, l1))
+        ratio = np.where(self._usable, ratio, 0.0)
+        most = int(max(_GROWTH * np.count_nonzero(nonzero), _FIRST * len(nonzero)))
+        least = 0.0 if most >= ratio.size else np.partition(ratio, -most, axis=None)[-most]
+        return (ratio > 1) & (ratio >= least)
 
     def _quadratic(self, active: np.ndarray) -> Quadratic:
         if self._affords_hessian(active):
@@ -247,8 +247,8 @@ class _Model:
                 H[places[a], places[a]] += _moments(part, h[a, rows], least[a])
                 for b, other in enumerate(parts[:a]):
                     weight = p[a, rows] * p[b, rows] * self._likelihood.weight[rows]
-                    kept = np.flatnonzero(weight > max(least[a], least[b]))
-                    coupling = (part[kept] * weight[kept, None]).T @ other[kept]
+                    heavy = np.flatnonzero(weight > max(least[a], least[b]))
+                    coupling = (part[heavy] * weight[heavy, None]).T @ other[heavy]
                     H[places[a], places[b]] -= coupling
                     H[places[b], places[a]] -= coupling.T
         diagonal = H.reshape(-1)[:: len(H) + 1]
@@ -356,8 +356,8 @@ def _places_in_rows(active: np.ndarray) -> list[slice]:
 
 def _moments(Q: np.ndarray, weight: np.ndarray, least: float) -> np.ndarray:
     """Second moments of the rows whose weight is more than the least."""
-    kept = np.flatnonzero(weight > least)
-    rooted = Q[kept] * np.sqrt(weight[kept, None])
+    heavy = np.flatnonzero(weight > least)
+    rooted = Q[heavy] * np.sqrt(weight[heavy, None])
     return rooted.T @ rooted
 
 
@@ -441,8 +441,8 @@ class _Search:
         if moved:
             self._learn(moved)
         fallen = value - self._value
-        for fit, slow in zip(self._fits, fallen < _SLOW * self._gap, strict=True):
-            if slow:
+        for fit, stagnant in zip(self._fits, fallen < _SLOW * self._gap, strict=True):
+            if stagnant:
                 fit.refine()
         nearer = (fallen > _ROUNDING * value) | (self._gap < _NEARER * gap)
         self._waited = np.where(nearer, 0, self._waited + 1)
