@@ -44,8 +44,10 @@ def test_without_fashion_mnist_it_says_why_and_runs_on_digits(capsys, tmp_path):
     assert max(map(len, output[output.index("|") :].splitlines())) < 80
     assert float(ours["test accuracy"]) > 0.94
     assert float(ours["train objective"]) < 2 * float(theirs["train objective"]) + 0.05
-    ratio = float(theirs["seconds"]) / float(ours["seconds"])
-    assert float(theirs["time ratio"]) == pytest.approx(ratio, abs=0.1 + 0.1 * ratio)
+    # Of seconds that were rounded to hundredths, of which a fit may take few.
+    rounding, (mine, other) = 0.0051, (float(model["seconds"]) for model in (ours, theirs))
+    least, most = (other - rounding) / (mine + rounding), (other + rounding) / (mine - rounding)
+    assert least - 0.1 <= float(theirs["time ratio"]) <= (most if mine > rounding else np.inf) + 0.1
     assert {path.name for path in (tmp_path / "out").iterdir()} == PICTURES
     assert str(tmp_path / "out") in output
 
