@@ -23,7 +23,13 @@ from sklearn.utils._array_api import (
 )
 from sklearn.utils._encode import _check_unknown, _encode
 from sklearn.utils._openmp_helpers import _openmp_effective_n_threads
-from sklearn.utils._param_validation import Interval, Options, StrOptions, validate_params
+from sklearn.utils._param_validation import (
+    Interval,
+    Options,
+    StrOptions,
+    validate_parameter_constraints,
+    validate_params,
+)
 from sklearn.utils.metaestimators import _safe_split
 from sklearn.utils.parallel import _get_threadpool_controller
 from sklearn.utils.validation import _check_feature_names, _check_method_params
@@ -52,5 +58,6 @@ __all__ = [
     "check_same_namespace",
     "device",
     "get_namespace",
+    "validate_parameter_constraints",
     "validate_params",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -34,21 +34,26 @@ class Callbacks(Consumer):
         max_iter: int | None,
     ):
         self._arguments = {"estimator": estimator, **fit_arguments}
+        self._is_heard = bool(getattr(estimator, "_skl_callbacks", None))  # or nobody listens
         self._attributes = attributes
         self._fit = estimator._init_callback_context(max_subtasks=max_iter)
         self._fit.call_on_fit_task_begin(**self._arguments)
 
     def begin(self) -> None:
-        """Announce an epoch."""
+        """Announce an epoch, where somebody listens."""
+        if not self._is_heard:
+            return
         self._epoch = self._fit.subcontext(task_name="epoch")
         self._epoch.call_on_fit_task_begin(**self._arguments)
 
-    def __call__(self, epoch: Epoch) -> np.ndarray:
-        """Report the epoch."""
+    def __call__(self, epoch: Epoch) -> np.ndarray | Literal[False]:
+        """Report the epoch, where somebody listens."""
+        if not self._is_heard:
+            return False
         stop = self._epoch.call_on_fit_task_end(
             **self._arguments, reconstruction_attributes=self._attributes
         )
-        return np.full(len(epoch.models), stop)
+        return np.ones(len(epoch.models), dtype=bool) if stop else False
 
     def end(self) -> None:
         """Report the whole fit."""

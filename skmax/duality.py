@@ -35,7 +35,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.special import entr
 
-from skmax.objective import weighted_targets
+from skmax.objective import target_shares, target_sums
 from skmax.problem import Problem
 
 # Newton steps on the share of the targets in a mixture, a concave function of one variable.
@@ -54,26 +54,35 @@ class Dual:
     ----------
     problem : Problem
         What is minimised.
+    class_sums : ndarray of shape (m, k, d) or None
+        Weighted means of the targets times the features, in these coordinates, if they are known.
     """
 
-    def __init__(self, problem: Problem):
-        sums, entropy = weighted_targets(problem)
+    def __init__(self, problem: Problem, class_sums: np.ndarray | None = None):
         m, d = problem.n_models, problem.data.n_features
-        to_numpy = problem.backend.to_numpy
         units = np.ones((m, 1, d))
         if problem.inverse_scale is not None:
-            units = to_numpy(problem.inverse_scale).astype(np.float64)
-        if problem.mean is not None:
-            sums[..., :-1] -= sums[..., -1:] * to_numpy(problem.mean).astype(np.float64)
-        self.shares = sums[..., -1]  # of each class among the targets
-        self.class_sums = sums[..., :-1] * units
+            units = problem.backend.to_numpy(problem.inverse_scale).astype(np.float64)
+        self.shares, self.entropy_of_targets = target_shares(problem)
+        if class_sums is None:
+            class_sums = self._class_sums(problem, units)
+        self.class_sums = class_sums
         self.mean = self.class_sums.sum(axis=1, keepdims=True)
-        self.entropy_of_targets = entropy
         self.l1 = problem.l1[:, None, None] * units
         self.l2 = problem.l2[:, None, None] * units * units  # squared, they may overflow
+        self._inverse = np.divide(1.0, self.l2, out=np.zeros_like(self.l2), where=self.l2 > 0)
         self.has_l2, self.has_lasso = problem.l2 > 0, bool(problem.l1.any())
         self.fit_intercept = problem.fit_intercept
         self._known = ~problem.masked
+
+    def _class_sums(self, problem: Problem, units: np.ndarray) -> np.ndarray:
+        if not problem.fit_intercept:  # then nothing needs to be balanced
+            return np.zeros((problem.n_models, problem.n_classes, 0))
+        sums = target_sums(problem)
+        if problem.mean is not None:
+            mean = problem.backend.to_numpy(problem.mean).astype(np.float64)
+            sums = sums - self.shares[..., None] * mean
+        return sums * units
 
     def select(self, models: np.ndarray) -> Dual:
         """The bounds of some of the models, at the host indices `models`."""
@@ -123,6 +132,54 @@ class Dual:
         length = np.maximum(np.linalg.norm(W, axis=(1, 2)), _NEARBY)
         return np.maximum(dual, loss + penalty - length * np.linalg.norm(steepest, axis=(1, 2)))
 
+    def bounds(
+        self, loss: np.ndarray, weights: np.ndarray, gradient: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Both bounds, from the gradient of the objective less its L1 term.
+
+        Under L2 alone, inner products of weights and gradient are all that they are made of.
+        """
+        if self.has_lasso or not self.has_l2.all():
+            of_loss = gradient.copy()
+            of_loss[..., :-1] -= self.l2 * weights[..., :-1]
+            here = loss, weights, of_loss
+            return self.bound(*here), self.bound_nearby(*here)
+        with np.errstate(over="ignore", invalid="ignore"):
+            return self._under_ridge(loss, weights, gradient)
+
+    def _under_ridge(
+        self, loss: np.ndarray, weights: np.ndarray, gradient: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """See `bounds`. With V = G - l2 W, products with V are those with G and W."""
+        W, G, r = weights[..., :-1], gradient[..., :-1], gradient[..., -1]
+        GW, WW = np.einsum("mkd,mkd->m", G, W), _product(W, W, self.l2)
+        VW, VV = GW - WW, _product(G, G, self._inverse) - 2 * GW + WW
+        away = np.linalg.norm(r, axis=1)
+        below = loss - _NEARBY * away
+        length = np.maximum(np.sqrt(np.einsum("mkd,mkd->m", W, W)), _NEARBY)
+        steepest = np.sqrt(np.einsum("mkd,mkd->m", G, G))
+        nearby = np.maximum(self._parabola(below - VW, VV), below + WW / 2 - length * steepest)
+        entropy = loss - VW - np.sum(r * np.where(self._known, weights[..., -1], 0.0), axis=1)
+        if self.fit_intercept:
+            mixed, common = self._common(r)
+            entropy = (1 - mixed) * entropy + mixed * entr(common).sum(axis=1)
+            VV = self._square_of_mixture(G, W, VV, mixed, common)
+        return self._parabola(entropy, VV), nearby
+
+    def _square_of_mixture(
+        self, G: np.ndarray, W: np.ndarray, VV: np.ndarray, mixed: np.ndarray, common: np.ndarray
+    ) -> np.ndarray:
+        """The square of `_balanced`'s V, over l2, from that of V alone."""
+        mean, sums, inverse = self.mean, self.class_sums, self._inverse
+        weighted_mean = (mean * inverse).swapaxes(1, 2)
+        of_mean = (G @ weighted_mean - W @ mean.swapaxes(1, 2))[..., 0]
+        of_sums = _product(G, sums, inverse) - np.einsum("mkd,mkd->m", W, sums)
+        crossed = np.sum(common * of_mean, axis=1) - of_sums
+        square = np.sum(common**2, axis=1) * _product(mean, mean, inverse)
+        square -= 2 * np.sum(common * (sums @ weighted_mean)[..., 0], axis=1)
+        square += _product(sums, sums, inverse)
+        return (1 - mixed) ** 2 * VV + 2 * mixed * (1 - mixed) * crossed + mixed**2 * square
+
     def _entropy(
         self, loss: np.ndarray, weights: np.ndarray, gradient: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -138,6 +195,14 @@ class Dual:
         """Entropies and V of a mixture with one vector for all rows, for which r = 0."""
         if not self.fit_intercept:
             return entropy, V
+        mixed, common = self._common(r)
+        of_common = common[..., None] * self.mean - self.class_sums
+        entropy = (1 - mixed) * entropy + mixed * entr(common).sum(axis=1)
+        mixed = mixed[:, None, None]
+        return entropy, (1 - mixed) * V + mixed * of_common
+
+    def _common(self, r: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Shares (m,) of a vector for all rows (m, k) in the mixture for which r = 0."""
         share = self.shares
         mean = np.maximum(share + r, 0.0)
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -147,9 +212,7 @@ class Dual:
         total = common.sum(axis=1, keepdims=True)
         # Where nothing is left, what was out of balance was a rounding error.
         common = np.where(total > 0, common / np.where(total > 0, total, 1.0), share)
-        of_common = common[..., None] * self.mean - self.class_sums
-        entropy = (1 - mixed[:, 0]) * entropy + mixed[:, 0] * entr(common).sum(axis=1)
-        return entropy, (1 - mixed)[..., None] * V + mixed[..., None] * of_common
+        return mixed[:, 0], common
 
     def _with_targets(self, entropy: np.ndarray, V: np.ndarray) -> np.ndarray:
         """The dual values of the best mixtures with the targets."""
@@ -168,8 +231,10 @@ class Dual:
         return best
 
     def _under_l2(self, entropy: np.ndarray, V: np.ndarray, inverse: np.ndarray) -> np.ndarray:
-        """The value is a parabola of the share."""
-        square = np.einsum("mkd,mkd->m", V * inverse, V)
+        return self._parabola(entropy, _product(V, V, inverse))
+
+    def _parabola(self, entropy: np.ndarray, square: np.ndarray) -> np.ndarray:
+        """The value is a parabola of the share, of which the square of V over l2 says all."""
         explained = entropy - self.entropy_of_targets
         share = np.clip(explained / np.maximum(square, 1e-300), 0.0, 1.0)
         return self.entropy_of_targets + share * explained - share**2 * square / 2
@@ -191,3 +256,8 @@ class Dual:
                 break
             share = following
         return best
+
+
+def _product(a: np.ndarray, b: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Sums over (k, d) of a b weight, whose weight has one row for all classes."""
+    return np.einsum("mkd,mkd,md->m", a, b, weight[:, 0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from numbers import Integral, Real
 from typing import Any
 
@@ -24,13 +25,14 @@ from skmax._sklearn import (
     StrOptions,
     _fit_context,
     check_same_namespace,
+    validate_parameter_constraints,
 )
 from skmax.backends import float_dtype_for, resolve
 from skmax.callbacks import Callbacks
 from skmax.data import source
 from skmax.ending import warn_unless_good
 from skmax.hyperparameters import Hyperparameters
-from skmax.objective import log_softmax, logit_chunks, softmax
+from skmax.objective import predictions
 from skmax.policy import Method, Size, choose
 from skmax.posing import Seen, Share, pose, pose_validation
 from skmax.problem import Problem, State
@@ -49,6 +51,7 @@ from skmax.validation import (
     check_weights,
     check_X,
     check_X_y,
+    is_valid_if_finite,
     like,
     to_host,
 )
@@ -431,6 +434,24 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
         fitted.publish(self, {**attributes, **fitted.continued(self, fitted.curves(watch))})
         return self
 
+    def _validate_params(self):
+        """Check parameters as scikit-learn does; one at its default needs no check."""
+        default = SoftmaxRegression.__init__.__kwdefaults__ or {}
+        changed = {
+            name: value
+            for name, value in vars(self).items()
+            if name not in default or value is not default[name]
+        }
+        validate_parameter_constraints(
+            self._parameter_constraints, changed, caller_name=type(self).__name__
+        )
+
+    @classmethod
+    @cache
+    def _get_param_names(cls):
+        """As scikit-learn finds them in the signature, which takes 50 us, only once."""
+        return super()._get_param_names()
+
     def _new_rng(self) -> np.random.Generator:
         """NumPy's PCG64, so that every backend sees the same batches."""
         seed = check_random_state(self.random_state).randint(np.iinfo(np.int32).max)
@@ -515,11 +536,7 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
             Columns are in the order of `classes_`. With two classes, one logit: positive where
             ``classes_[1]`` is the likelier one.
         """
-        check_is_fitted(self, "coef_")
-        two = self.coef_.shape[0] == 1
-        return self._map_logits(
-            X, "decision_function", lambda _, logits: logits[..., 1] if two else logits
-        )
+        return self._map_logits(X, "decision_function")
 
     def predict(self, X):
         """The likeliest class of each row.
@@ -534,7 +551,7 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
         y : array of shape (n_samples,)
             Labels, as in `classes_`.
         """
-        index = self._map_logits(X, "predict", lambda xp, logits: xp.argmax(logits, axis=-1))
+        index = self._map_logits(X, "predict")
         labels = to_host(self.classes_)[to_host(index)]
         return labels if labels.dtype.kind in "OUST" else like(index, labels)
 
@@ -551,7 +568,7 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
         probabilities : array of shape (n_samples, n_classes)
             Columns are in the order of `classes_`; rows sum to 1.
         """
-        return self._map_logits(X, "predict_proba", softmax)
+        return self._map_logits(X, "predict_proba")
 
     def predict_log_proba(self, X):
         """Logarithms of the probabilities of the classes.
@@ -569,37 +586,27 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
         log_probabilities : array of shape (n_samples, n_classes)
             Columns are in the order of `classes_`.
         """
-        return self._map_logits(X, "predict_log_proba", log_softmax)
+        return self._map_logits(X, "predict_log_proba")
 
-    def _map_logits(self, X: Any, method: str, function: Any) -> Any:
-        """Apply `function(xp, logits)` to the logits of a bounded number of rows at a time."""
+    def _map_logits(self, X: Any, method: str) -> Any:
+        """What a method makes of the logits of rows."""
         check_is_fitted(self, "coef_")
         check_same_namespace(X, self, attribute="coef_", method=method)
-        X = check_X(self, X)
+        unchecked = is_valid_if_finite(self, X)
+        X = X if unchecked else check_X(self, X)
         backend = resolve(X, "auto")
-        coef = self.coef_
-        wide = max(
-            float_dtype_for(X), float_dtype_for(coef), key=lambda dtype: np.dtype(dtype).itemsize
-        )
-        data = source(X, backend, wide).with_(shift=fitted.anchor_of(self))
-        intercept = backend.asarray(fitted.intercept_at(self, data.shift), data.dtype)
+        coef, wide = self.coef_, float_dtype_for(X)
+        if wide is np.float32:
+            wide = float_dtype_for(coef)
+        shift = fitted.anchor_of(self)
+        data = source(X, backend, wide).shifted(shift)
+        intercept = backend.asarray(fitted.intercept_at(self, shift), data.dtype)
         if not sparse.issparse(coef):
             coef = backend.xp.astype(coef, data.dtype, copy=False)
-
-        def mapped(rows: np.ndarray) -> Any:
-            rows_of_thread = data.with_(shift=data.shift)  # buffers of its own
-            parts = [
-                backend.xp.reshape(values, (-1, *values.shape[2:]))
-                for logits in logit_chunks(rows_of_thread, coef, intercept, rows)
-                for values in [function(backend.xp, logits)]
-            ]
-            return parts[0] if len(parts) == 1 else backend.xp.concat(parts, axis=0)
-
-        halves = np.array_split(np.arange(data.n_samples), min(2, data.n_samples))
-        cost = data.n_samples * data.values_per_row * coef.shape[0]
-        with backend.computing():
-            parts = backend.each(mapped, halves, cost)
-        return parts[0] if len(parts) == 1 else backend.xp.concat(parts, axis=0)
+        values, finite = predictions(data, coef, intercept, method)
+        if unchecked and not finite:
+            check_X(self, X)
+        return values
 
     def score(self, X, y, sample_weight=None):
         """Accuracy.

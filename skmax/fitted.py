@@ -148,9 +148,12 @@ def anchor_of(estimator: Any) -> np.ndarray | None:
 def intercept_at(estimator: Any, shift: np.ndarray | None) -> np.ndarray:
     """The logits of a row that equals `shift`, of the shape of `intercept_`, float64."""
     intercept = to_host(estimator.intercept_).astype(np.float64)
+    anchored = anchor_of(estimator) is not None
+    if shift is None and not anchored:
+        return intercept
     coef = estimator.coef_ if sparse.issparse(estimator.coef_) else to_host(estimator.coef_)
-    if getattr(estimator, "_anchor", None) is None:
-        return intercept if shift is None else intercept + coef @ shift.astype(np.float64)
+    if shift is not None and not anchored:
+        return intercept + coef @ shift.astype(np.float64)
     anchor, rounded, correction = estimator._anchor
     if not np.array_equal(intercept, rounded):  # it was set since, and means what it says
         correction = 0.0

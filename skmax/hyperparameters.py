@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 
@@ -33,7 +33,7 @@ class Hyperparameters:
     @classmethod
     def of(cls, estimator: Any) -> Hyperparameters:
         """Those of an estimator."""
-        return cls(**{field.name: getattr(estimator, field.name) for field in fields(cls)})
+        return cls(**{name: getattr(estimator, name) for name in cls.__dataclass_fields__})
 
     @property
     def has_lasso(self) -> bool:
@@ -43,8 +43,7 @@ class Hyperparameters:
     @property
     def asks_for_sgd(self) -> bool:
         """Whether something is chosen that only minibatch SGD takes notice of."""
-        default = Hyperparameters()
-        return any(getattr(self, name) != getattr(default, name) for name in _OF_SGD)
+        return any(getattr(self, name) != getattr(Hyperparameters, name) for name in _OF_SGD)
 
 
 _OF_SGD = ("learning_rate", "schedule", "batch_size", "momentum", "shuffle", "early_stopping")

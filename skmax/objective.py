@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from scipy import sparse
+from scipy.special import entr
 from sklearn.utils.extmath import safe_sparse_dot
 
 from skmax import kernels
@@ -67,6 +68,8 @@ def logit_chunks(data: Rows, coef: Any, intercept: Array, order: np.ndarray) -> 
     single row of weights come two columns, of which the first is zero.
     """
     xp, (k, d) = data.backend.xp, coef.shape
+    if data.is_sparse and not sparse.issparse(coef):  # as products with sparse rows want them
+        coef = xp.ascontiguousarray(coef.T).T
     for _, X in data.pieces(order, data.rows_per_piece(k)):
         if sparse.issparse(coef):
             logits = safe_sparse_dot(X, coef.T, dense_output=True)[None]
@@ -78,6 +81,64 @@ def logit_chunks(data: Rows, coef: Any, intercept: Array, order: np.ndarray) -> 
             logits = xp.matrix_transpose(coef @ xp.matrix_transpose(products))
         logits = logits + intercept
         yield xp.concat([xp.zeros_like(logits), logits], axis=-1) if k == 1 else logits
+
+
+def likeliest(xp: Any, logits: Array) -> Array:
+    """The index of the largest over the last axis: of equal ones, the first."""
+    return xp.argmax(logits, axis=-1)
+
+
+def margins(_: Any, logits: Array) -> Array:
+    """The logits themselves, or of two classes the second's, the first's being zero."""
+    return logits[..., 1] if logits.shape[-1] == 2 else logits
+
+
+# What the methods of an estimator make of logits.
+METHODS = {
+    "decision_function": margins,
+    "predict": likeliest,
+    "predict_proba": softmax,
+    "predict_log_proba": log_softmax,
+}
+
+
+def predictions(data: Rows, coef: Any, intercept: Array, method: str) -> tuple[Array, bool]:
+    """What a method makes of the logits of all rows, a bounded number of rows at a time.
+
+    Parameters
+    ----------
+    data : Rows
+        The rows.
+    coef : array of shape (k, d)
+        Weights, or a SciPy sparse matrix of them; a single row of two classes.
+    intercept : array of shape (k,)
+        Intercepts of a row that equals the data's shift.
+    method : str
+        One of `METHODS`.
+
+    Returns
+    -------
+    values : array of shape (n,) or (n, k)
+        What the method says of each row.
+    finite : bool
+        Whether the largest logit of every row is finite: if so, all values of X are.
+    """
+    run = kernels.predictions(data)
+    with data.backend.computing():
+        if run is not None:
+            return run(data, coef, intercept, method)
+        return predicted(data, coef, intercept, method)
+
+
+def predicted(data: Rows, coef: Any, intercept: Array, method: str) -> tuple[Array, bool]:
+    """See `predictions`: the reference, for any array API namespace."""
+    xp, finite, parts = data.backend.xp, True, []
+    for logits in logit_chunks(data, coef, intercept, np.arange(data.n_samples)):
+        logits = xp.reshape(logits, (-1, logits.shape[-1]))
+        top = logits[:, 1] if coef.shape[0] == 1 else xp.max(logits, axis=-1)
+        finite &= bool(xp.all(xp.isfinite(top)))
+        parts.append(METHODS[method](xp, logits))
+    return xp.concat(parts, axis=0), finite
 
 
 def residual(problem: Problem, logits: Array, index: Any) -> tuple[BatchSums, Array]:
@@ -131,32 +192,51 @@ def _targets_of(problem: Problem, index: Any, dtype: Any) -> tuple[Array, Array]
     return target, label
 
 
-def weighted_targets(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
-    """Weighted means over all rows of what the targets are, on the host, float64.
+def target_shares(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
+    """Weighted means of the targets (m, k), and of their entropies (m,), on the host."""
+    to_numpy, n, k = problem.backend.to_numpy, len(problem.order), problem.n_classes
+    targets = to_numpy(problem.targets)[problem.order]
+    weights = np.ones((n, 1))
+    if problem.sample_weight is not None:
+        weights = to_numpy(problem.sample_weight)[problem.order]
+    columns = problem.columns if weights.shape[1] > 1 else np.zeros_like(problem.columns)
+    if targets.ndim == 1:  # as good as a row per class, which weighs what the class does
+        rows = [np.bincount(targets, column, k) for column in weights.T]
+        targets, weights = np.eye(k), np.stack(rows, axis=1)
+    return _shares(targets, weights / n, columns, problem)
 
-    Returns
-    -------
-    sums : ndarray of shape (m, k, d + 1)
-        Of each class's target times the features, and, last, of the target.
-    entropy : ndarray of shape (m,)
-        Of the entropy of the targets.
-    """
+
+def _shares(
+    targets: np.ndarray, weights: np.ndarray, columns: np.ndarray, problem: Problem
+) -> tuple[np.ndarray, np.ndarray]:
+    """See `target_shares`: of target rows (r, k), with weights (r, u)."""
+    shares = (weights.T @ targets)[columns]
+    if problem.smoothing is None:
+        return shares, (weights.T @ entr(targets).sum(axis=1))[columns]
+    entropy = np.empty(problem.n_models)
+    smoothing = problem.backend.to_numpy(problem.smoothing).astype(np.float64)
+    hard_share = 1 - smoothing.sum(axis=1)
+    for model, added in enumerate(smoothing):
+        smooth = hard_share[model] * targets + added
+        entropy[model] = weights[:, columns[model]] @ entr(smooth).sum(axis=1)
+    return hard_share[:, None] * shares + smoothing, entropy
+
+
+def target_sums(problem: Problem) -> np.ndarray:
+    """Weighted means over all rows of targets times features, (m, k, d), on the host, float64."""
     backend, xp, k = problem.backend, problem.backend.xp, problem.n_classes
 
-    def sums(index: Any, X: Array) -> tuple[Array, ...]:
+    def sums(index: Any, X: Array) -> tuple[Array]:
         target, _ = _targets_of(problem, index, problem.data.dtype)
-        entropy = -xp.sum(target * xp.log(xp.where(target > 0, target, 1.0)), axis=-1)
         weight = problem.weights(index)
         if weight is not None:
-            target, entropy = target * weight[..., None], entropy * weight
-        return *pullback(xp, X, target), xp.sum(entropy, axis=0)
+            target = target * weight[..., None]
+        return (pullback(xp, X, target)[0],)
 
     with backend.computing():
-        totals = problem.data.reduce(problem.order, sums, width=problem.n_models * k)
-        by_feature, mass, entropy = (backend.to_numpy(x) / len(problem.order) for x in totals)
-    shape = problem.n_models, k, problem.data.n_features + 1
-    of_classes = np.concatenate([by_feature, mass[..., None]], axis=-1)
-    return np.broadcast_to(of_classes, shape).copy(), np.broadcast_to(entropy, shape[:1])
+        (total,) = problem.data.reduce(problem.order, sums, width=problem.n_models * k)
+    shape = problem.n_models, k, problem.data.n_features
+    return np.broadcast_to(backend.to_numpy(total) / len(problem.order), shape)
 
 
 def batch_gradient(
@@ -174,6 +254,17 @@ def batch_gradient(
 
 def penalty(problem: Problem, coef: Array) -> np.ndarray:
     """The penalty of each model, of shape (m,), on the host."""
+    (m, k, d), backend = coef.shape, problem.backend
+    size = max(1, backend.chunk_bytes // (8 * m * k))
+    parts = [
+        _penalty_of_features(problem, coef[:, :, first : min(first + size, d)])
+        for first in range(0, d, size)
+    ]
+    return backend.to_numpy(sum(parts)).sum(axis=0)  # moved at once
+
+
+def _penalty_of_features(problem: Problem, coef: Array) -> Array:
+    """The terms of the penalty that come of some of the features, of shape (1 or 2, m)."""
     backend, xp = problem.backend, problem.backend.xp
     coef = xp.astype(coef, backend.dtype(np.float64), copy=False)
     # Squared by themselves, coefficients of features in tiny units may overflow.
@@ -182,7 +273,7 @@ def penalty(problem: Problem, coef: Array) -> np.ndarray:
     if problem.l1.any():
         l1 = backend.asarray(problem.l1[:, None, None], coef.dtype)
         terms.append(xp.sum(xp.abs(coef) * l1, axis=(1, 2)))
-    return backend.to_numpy(xp.stack(terms)).sum(axis=0)  # moved at once
+    return xp.stack(terms)
 
 
 def clip(xp: Any, values: Array, bound: Array) -> Array:
@@ -260,4 +351,6 @@ def _means(problem: Problem, state: State, *, gradient: bool) -> tuple[Any, ...]
     with backend.computing():
         loss, correct, *gradients = run(problem, state.coef, state.intercept, gradient=gradient)
         loss, correct = backend.to_numpy(loss), backend.to_numpy(correct)
-        return loss / n, correct / n, *(array / n for array in gradients)
+        for array in gradients:
+            array /= n
+        return loss / n, correct / n, *gradients

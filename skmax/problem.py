@@ -165,6 +165,18 @@ class Problem:
             return rows
         return self.backend.xp.take(rows, self.backend.asarray(self.columns), axis=1)
 
+    def laid_out(self, order: np.ndarray) -> Problem:
+        """The same problem, its rows copied in the order of the host indices `order`."""
+        take = _taker(self.backend, order)
+        return replace(
+            self,
+            data=self.data.laid_out(order),
+            order=np.arange(len(order)),
+            targets=take(self.targets),
+            sample_weight=take(self.sample_weight),
+            score_weight=take(self.score_weight),
+        )
+
     def select(self, models: np.ndarray) -> Problem:
         """The problem of some of the models, at the host indices `models`."""
         take = _taker(self.backend, models)
@@ -241,6 +253,12 @@ class State:
             return backend.xp.where(mask, ours, getattr(other, name))
 
         return State(*(pick(field.name) for field in fields(self)))
+
+    def followed_by(self, backend: Backend, other: State) -> State:
+        """Both stacks, one after the other."""
+        concat = backend.xp.concat
+        names = [field.name for field in fields(self)]
+        return State(*(concat([getattr(self, name), getattr(other, name)]) for name in names))
 
     def select(self, backend: Backend, models: np.ndarray) -> State:
         """The state of some of the models, at the host indices `models`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -67,14 +67,14 @@ class Record(Consumer):
         self._snapshot: _Snapshot | None = None
         self.learning_rate = np.full(m, np.nan)
 
-    def __call__(self, epoch: Epoch) -> bool:
+    def __call__(self, epoch: Epoch) -> Literal[False]:
         """Take down the epoch."""
         self.last = epoch
         n_iter = np.zeros(len(self._loss), dtype=int)
         if self._snapshot is not None:
             n_iter = self._snapshot.n_iter.copy()
-            for model in np.setdiff1d(self._snapshot.models, epoch.models):
-                self._departed[model] = Weights.copy(self._xp, *self.weights(model))
+            if not np.array_equal(self._snapshot.models, epoch.models):
+                self._part(self._snapshot, epoch.models)
         self.learning_rate[epoch.models] = epoch.learning_rate
         for position, model in enumerate(epoch.models):
             self._loss[model].append(float(epoch.loss[position]))
@@ -83,6 +83,14 @@ class Record(Consumer):
         weights = Weights.copy(self._xp, epoch.state.coef, epoch.state.intercept)
         self._snapshot = _Snapshot(epoch.models, weights, n_iter)
         return False
+
+    def _part(self, before: _Snapshot, models: np.ndarray) -> None:
+        """Keep the weights of models that are no longer among those at hand."""
+        staying, (coef, intercept) = set(models.tolist()), before.weights
+        for position, model in enumerate(before.models.tolist()):
+            if model not in staying:
+                weights = coef[position, ...], intercept[position, ...]
+                self._departed[model] = Weights.copy(self._xp, *weights)
 
     def n_iter(self, model: int) -> int:
         """The epochs that a model has completed."""
@@ -119,7 +127,7 @@ class Validation(Consumer):
         self.score: list[list[float]] = [[] for _ in range(problem.n_models)]
         self.loss: list[list[float]] = [[] for _ in range(problem.n_models)]
 
-    def __call__(self, epoch: Epoch) -> bool:
+    def __call__(self, epoch: Epoch) -> Literal[False]:
         """Score the epoch's models."""
         problem = self.problem
         if len(epoch.models) < problem.n_models:
@@ -203,7 +211,7 @@ class Converged(Consumer):
         self.gap = np.full(len(tol), np.nan)
         self._least = np.where((problem.l1 > 0) | (problem.l2 > 0), 0.0, _LEAST_LOSS)
 
-    def __call__(self, epoch: Epoch) -> np.ndarray | bool:
+    def __call__(self, epoch: Epoch) -> np.ndarray | Literal[False]:
         """Stop the models that have converged."""
         if epoch.gap is None:
             return False
@@ -217,7 +225,7 @@ class Stalled(Consumer):
 
     reason = Reason.STALLED
 
-    def __call__(self, epoch: Epoch) -> np.ndarray | bool:
+    def __call__(self, epoch: Epoch) -> np.ndarray | Literal[False]:
         """Stop the models that have stalled."""
         return False if epoch.stalled is None else epoch.stalled
 
@@ -261,12 +269,12 @@ class Planned(Consumer):
 
     def __init__(self, max_iter: np.ndarray, reason: Reason):
         self.reason = reason
-        self._max_iter, self._epoch = max_iter, 0
+        self._left = max_iter.astype(float)
 
     def __call__(self, epoch: Epoch) -> np.ndarray:
         """Stop the models whose last epoch this was."""
-        self._epoch += 1
-        return self._max_iter[epoch.models] <= self._epoch
+        self._left[epoch.models] -= 1
+        return self._left[epoch.models] <= 0
 
 
 class DivergedError(ValueError):
@@ -287,19 +295,21 @@ class Divergence(Consumer):
     def __init__(self, parameters: Sequence[Hyperparameters]) -> None:
         self.errors: dict[int, str] = {}
         self._parameters = parameters
-        self._epoch = 0
+        self._n_epochs = np.zeros(len(parameters), dtype=int)
 
-    def __call__(self, epoch: Epoch) -> np.ndarray:
+    def __call__(self, epoch: Epoch) -> np.ndarray | Literal[False]:
         """Take down which models have diverged."""
-        self._epoch += 1
+        self._n_epochs[epoch.models] += 1
+        if np.count_nonzero(epoch.diverged) == 0:
+            return False
         for position in np.flatnonzero(epoch.diverged):
             model = int(epoch.models[position])
             self.errors[model] = (
-                f"Training diverged in epoch {self._epoch} with "
+                f"Training diverged in epoch {self._n_epochs[model]} with "
                 f"learning_rate={epoch.learning_rate[position]:g}: the objective is "
                 f"{epoch.loss[position]:g}. {_remedy(self._parameters[model])}"
             )
-        if epoch.diverged.all():
+        if len(self.errors) == len(self._parameters):
             raise DivergedError(self.errors[int(epoch.models[0])])
         return epoch.diverged
 
@@ -322,7 +332,7 @@ class Report(Consumer):
         self.record, self.validation = record, validation
         self._before = first_epoch - 1
 
-    def __call__(self, epoch: Epoch) -> bool:
+    def __call__(self, epoch: Epoch) -> Literal[False]:
         """Print what the record has of the first model."""
         if epoch.models[0] != 0:
             return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from contextlib import closing
+from typing import Literal
 
 import numpy as np
 
@@ -25,7 +26,7 @@ class Consumer:
     def begin(self) -> None:
         """Before each epoch: nothing, unless overridden."""
 
-    def __call__(self, epoch: Epoch) -> np.ndarray | bool:  # noqa: ARG002
+    def __call__(self, epoch: Epoch) -> np.ndarray | Literal[False]:  # noqa: ARG002
         """After each epoch: which of its models are done, in their order there; False: none.
 
         What is kept of the epoch's state must be copied.
@@ -50,6 +51,7 @@ def train(
         Filled in, per model: what the first consumer says that is done with it.
     """
     done: np.ndarray | None = None
+    n_left = len(reasons)
     with closing(epochs):
         while True:
             for consumer in consumers:
@@ -57,9 +59,12 @@ def train(
             epoch = epochs.send(done)
             done = np.zeros(len(epoch.models), dtype=bool)
             for consumer in consumers:
-                leaving = consumer(epoch) & ~done
-                for model in epoch.models[leaving]:
+                leaving = consumer(epoch)
+                if leaving is False or np.count_nonzero(leaving) == 0:  # quicker than any()
+                    continue
+                for model in epoch.models[leaving & ~done]:
                     reasons[model] = consumer.reason
                 done |= leaving
-            if done.all():
+            n_left -= int(np.count_nonzero(done))
+            if n_left == 0:
                 return

@@ -25,10 +25,14 @@ from skmax._sklearn import _check_feature_names, _check_unknown, _convert_to_num
 _OF_X = ("n_features_in_", "feature_names_in_")
 # How far from one the probabilities of a row may sum.
 _SUM_TOLERANCE = 1e-3
+# Kinds of dtypes whose values name classes, whatever they are: integers and strings.
+_OF_LABELS = "biuU"
 
 
 def check_X(estimator: Any, X: Any) -> Any:
     """X for a fitted estimator, checked as scikit-learn does, in its own dtype and layout."""
+    if _is_plain(X) and _is_as_before(estimator, X):
+        return X
     _refuse_dtype(X)
     X = validate_data(estimator, X, reset=False, accept_sparse="csr", dtype="numeric")
     _check_width(estimator, X)
@@ -40,6 +44,8 @@ def check_X_y(estimator: Any, X: Any, y: Any, *, reset: bool) -> tuple[Any, Any,
 
     The estimator stays as it is: what it should learn of X are the attributes returned last.
     """
+    if _is_plain(X) and _are_plain_labels(y, X) and (reset or _is_as_before(estimator, X)):
+        return X, y, {"n_features_in_": X.shape[1]}
     _refuse_dtype(X)
     _refuse_missing_labels(y)
     probe = _copy(estimator)
@@ -50,6 +56,41 @@ def check_X_y(estimator: Any, X: Any, y: Any, *, reset: bool) -> tuple[Any, Any,
         _check_width(estimator, X)
         probe.n_features_in_ = X.shape[1]
     return X, y, {name: vars(probe)[name] for name in _OF_X if name in vars(probe)}
+
+
+def is_valid_if_finite(estimator: Any, X: Any) -> bool:
+    """Whether `check_X` would return X as it is, if its values are finite.
+
+    They are if products with dense coefficients are: infinity times zero is no number.
+    """
+    is_csr = sparse.issparse(X) and X.format == "csr"
+    plain = (is_csr or type(X) is np.ndarray) and _holds_floats(X)
+    return plain and not sparse.issparse(estimator.coef_) and _is_as_before(estimator, X)
+
+
+def _is_plain(X: Any) -> bool:
+    """Whether X is an array of finite floats, which scikit-learn would return as it is."""
+    if type(X) is not np.ndarray or not _holds_floats(X):
+        return False
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool(np.isfinite(X.sum()))
+
+
+def _holds_floats(X: Any) -> bool:
+    """Whether an array or sparse matrix has rows and columns of floats."""
+    return X.ndim == 2 and X.dtype.char in "fd" and X.shape[0] > 0 and X.shape[1] > 0
+
+
+def _are_plain_labels(y: Any, X: np.ndarray) -> bool:
+    """Whether y is an array of one integer or string for each row of X."""
+    return type(y) is np.ndarray and y.dtype.kind in _OF_LABELS and y.shape == X.shape[:1]
+
+
+def _is_as_before(estimator: Any, X: Any) -> bool:
+    """Whether X, which has no names, has the features that the estimator knows, without names."""
+    known = vars(estimator)
+    names, n_features = known.get("feature_names_in_"), known.get("n_features_in_")
+    return names is None and X.shape[1] == n_features == estimator.coef_.shape[1]
 
 
 def check_validation_X_y(
@@ -125,6 +166,8 @@ def _refuse_dtype(X: Any) -> None:
 
 def to_host(array: Any) -> np.ndarray:
     """A NumPy array of any array, wherever it is."""
+    if isinstance(array, np.ndarray):
+        return array
     if sparse.issparse(array):
         return array.toarray()
     if array_api_compat.is_array_api_obj(array):
@@ -138,6 +181,16 @@ def like(reference: Any, array: np.ndarray) -> Any:
         return array
     xp = array_api_compat.array_namespace(reference)
     return xp.asarray(array, device=array_api_compat.device(reference))
+
+
+def _distinct_labels(y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The labels that occur, sorted, and the index of each row's; checked as scikit-learn does."""
+    if y.dtype.kind not in _OF_LABELS:
+        check_classification_targets(y)
+    classes, index = np.unique(y, return_inverse=True)
+    if y.dtype.kind in _OF_LABELS and 2 * len(classes) >= len(y):  # the targets of a regression?
+        check_classification_targets(y)
+    return classes, index
 
 
 def is_matrix(y: Any) -> bool:
@@ -172,11 +225,12 @@ class Targets:
         y = to_host(y)
         if is_matrix(y):
             return cls._from_probabilities(y, classes, name)
-        y = column_or_1d(y, warn=True)
+        if y.ndim != 1:
+            y = column_or_1d(y, warn=True)
         try:
-            check_classification_targets(y)
+            found = _distinct_labels(y)
             if classes is None:
-                return cls(*np.unique(y, return_inverse=True))
+                return cls(*found)
         except TypeError as error:
             kinds = sorted({type(label).__name__ for label in y})
             if len(kinds) == 1:
@@ -227,11 +281,10 @@ class Targets:
 
     def mass(self, weight: np.ndarray | None, order: np.ndarray) -> np.ndarray:
         """The weight that each class has in the rows `order`, of shape (n_classes,)."""
-        values = self.values[order]
-        weight = np.ones(len(order)) if weight is None else weight[order]
+        values, weight = self.values[order], None if weight is None else weight[order]
         if values.ndim == 1:
             return np.bincount(values, weight, minlength=len(self.classes))
-        return weight @ values
+        return values.sum(axis=0) if weight is None else weight @ values
 
     def weighted(
         self, class_weight: Any, sample_weight: np.ndarray | None, order: np.ndarray

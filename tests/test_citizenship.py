@@ -565,8 +565,8 @@ def test_data_that_cannot_be_written_to(tmp_path, backing):
 def test_no_product_or_factorisation_of_fit_waits_for_threads_of_blas(monkeypatch, solver):
     """Idle ones spin: where two processes fit at once, each took four times as long."""
     counts = []
-    numpy, cpu = skmax.backends.numpy, skmax.kernels.cpu
-    for module, name in ((numpy, "_inverse"), (cpu, "full_pass"), (cpu, "sgd_epoch")):
+    numpy, cpu = skmax.backends.numpy.NumpyBackend, skmax.kernels.cpu
+    for module, name in ((numpy, "factored"), (cpu, "full_pass"), (cpu, "sgd_epoch")):
         original = getattr(module, name)
 
         def counted(*arguments, original=original, **options):

@@ -179,6 +179,61 @@ def test_sparse_data_give_the_answer_of_dense_data(make, dtype, parameters):
         np.testing.assert_allclose(thin.predict_proba(A), dense.predict_proba(X), atol=rtol)
 
 
+def many_features(n=300, d=25_000, k=3):
+    """Sparse rows of 20 values; the first features are common, and all rows have the very first."""
+    rng = np.random.default_rng(0)
+    y = rng.integers(k, size=n)
+    columns = (rng.zipf(1.2, size=(n, 20)) + 5 * y[:, None]) % d
+    columns[:, 0] = 0
+    rows = np.repeat(np.arange(n), 20)
+    X = sparse.csr_array((rng.uniform(size=20 * n), (rows, columns.ravel())), shape=(n, d))
+    return X, y
+
+
+@pytest.mark.parametrize("parameters", [{}, {"fit_intercept": False}, {"preconditioner": None}],
+                         ids=str)  # fmt: skip
+def test_many_features_of_sparse_rows_give_about_the_answer_of_dense_data(parameters):
+    """Scales are rounded, so that steps differ, but not where they lead."""
+    X, y = many_features()
+    parameters = {"max_iter": 20, "momentum": 0.8, "learning_rate": 0.02, **parameters}
+    thin, full = (model_of(**parameters).fit(A, y) for A in (X, X.toarray()))
+    np.testing.assert_allclose(thin.loss_curve_, full.loss_curve_, rtol=0.03)
+    np.testing.assert_allclose(thin.predict_proba(X), full.predict_proba(X), atol=0.03)
+
+
+@pytest.mark.parametrize("learning_rate", [0.01, "auto"])
+def test_sparse_rows_take_the_memory_of_few_copies_of_the_weights(learning_rate):
+    X, y = many_features(n=1000, d=100_000, k=20)
+    X = X.astype(np.float32)
+    model = SoftmaxRegression(solver="sgd", max_iter=2, learning_rate=learning_rate, random_state=0)
+    tracemalloc.start(1)
+    try:
+        model.fit(X, y)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 10 * model.coef_.nbytes
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_sparse_rows_that_follow_one_another_are_not_copied(dtype):
+    X, _ = many_features(d=50)
+    data = source(X.astype(dtype), NumpyBackend(), dtype)
+    for index in (slice(0, 300), slice(7, 30), slice(5, 5)):
+        rows = data.rows(index)
+        np.testing.assert_array_equal(rows.toarray(), data.X.toarray()[index])
+        assert rows.nnz == 0 or np.shares_memory(rows.data, data.X.data)
+        assert rows.nnz == 0 or np.shares_memory(rows.indices, data.X.indices)
+
+
+def test_rates_that_race_one_after_another_race_the_same(monkeypatch):
+    X, y = make_data()
+    together = model_of(learning_rate="auto").fit(X, y)
+    monkeypatch.setattr("skmax.solvers.learning_rate._WEIGHTS_AT_ONCE", 1)
+    alone = model_of(learning_rate="auto").fit(X, y)
+    assert alone.learning_rate_ == together.learning_rate_
+
+
 def far_away(kind):
     """Features whose spread is tiny beside their offset, and the same without the offset."""
     rng = np.random.default_rng(0)

@@ -1,6 +1,7 @@
 """Bad input: every error names what was wrong, why, and what to do."""
 
 import re
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -56,6 +57,32 @@ def test_X_must_be_finite(value, word, container):
         model.predict_proba(bad)
     with raises("Input X contains", word):
         model.partial_fit(bad, Y)
+
+
+@pytest.mark.parametrize("container", [np.ascontiguousarray, np.asfortranarray, sparse.csr_array])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("n_rows", [1, 30, 3000])
+@pytest.mark.parametrize("n_classes", [2, 3, 60])
+def test_X_must_be_finite_whatever_its_coefficients_are(container, dtype, n_rows, n_classes):
+    """Of either sign, and zero: those of features that L1 has dropped, and of all."""
+    rng = np.random.default_rng(0)
+    model = fit(rng.normal(size=(120, 40)).astype(dtype), np.arange(120) % n_classes)
+    model.coef_[:, ::2] = 0
+    for factor in (1, -1, 0):
+        model.coef_ *= dtype(factor)
+        for (value, word), column in zip(NOT_FINITE * 2, range(6), strict=True):
+            rows = rng.normal(size=(n_rows, 40)).astype(dtype)
+            rows[n_rows // 2, column] = value
+            for predict in (model.predict, model.predict_proba, model.decision_function):
+                with raises("Input X contains", word):
+                    predict(container(rows))
+
+
+def test_finite_X_with_infinite_logits_is_no_error():
+    model = fit(X, np.arange(30) % 2)
+    model.coef_[:] = 1e200
+    rows = np.array([[1e200, 1e200, 1e200], [-1e200, -1e200, -1e200], [0, 0, 0]])
+    np.testing.assert_array_equal(model.predict_proba(rows)[:2], [[0, 1], [1, 0]])
 
 
 @pytest.mark.parametrize(("value", "word"), NOT_FINITE)
@@ -576,3 +603,26 @@ def test_values_whose_squares_overflow_float32_are_no_nan():
 def test_not_fitted(call):
     with raises("SoftmaxRegression", "fitted", error=NotFittedError):
         call(SoftmaxRegression())
+
+
+def test_targets_that_look_like_those_of_a_regression_are_warned_of():
+    labels = np.resize(np.arange(20), len(X))
+    with pytest.warns(UserWarning, match="could represent a regression problem"):
+        SoftmaxRegression().fit(X, labels)
+
+
+def test_parameters_of_a_subclass_are_checked():
+    class Named(SoftmaxRegression):
+        _parameter_constraints: ClassVar = {
+            **SoftmaxRegression._parameter_constraints,
+            "name": [str],
+        }
+
+        def __init__(self, *, name="a", C=1.0):
+            super().__init__(C=C)
+            self.name = name
+
+    Named().fit(X, Y)
+    for wrong in ({"name": 1}, {"C": -1}):
+        with pytest.raises(ValueError, match=f"The '{next(iter(wrong))}' parameter of Named"):
+            Named(**wrong).fit(X, Y)

@@ -22,6 +22,7 @@ from skmax.backends.numpy import NumpyBackend
 from skmax.data import source
 from skmax.kernels import cpu, cuda
 from skmax.kernels.cuda import PARAMETERS, Device, Plan
+from skmax.kernels.sparse import rounded
 from skmax.problem import Problem, State
 from skmax.solvers import sgd
 from skmax.solvers.sgd import SGD
@@ -35,18 +36,22 @@ RARE = [
 SHAPE = {"m": 1, "k": 3, "n": 40, "d": 20, "dtype": np.float32, "batch": 16, "rare": ()}
 
 
-def make_case(backend, seed, *, m, k, n, d, dtype, batch, rare, precision=None):
+def make_case(backend, seed, *, m, k, n, d, dtype, batch, rare, precision=None, density=None):
     """A stack, where it starts, and the steps of an epoch, all at random.
 
-    `precision` is that of training; None: what suits the dtype of X.
+    `precision` is that of training; None: what suits the dtype of X. `density` is the share of
+    values that are not zero of sparse rows; None: rows are dense.
     """
     rng = np.random.default_rng(seed)
     values = 3 * rng.normal(size=(n, d)) + 20
+    if density is not None:
+        values = values * (rng.random((n, d)) < density)
     tiny = {"f4": 1e-25, "f8": 1e-160}.get(np.dtype(dtype).str[1:], 1.0)
     unit = tiny if "tiny units" in rare else 1.0
     values = np.rint(values) if np.dtype(dtype).kind in "iu" else unit * values
     values = np.asarray(values.astype(dtype), order="F" if "F-ordered" in rare else "C")
-    data = source(values, backend, precision or float_dtype_for(values), shuffled=True)
+    X = values if density is None else sparse.csr_array(values)
+    data = source(X, backend, precision or float_dtype_for(values), shuffled=True)
     labels = rng.integers(k, size=n)
     labels[:k] = np.arange(k)
     u = m if "own columns" in rare else min(m, 3)
@@ -72,7 +77,10 @@ def make_case(backend, seed, *, m, k, n, d, dtype, batch, rare, precision=None):
         problem = replace(problem, data=problem.data.with_(shift=shift))
     if "plain" not in rare:
         mean = rng.normal(size=(u, 1, d))[problem.columns] + (0 if "shift" in rare else 20)
+        mean = mean if density is None else density * mean
         scale = rng.uniform(0.2, 0.5, size=(m, 1, d))
+        if density is not None:
+            scale = rounded(scale * (rng.random(d) < 0.9) / 4)
         problem = replace(
             problem,
             mean=None if "not centred" in rare else backend.asarray(unit * mean, of),
@@ -109,7 +117,7 @@ def assert_close(found, expected, exact, precision):
         assert found[name].dtype == values.dtype, name
         assert found[name].shape == values.shape, name
         seen = np.where(np.abs(values) < 1e20, values, 0) if "intercept" in name else values
-        scale = np.abs(seen).max() + 1e-300
+        scale = float(np.abs(seen).max()) or 1.0
         off = np.abs(seen - np.where(np.abs(values) < 1e20, exact[name], 0)).max() / scale
         allowed = 1e-10 if precision == np.float64 else 1e-5 + 20 * off
         np.testing.assert_allclose(
@@ -155,8 +163,9 @@ class Threads:
     def __init__(self, n_threads, small):
         self.settings = [
             *[(module, "n_threads", lambda: n_threads) for module in (
-                "kernels.cpu", "data.host", "backends.numpy")],
-            *[(module, "WORTH_A_THREAD", 1) for module in ("kernels.cpu", "backends.numpy")],
+                "kernels.cpu", "kernels.predict", "data.host", "backends.numpy")],
+            *[(module, "WORTH_A_THREAD", 1) for module in (
+                "kernels.cpu", "kernels.predict", "backends.numpy")],
             ("data.host", "_AHEAD", 1000),
             ("backends.numpy", "_SMALL", small),
         ]  # fmt: skip
@@ -182,6 +191,22 @@ def test_the_epoch_of_the_cpu_equals_the_reference(seed, shape, threads):
 
     with threads:
         assert_an_epoch_equals_the_reference(kernel, NumpyBackend(), seed, shape)
+
+
+# What the kernels for sparse rows serve, and how many values are not zero.
+of_sparse_rows = shapes().map(
+    lambda shape: {**shape, "rare": shape["rare"] - {"shift", "F-ordered", "tiny units"}}
+)
+densities = st.sampled_from([0.0, 0.02, 0.3])
+
+
+@settings(max_examples=200)
+@given(st.integers(0, 2**32 - 1), of_sparse_rows, densities)
+def test_the_epoch_of_sparse_rows_equals_the_reference(seed, shape, density):
+    shape = {**shape, "rare": shape["rare"] - {"l1"}, "density": density}
+    assert_an_epoch_equals_the_reference(
+        lambda _: kernels.sparse.sgd_epoch, NumpyBackend(), seed, shape
+    )
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -236,39 +261,151 @@ def test_the_epoch_of_a_device_with_poisoned_memory_equals_the_reference(dtype, 
 # Full passes
 
 
+def assert_a_pass_equals_the_reference(run_pass, seed, shape, gradient):
+    """On a part of the rows in any order, or in their own, too."""
+    results = []
+    names = ("loss", "correct", "coef", "intercept")
+    for precision in (None, np.float64):
+        problem, state, steps = make_case(NumpyBackend(), seed, **shape, precision=precision)
+        order = steps.order if seed % 2 else np.arange(len(steps.order))
+        problem = replace(problem, order=order[seed % 3 : 4 + seed % len(order)])
+        assert kernels.full_pass(problem) is run_pass
+        for run in (run_pass, objective.full_pass):
+            sums = run(problem, state.coef, state.intercept, gradient=gradient)
+            assert len(sums) == (4 if gradient else 2)
+            assert {part.dtype for part in sums} == {np.dtype(np.float64)}
+            results.append(dict(zip(names, sums, strict=False)))
+    precision = np.float64 if shape["dtype"] == np.float64 else np.float32
+    assert_close(results[0], results[1], results[3], precision)
+
+
 @settings(max_examples=100)
 @given(st.integers(0, 2**32 - 1), shapes(), threads, st.booleans())
 def test_the_pass_of_the_cpu_equals_the_reference(seed, shape, threads, gradient):
-    """On a part of the rows in any order, too."""
-    results = []
-    names = ("loss", "correct", "coef", "intercept")
     with threads:
+        assert_a_pass_equals_the_reference(cpu.full_pass, seed, shape, gradient)
+
+
+@settings(max_examples=100)
+@given(
+    st.integers(0, 2**32 - 1), of_sparse_rows, densities, st.booleans(), st.sampled_from([40, 4000])
+)
+def test_the_pass_of_sparse_rows_equals_the_reference(seed, shape, density, gradient, at_once):
+    """In pieces of few rows, too."""
+    shape = {**shape, "density": density}
+    with mock.patch("skmax.kernels.sparse._LOGITS_AT_ONCE", at_once):
+        assert_a_pass_equals_the_reference(kernels.sparse.full_pass, seed, shape, gradient)
+
+
+@settings(max_examples=50)
+@given(st.integers(0, 2**32 - 1), shapes(), threads)
+def test_a_pass_over_rows_sorted_by_their_models_equals_the_reference(seed, shape, threads):
+    """Weights of zero, a fifth of them, are the folds."""
+    shape["rare"] = {*shape["rare"], "weights"}
+    results = []
+    with threads, mock.patch.object(cpu, "_WORTH_A_PASS", 2):
         for precision in (None, np.float64):
             problem, state, steps = make_case(NumpyBackend(), seed, **shape, precision=precision)
             problem = replace(problem, order=steps.order[: 1 + seed % len(steps.order)])
-            assert kernels.full_pass(problem) is cpu.full_pass
-            for run_pass in (cpu.full_pass, objective.full_pass):
-                sums = run_pass(problem, state.coef, state.intercept, gradient=gradient)
-                assert len(sums) == (4 if gradient else 2)
-                assert {part.dtype for part in sums} == {np.dtype(np.float64)}
-                results.append(dict(zip(names, sums, strict=False)))
+            for posed, run_pass in (
+                (kernels.prepared(problem), cpu.full_pass),
+                (problem, objective.full_pass),
+            ):
+                sums = run_pass(posed, state.coef, state.intercept, gradient=True)
+                results.append(
+                    dict(zip(("loss", "correct", "coef", "intercept"), sums, strict=True))
+                )
     precision = np.float64 if shape["dtype"] == np.float64 else np.float32
     assert_close(results[0], results[1], results[3], precision)
+
+
+def test_a_block_of_rows_is_spared_the_models_that_do_not_learn_from_it():
+    problem, state, _ = make_case(NumpyBackend(), 0, **SHAPE | {"m": 3, "n": 60})
+    weight = np.ones((60, 3), dtype=np.float32)
+    weight[np.arange(60), np.arange(60) % 3] = 0  # each row is held out by one
+    problem = replace(problem, sample_weight=weight, columns=np.arange(3))
+    sizes, forward = [], cpu._Products.forward
+
+    def counted(self, X, coef, intercept):
+        sizes.append((len(X), coef.shape[1]))
+        return forward(self, X, coef, intercept)
+
+    prepared, start = mock.patch.object(cpu, "_WORTH_A_PASS", 16), (state.coef, state.intercept)
+    with prepared, mock.patch.object(cpu._Products, "forward", counted):
+        cpu.full_pass(kernels.prepared(problem), *start, gradient=False)
+    assert sizes == [(20, 2)] * 3
+
+
+# Predictions
+
+
+@st.composite
+def rows_and_weights(draw):
+    """Whole numbers, small enough for logits to be exact and often equal, and what is rare."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    n, d = draw(st.sampled_from([1, 7, 300])), draw(st.sampled_from([1, 3, 40, 700]))
+    k = draw(st.sampled_from([1, 3, 10, 70]))
+    dtype = draw(st.sampled_from([np.uint8, np.float32, np.float64]))
+    kind = draw(st.sampled_from(["C", "F", "sparse"]))
+    values = rng.integers(0, 4, size=(n, d)) * (rng.random((n, d)) < draw(densities) + 0.1)
+    X = sparse.csr_array(values.astype(dtype)) if kind == "sparse" else values.astype(dtype, kind)
+    data = source(X, NumpyBackend(), float_dtype_for(X))
+    if draw(st.booleans()):
+        data = data.with_(shift=np.ones(d, data.dtype))
+    coef = rng.integers(-2, 3, size=(k, d)).astype(data.dtype)
+    intercept = rng.integers(-2, 3, size=k).astype(data.dtype)
+    if draw(st.booleans()):
+        intercept[rng.random(k) < 0.2] = draw(st.sampled_from([-np.inf, np.inf, np.nan]))
+    return data, sparse.csr_array(coef) if draw(st.booleans()) else coef, intercept
+
+
+@settings(max_examples=300)
+@given(rows_and_weights(), st.sampled_from(list(objective.METHODS)), threads, st.booleans())
+def test_predictions_of_the_cpu_equal_the_reference(arguments, method, threads, small_blocks):
+    data, *weights = arguments
+    with np.errstate(invalid="ignore"):
+        expected, finite = objective.predicted(data, *weights, method)
+    bytes_of_block = 500 if small_blocks else 1 << 21
+    with threads, mock.patch("skmax.kernels.predict._BLOCK_BYTES", bytes_of_block):
+        found, found_finite = kernels.predictions(data)(data, *weights, method)
+    assert found.dtype == expected.dtype
+    assert found.flags.c_contiguous
+    assert found_finite == finite
+    precision = 1e-5 if data.dtype == np.float32 else 1e-13
+    small = precision if method == "predict_log_proba" else 1e-30
+    np.testing.assert_allclose(found, expected, rtol=precision, atol=small)
 
 
 # What the dispatch says
 
 
-@pytest.mark.parametrize(
-    "backend", [NumpyBackend(), Backend(array_api_strict)], ids=["numpy, sparse", "strict"]
-)
-def test_what_has_no_kernel_takes_the_reference(backend):
-    problem, *_ = make_case(backend, 0, **SHAPE)
-    if backend.name == "numpy":
-        X = sparse.csr_array(np.eye(*problem.data.X.shape, dtype=np.float32))
-        problem = replace(problem, data=source(X, backend, np.float32))
+def test_what_has_no_kernel_takes_the_reference():
+    problem, *_ = make_case(Backend(array_api_strict), 0, **SHAPE)
     assert kernels.sgd_epoch(problem, 16) is None
     assert kernels.full_pass(problem) is None
+    assert kernels.predictions(problem.data) is None
+
+
+@pytest.mark.parametrize("rare", [(), ("plain",), ("not centred",)])
+def test_lazy_steps_are_taken_where_a_batch_has_few_of_many_features(rare):
+    shape = SHAPE | {"d": 30_000, "density": 1e-3, "rare": rare}
+    problem, *_ = make_case(NumpyBackend(), 0, **shape)
+    assert kernels.sgd_epoch(problem, 16) is kernels.sparse.sgd_epoch
+    assert kernels.sgd_epoch(problem, 2000) is None
+    assert kernels.sgd_epoch(replace(problem, l1=problem.l1 + 1), 16) is None
+
+
+def test_lazy_steps_are_not_taken_where_they_would_cost_more_or_err():
+    shape = SHAPE | {"d": 30_000, "density": 1e-3}
+    few, *_ = make_case(NumpyBackend(), 0, **shape | {"d": 300})
+    assert kernels.sgd_epoch(few, 16) is None
+    problem, *_ = make_case(NumpyBackend(), 0, **shape)
+    for factor in (1.01, 1e-30, 1e30):  # scales that are not rounded, or have no square
+        other = replace(problem, inverse_scale=problem.inverse_scale * np.float32(factor))
+        assert kernels.sgd_epoch(other, 16) is None
+    dense = problem.data.with_(shift=np.ones(30_000, np.float32))
+    assert kernels.sgd_epoch(replace(problem, data=dense), 16) is None
+    assert kernels.full_pass(replace(problem, data=dense)) is None
 
 
 def test_a_device_has_a_kernel_for_epochs_and_none_for_passes(emulated):

@@ -15,6 +15,7 @@ from sklearn.datasets import load_breast_cancer, load_digits, load_iris, load_wi
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
+from skmax import SoftmaxRegression
 from skmax.backends import float_dtype_for, resolve
 from skmax.data import source
 from skmax.hyperparameters import Hyperparameters
@@ -135,9 +136,9 @@ def test_newton_reaches_the_optimum_of_logistic_regression(C, k, fit_intercept, 
         C=C, fit_intercept=fit_intercept, solver="newton-cholesky", tol=1e-12
     ).fit(X, y)
     problem = pose(X, y, C, fit_intercept=fit_intercept, preconditioned=preconditioned)
-    *_, last = epochs = solve(Newton(), problem, tol=1e-11)
+    *_, last = epochs = solve(Newton(), problem, tol=1e-13)
     assert len(epochs) <= 14
-    assert abs(last.gap[0]) <= 1e-11
+    assert abs(last.gap[0]) <= 1e-13
     coef, intercept = last.state.coef[0], last.state.intercept[0]
     if k == 2:
         np.testing.assert_allclose(coef[0], -coef[1])
@@ -165,6 +166,17 @@ def test_newton_converges_quadratically(load, C):
     assert (F - F[-1] <= gap + 1e-15).all()
     true = (F - F[-1])[F - F[-1] > 1e-11]
     assert true[-1] <= 30 * true[-2] ** 1.5
+
+
+@pytest.mark.parametrize("load", [load_iris, load_wine, load_breast_cancer])
+def test_a_small_fit_ends_with_the_step_that_reaches_tol(load):
+    """The bound is known as soon as the objective is within tol, not an iteration later."""
+    X, y = load(return_X_y=True)
+    X = StandardScaler().fit_transform(X)
+    model = SoftmaxRegression(solver="newton").fit(X, y)
+    F = np.array(model.loss_curve_)
+    least = SoftmaxRegression(solver="newton", tol=1e-12).fit(X, y).loss_curve_[-1]
+    assert model.n_iter_ == 1 + np.flatnonzero(F - least <= 1e-5 * least)[0]
 
 
 @pytest.mark.parametrize("load", [load_iris, load_wine, load_breast_cancer])
@@ -275,7 +287,7 @@ def test_models_of_a_stack_are_what_each_is_alone(k):
             break
         epoch = generator.send(done)
     for model in range(4):
-        alone = solve(Newton(), problem(np.array([model])), tol=1e-11)[-1]
+        alone = solve(Newton(), problem(np.array([model])), tol=1e-13)[-1]
         value, coef, intercept = ends[model]
         assert value == pytest.approx(alone.loss[0], rel=1e-9)
         scale = np.abs(alone.state.coef[0]).max()
@@ -342,7 +354,7 @@ def test_proximal_newton_reaches_the_optimum_of_saga_and_its_zeros(C, k, l1_rati
     reference = LogisticRegression(
         C=C, l1_ratio=l1_ratio, solver="saga", tol=1e-12, max_iter=100_000, random_state=0
     ).fit(X, y)
-    last = solve(ProximalNewton(), pose(X, y, C, l1_ratio), tol=1e-11)[-1]
+    last = solve(ProximalNewton(), pose(X, y, C, l1_ratio), tol=1e-13)[-1]
     coef = last.state.coef[0]
     if k == 2:
         np.testing.assert_array_equal(coef[0], -coef[1])

@@ -132,6 +132,14 @@ def test_validate_params():
             function(**wrong)
 
 
+def test_validate_parameter_constraints():
+    """`SoftmaxRegression._validate_params`: names without constraints are passed over."""
+    constraints = {"alpha": [Real], "beta": [str]}
+    _sklearn.validate_parameter_constraints(constraints, {"alpha": 1, "other": None}, "Some")
+    with pytest.raises(ValueError, match="The 'beta' parameter of Some must be"):
+        _sklearn.validate_parameter_constraints(constraints, {"beta": 1}, caller_name="Some")
+
+
 @pytest.mark.parametrize("skip", [True, False])
 def test__fit_context(skip):
     """`fit` and `partial_fit`: parameters are checked first, callbacks torn down at the end."""

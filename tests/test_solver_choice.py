@@ -9,6 +9,8 @@ from sklearn.callback.tests._utils import RecordingCallback
 from sklearn.datasets import load_digits, load_iris
 
 from skmax import SoftmaxRegression
+from skmax.hyperparameters import Hyperparameters
+from skmax.policy import Size, choose
 
 
 @pytest.mark.parametrize(
@@ -27,6 +29,27 @@ def test_whoever_sets_what_only_sgd_knows_gets_sgd(params):
     X, y = load_iris(return_X_y=True)
     assert SoftmaxRegression(random_state=0, **params).fit(X, y).solver_ == "sgd"
     assert SoftmaxRegression(random_state=0).fit(X, y).solver_ == "newton"
+
+
+@pytest.mark.parametrize(
+    ("size", "solver", "first_epochs"),
+    [
+        (Size(150, 4, 3, 4), "newton", 0),
+        (Size(10_000, 100, 2, 100), "newton", 0),
+        (Size(1797, 64, 10, 64), "lbfgs", 0),
+        (Size(10_000, 1000, 10, 1000), "lbfgs", 0),
+        (Size(32_000, 15_000, 400, 15), "lbfgs", 0),  # sparse
+        (Size(32_000, 384, 413, 384), "lbfgs", 3),  # fewer rows than weights
+        (Size(1_000_000, 20, 5, 20), "lbfgs", 0),  # where a pass costs less than an epoch
+        (Size(60_000, 784, 10, 784), "sgd", 0),
+        (Size(1_000_000, 784, 10, 784), "sgd", 0),
+    ],
+    ids=str,
+)
+def test_what_is_best_for_data_of_a_size(size, solver, first_epochs):
+    """As measured: `benchmarks/README.md`."""
+    method = choose(Hyperparameters(), size)
+    assert (method.solver, method.first_epochs) == (solver, first_epochs)
 
 
 @pytest.mark.parametrize("solver", ["sgd", "lbfgs", "newton"])

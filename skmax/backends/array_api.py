@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,13 @@ _NARROW = {"float16", "bfloat16", "float32", "bool", "int8", "uint8", "int16", "
 
 def dtype_name(X: Any) -> str:
     """The name of an array's dtype, without the library's name before it."""
+    return _name_of(X.dtype)
+
+
+@lru_cache(maxsize=64, typed=True)
+def _name_of(dtype: Any) -> str:
     # NumPy's own name knows nothing of byte order.
-    return getattr(X.dtype, "name", None) or str(X.dtype).rpartition(".")[2]
+    return getattr(dtype, "name", None) or str(dtype).rpartition(".")[2]
 
 
 def float_dtype_for(X: Any) -> type[np.floating]:
@@ -30,6 +36,7 @@ def float_dtype_for(X: Any) -> type[np.floating]:
     return np.float32 if dtype_name(X) in _NARROW else np.float64
 
 
+@lru_cache(maxsize=64, typed=True)
 def float_info(dtype: Any) -> np.finfo:
     """The limits of a floating dtype of any namespace."""
     return np.finfo(np.float32 if "32" in str(dtype) else np.float64)
@@ -94,9 +101,13 @@ class Backend:
         """The results of a function that spends `cost` multiply-adds on all items together."""
         return [function(item) for item in items]
 
-    def inverses(self, matrices: Array) -> Array:
-        """The inverses of symmetric positive definite matrices, of shape (..., d, d)."""
+    def factored(self, matrices: Array) -> Array:
+        """Symmetric positive definite matrices (..., p, p), as `solved` wants them."""
         return self.xp.linalg.inv(matrices)
+
+    def solved(self, factors: Array, columns: Array) -> Array:
+        """Solutions (..., p, r) of linear systems of factored matrices (..., p, p)."""
+        return factors @ columns
 
     def computing(self) -> AbstractContextManager[Any]:
         """What to enter around heavy work: its device, and the threads that are best for it."""

@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
+from functools import cache
 from typing import Any
 
 from skmax._sklearn import _get_threadpool_controller, _openmp_effective_n_threads
@@ -29,6 +30,12 @@ _originals: list[tuple[Any, int]] = []  # the libraries that are limited, and th
 def n_threads() -> int:
     """How many threads there are for this process: fewer in the workers of joblib."""
     return _openmp_effective_n_threads()
+
+
+def one_blas_thread() -> AbstractContextManager[None]:
+    """What limits BLAS to one thread while inside, if it has more."""
+    is_limited = not _holders and all(library.num_threads == 1 for library in _blas())
+    return nullcontext() if is_limited else OneBlasThread()
 
 
 class OneBlasThread:
@@ -86,11 +93,15 @@ def _release(lock: threading.Lock) -> None:
 def _limit() -> None:
     global _originals
     if not _originals:
-        libraries = _get_threadpool_controller().lib_controllers
-        of_blas = [library for library in libraries if library.user_api == "blas"]
-        _originals = [(library, library.num_threads) for library in of_blas]
+        _originals = [(library, library.num_threads) for library in _blas()]
     for library, _ in _originals:
         _set_threads(library, 1)
+
+
+@cache
+def _blas() -> list[Any]:
+    libraries = _get_threadpool_controller().lib_controllers
+    return [library for library in libraries if library.user_api == "blas"]
 
 
 def _restore() -> None:

@@ -30,6 +30,7 @@ class DenseRows(Rows):
 
     def __init__(self, backend: Backend, X: Any, dtype: Any, shift: np.ndarray | None = None):
         super().__init__(backend, X, dtype, shift)
+        self.is_on_disk = _is_memory_mapped(X)
         # Of any other layout, np.take would first copy the whole array.
         self._takeable = X.flags.c_contiguous and X.flags.aligned and X.dtype.isnative
         self._gathered = np.empty((0, self.n_features), X.dtype)
@@ -89,13 +90,33 @@ class DenseRows(Rows):
                     yield part[batch], self._as_floats(gathered[batch])
 
 
+class CSRRows(SparseRows):
+    """Rows of a SciPy matrix, of which those that follow one another are not copied."""
+
+    def _gather(self, index: Any) -> Any:
+        if not isinstance(index, slice):
+            return self.X[index]
+        first, last, _ = index.indices(self.n_samples)
+        starts = self.X.indptr[first : last + 1]
+        values = slice(starts[0], starts[-1])
+        parts = self.X.data[values], self.X.indices[values], starts - starts[0]
+        return view(sparse.csr_array, parts, (len(starts) - 1, self.n_features))
+
+
+def view(kind: type, parts: tuple[np.ndarray, ...], shape: tuple[int, int]) -> Any:
+    """A compressed sparse matrix of values, indices and starts, which its class might copy."""
+    matrix = kind(shape, dtype=parts[0].dtype)
+    matrix.data, matrix.indices, matrix.indptr = parts
+    return matrix
+
+
 def source(X: Any, backend: Backend, dtype: type[np.floating], shuffled: bool) -> Rows:
     """Rows of X, moved to the host if it lives elsewhere; see `skmax.data.source`.
 
     What is in memory and will be read in random order is laid out row by row, in its own dtype.
     """
     if sparse.issparse(X):
-        return SparseRows(backend, sparse.csr_array(X), np.dtype(dtype))
+        return CSRRows(backend, sparse.csr_array(X), np.dtype(dtype))
     if not isinstance(X, np.ndarray):
         X = _convert_to_numpy(X, array_api_compat.array_namespace(X))
     if shuffled and not _is_memory_mapped(X):

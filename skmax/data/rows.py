@@ -42,9 +42,11 @@ class Rows:
         The shift, where the backend computes.
     is_sparse : bool
         Whether X is a sparse matrix.
+    is_on_disk : bool
+        Whether X is a view of a file.
     """
 
-    is_sparse = False
+    is_sparse = is_on_disk = False
 
     def __init__(self, backend: Backend, X: Any, dtype: Any, shift: np.ndarray | None = None):
         self.backend = backend
@@ -61,6 +63,15 @@ class Rows:
     def with_(self, *, shift: np.ndarray | None, dtype: Any = None) -> Rows:
         """The same rows with another shift, and of another dtype if that is given."""
         return type(self)(self.backend, self.X, self.dtype if dtype is None else dtype, shift)
+
+    def shifted(self, shift: np.ndarray | None) -> Rows:
+        """The same rows with that shift: themselves, if neither has any."""
+        return self if shift is self.shift is None else self.with_(shift=shift)
+
+    def laid_out(self, order: np.ndarray) -> Rows:
+        """A copy of the rows at the host indices `order`, one after the other in memory."""
+        X = self.X[self.backend.asarray(order)]
+        return type(self)(self.backend, X, self.dtype, self.shift)
 
     @property
     def values_per_row(self) -> float:
@@ -163,11 +174,11 @@ class Rows:
     def origin(self, order: np.ndarray) -> np.ndarray:
         """A vector amid the rows `order`, which can be subtracted from them without error.
 
-        The mean of a few of them, rounded to what X can hold; or zero, which costs nothing to
-        subtract, where that is within a few times their deviation.
+        The mean of every so many of them, rounded to what X can hold; or zero, which costs nothing
+        to subtract, where that is within a few times their deviation.
         """
         backend, xp = self.backend, self.backend.xp
-        sample = self._gather(backend.asarray(self.sample(order, _SAMPLE)))
+        sample = self._gather(backend.asarray(order[:: -(-len(order) // _SAMPLE)]))
         values = backend.to_numpy(xp.astype(sample, backend.dtype(np.float64)))
         shares = values / len(values)  # whose sum overflows only if their mean does
         center = shares.sum(axis=0)
@@ -192,10 +203,13 @@ class SparseRows(Rows):
 
     def rows(self, index: Any) -> Any:
         """Rows of X, less the shift."""
-        gathered = self.X[index]
+        gathered = self._gather(index)
         if self.shift is not None:
             return self._as_floats(gathered.toarray())
         return gathered if gathered.dtype == self.dtype else gathered.astype(self.dtype)
+
+    def _gather(self, index: Any) -> Any:
+        return self.X[index]
 
     @property
     def values_per_row(self) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from sklearn.utils.parallel import Parallel, delayed
 from skmax._sklearn import _fit_and_score, _MultimetricScorer
 from skmax.search.pipelines import fit_prefix, prefix_key, steps_of
 from skmax.search.scoring import Scoring
-from skmax.search.stacks import Task, TrainingData, fail, is_stackable, train_stacks
+from skmax.search.stacks import Candidate, Task, TrainingData, fail, is_stackable, train_stacks
 from skmax.validation import to_host
 
 # Parameters of a fit that stacks do not take, as metadata routing names them.
@@ -41,18 +41,18 @@ class Evaluation:
 
     def run(self) -> list[dict[str, Any]]:
         """What `_fit_and_score` of scikit-learn returns, candidate by candidate."""
-        groups: dict[Any, list[tuple[int, Any]]] = {}
+        groups: dict[Any, list[Candidate]] = {}
         single_fits = []
         for number, parameters in enumerate(self.candidates):
             estimator = clone(self.search.estimator)
             estimator.set_params(**clone(parameters, safe=False))
             if self._can_be_stacked(estimator):
                 key = prefix_key(estimator, parameters) or number
-                groups.setdefault(key, []).append((number, estimator))
+                groups.setdefault(key, []).append(Candidate(number, parameters, estimator))
             else:
                 single_fits.append(number)
         for members in groups.values():
-            is_pipeline = isinstance(members[0][1], Pipeline)
+            is_pipeline = isinstance(members[0].estimator, Pipeline)
             (self._evaluate_pipelines if is_pipeline else self._evaluate_models)(members)
         self._evaluate_single(single_fits)
         return [self.out[task] for task in sorted(self.out)]
@@ -98,25 +98,25 @@ class Evaluation:
         )
         self.out.update(zip(pairs, results, strict=True))
 
-    def _evaluate_models(self, members: Sequence[tuple[int, Any]]) -> None:
+    def _evaluate_models(self, members: Sequence[Candidate]) -> None:
         """Candidates without a pipeline: the rows are the same for all splits."""
         X, y, weight = self.scoring.X, self.scoring.y, self.fit_params.get("sample_weight")
         try:
-            data = TrainingData.checked(members[0][1], X, y, weight, self.train_rows)
+            data = TrainingData.checked(members[0].estimator, X, y, weight, self.train_rows)
         except Exception:  # what is wrong may be in rows that some folds do not train on
-            self._evaluate_single([number for number, _ in members])
+            self._evaluate_single([member.number for member in members])
         else:
             self._train_and_score(self._begin(members, range(len(self.splits))), data)
 
-    def _evaluate_pipelines(self, members: Sequence[tuple[int, Any]]) -> None:
+    def _evaluate_pipelines(self, members: Sequence[Candidate]) -> None:
         """Candidates whose steps before the last are the same: fitted once per split."""
-        models = [(number, steps_of(pipeline)[-1]) for number, pipeline in members]
+        models = [replace(member, estimator=steps_of(member.estimator)[-1]) for member in members]
         for split, (train, _) in enumerate(self.splits):
             tasks, start = self._begin(models, [split]), time.time()
             try:
                 X, y, params = self.scoring.subset(train, self.fit_params)
-                pipeline, arguments = fit_prefix(members[0][1], X, y, params)
-                data = TrainingData.checked(models[0][1], *arguments)
+                pipeline, arguments = fit_prefix(members[0].estimator, X, y, params)
+                data = TrainingData.checked(models[0].estimator, *arguments)
             except Exception as error:
                 fail(tasks, error, self.search.error_score)
                 self._report_failed(tasks)
@@ -125,10 +125,10 @@ class Evaluation:
                     task.fit_time = (time.time() - start) / len(tasks)
                 self._train_and_score(tasks, data, pipeline)
 
-    def _begin(self, members: Sequence[tuple[int, Any]], splits: Sequence[int]) -> list[Task]:
+    def _begin(self, members: Sequence[Candidate], splits: Sequence[int]) -> list[Task]:
         tasks = [
-            Task(number, split, self.candidates[number], estimator, self._context(number, split))
-            for number, estimator in members
+            Task(candidate, split, self._context(candidate.number, split))
+            for candidate in members
             for split in splits
         ]
         for task in tasks:
@@ -154,7 +154,7 @@ class Evaluation:
 
     def _report(self, task: Task, scores: dict[str, Any]) -> None:
         """Take down the result of a task."""
-        self.out[task.candidate, task.split] = {
+        self.out[task.candidate.number, task.split] = {
             "fit_error": task.error,
             "n_test_samples": len(self.splits[task.split][1]),
             "fit_time": task.fit_time,
@@ -165,7 +165,9 @@ class Evaluation:
             self._print(task, scores)
 
     def _print(self, task: Task, scores: dict[str, Any]) -> None:
-        message = ", ".join(f"{name}={value}" for name, value in sorted(task.parameters.items()))
+        message = ", ".join(
+            f"{name}={value}" for name, value in sorted(task.candidate.parameters.items())
+        )
         with_scores = self.search.verbose > 2
         for kind in ("test", "train") if with_scores else ():
             values = scores.get(f"{kind}_scores", {})

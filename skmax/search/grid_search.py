@@ -1,4 +1,4 @@
-"""BatchedGridSearchCV: candidates x folds, trained as stacks of models."""
+"""BatchedGridSearchCV: candidates x folds, trained as stacks of models and along paths of C."""
 
 from __future__ import annotations
 
@@ -29,7 +29,10 @@ class BatchedGridSearchCV(GridSearchCV):
     `l1_ratio`, `learning_rate`, `momentum`, `label_smoothing`, `class_weight`, `max_iter`,
     `schedule`, `tol`, `n_iter_no_change` or `validation_fraction` train as one stacked model, which
     reads each minibatch once for all of them and for all folds; those that differ in anything else
-    make stacks of their own. Folds are weights of the rows: X is not copied.
+    make stacks of their own. With a solver that goes to the optimum, those that differ in `C` only
+    follow each other, from strong to weak penalties, all folds at once: each starts from the optima
+    before it, extrapolated. Folds are weights of the rows: X is not copied, but once where L-BFGS
+    goes over many rows, sorted by the fold that holds them out.
 
     Parameters
     ----------
@@ -60,7 +63,7 @@ class BatchedGridSearchCV(GridSearchCV):
     ----------
     cv_results_ : dict of ndarrays
         As in `GridSearchCV`. The fit time of a stacked model is its part of the time of the stack,
-        by epochs.
+        by epochs or iterations.
     best_estimator_ : estimator
         The best candidate, fitted to all data.
     best_score_ : float
@@ -89,6 +92,9 @@ class BatchedGridSearchCV(GridSearchCV):
     A model of a fold sees the batches of the whole data, less the rows held out: as many steps per
     epoch as a fit of its own would take, of as many rows on average. So scores differ from those of
     `GridSearchCV` as two fits with different seeds do; where a batch holds all rows, they agree.
+    With a solver that goes to the optimum, they agree as far as `tol` goes: every model ends where
+    a fit of its own would, within `tol` of the optimum or with a ConvergenceWarning, but makes
+    fewer iterations. With `early_stopping`, which depends on the way there, nothing follows.
 
     See Also
     --------

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from skmax.backends import Array
-from skmax.objective import penalty, value_and_gradient
+from skmax.backends import Array, Backend
+from skmax.objective import value_and_gradient
 from skmax.problem import Problem, State
+from skmax.solvers.pairs import inner
 from skmax.solvers.sgd import at_origin
 
 
@@ -21,6 +21,8 @@ class Point:
     ----------
     weights : array of shape (m, k, d + 1), float64
         In the coordinates of the preconditioner, the intercept last, at their origin.
+    state : State
+        The same weights, in the units of the features.
     gradient : array of shape (m, k, d + 1), float64
         Of the objective less its L1 term.
     value, loss, accuracy : ndarrays of shape (m,), host
@@ -28,25 +30,30 @@ class Point:
     """
 
     weights: Array
+    state: State
     gradient: Array
     value: np.ndarray
     loss: np.ndarray
     accuracy: np.ndarray
 
-    def select(self, xp: Any, index: Array, models: np.ndarray) -> Point:
-        """The models at the host indices `models`, which are the backend's `index`."""
+    def select(self, backend: Backend, models: np.ndarray) -> Point:
+        """The models at the host indices `models`."""
+        xp, index = backend.xp, backend.asarray(models)
         return Point(
             xp.take(self.weights, index, axis=0),
+            self.state.select(backend, models),
             xp.take(self.gradient, index, axis=0),
             self.value[models],
             self.loss[models],
             self.accuracy[models],
         )
 
-    def followed_by(self, xp: Any, other: Point) -> Point:
+    def followed_by(self, backend: Backend, other: Point) -> Point:
         """Both stacks, one after the other."""
+        xp = backend.xp
         return Point(
             xp.concat([self.weights, other.weights]),
+            self.state.followed_by(backend, other.state),
             xp.concat([self.gradient, other.gradient]),
             np.concatenate([self.value, other.value]),
             np.concatenate([self.loss, other.loss]),
@@ -61,13 +68,15 @@ class Coordinates:
         backend = problem.backend
         self.problem, self.xp = problem, backend.xp
         self.float64 = backend.dtype(np.float64)
-        inverse_scale, self._mean = (
+        inverse_scale, mean = (
             None if array is None else self.xp.astype(array, self.float64)
             for array in (problem.inverse_scale, problem.mean)
         )
         one = backend.asarray(np.ones((1, 1, 1)), self.float64)
         self._units = one if inverse_scale is None else inverse_scale
-        self._l2, l1 = (
+        # The coordinates' origin, less the data's shift, as the loss of weights sees it.
+        self._origin = None if mean is None else self.xp.matrix_transpose(mean * self._units)
+        l2, l1 = (
             backend.asarray(values[:, None, None], self.float64)
             for values in (problem.l2, problem.l1)
         )
@@ -76,13 +85,14 @@ class Coordinates:
             self.xp.concat([part, 0 * part[..., :1]], axis=-1)
             for part in (
                 self.xp.broadcast_to(l1 * self._units, shape),
-                self.xp.broadcast_to(self._l2 * self._units * self._units, shape),
+                self.xp.broadcast_to(l2 * self._units * self._units, shape),
             )
         )
         self.has_lasso = bool(problem.l1.any())
-        known = (~problem.masked)[:, :, None].astype(np.float64)
-        self._known = backend.asarray(known, self.float64)
-        self._n_known = backend.asarray(known.sum(axis=1, keepdims=True), self.float64)
+        self._known: Array | None = None
+        if problem.masked.any():
+            known = (~problem.masked)[:, :, None].astype(np.float64)
+            self._known = backend.asarray(known, self.float64)
 
     def weights(self, state: State) -> Array:
         """The weights of a state."""
@@ -98,37 +108,36 @@ class Coordinates:
         """
         if self.has_lasso:
             return weights
-        mean = self.xp.sum(weights * self._known, axis=1, keepdims=True) / self._n_known
-        return weights - mean * self._known
-
-    def _coef(self, weights: Array) -> tuple[Array, Array]:
-        """Coefficients of the features as given, and intercepts at the data's shift."""
-        coef, intercept = weights[..., :-1] * self._units, weights[..., -1]
-        if self._mean is not None:
-            intercept = intercept - self.xp.sum(coef * self._mean, axis=-1)
-        return coef, intercept
+        xp, known = self.xp, self._known
+        if known is None:
+            return weights - xp.mean(weights, axis=1, keepdims=True)
+        known = xp.astype(known, weights.dtype, copy=False)
+        mean = xp.sum(weights * known, axis=1, keepdims=True) / xp.sum(known, axis=1, keepdims=True)
+        return weights - mean * known
 
     def state(self, weights: Array) -> State:
         """The state of weights, at rest."""
         backend, dtype = self.problem.backend, self.problem.data.dtype
-        coef, intercept = (self.xp.astype(part, dtype) for part in self._coef(weights))
+        coef, intercept = weights[..., :-1] * self._units, weights[..., -1]
+        if self._origin is not None:
+            intercept = intercept - (weights[..., :-1] @ self._origin)[..., 0]
+        coef, intercept = (self.xp.astype(part, dtype, copy=False) for part in (coef, intercept))
         zeros = backend.zeros(coef.shape, dtype), backend.zeros(intercept.shape, dtype)
         return State(coef, intercept, *zeros)
 
     def evaluate(self, weights: Array) -> Point:
         """The objective at weights, by one pass over the data."""
-        xp, problem = self.xp, self.problem
-        loss, accuracy, by_coef, by_intercept = value_and_gradient(problem, self.state(weights))
-        coef, _ = self._coef(weights)
-        if self._mean is not None:
-            by_coef = by_coef - by_intercept[..., None] * self._mean
-        by_coef = (by_coef + self._l2 * coef) * self._units
-        by_intercept = by_intercept[..., None] * float(problem.fit_intercept)
-        gradient = xp.concat([by_coef, by_intercept], axis=-1)
-        return Point(weights, gradient, loss + penalty(problem, coef), loss, accuracy)
-
-    def of_loss(self, point: Point) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Loss, weights and gradient of the loss, on the host: what `Dual` makes bounds of."""
-        to_numpy = self.problem.backend.to_numpy
-        weights = to_numpy(point.weights)
-        return point.loss, weights, to_numpy(point.gradient) - to_numpy(self.l2) * weights
+        xp, problem, state = self.xp, self.problem, self.state(weights)
+        loss, accuracy, by_coef, by_intercept = value_and_gradient(problem, state)
+        by_coef *= self._units
+        by_intercept = by_intercept[..., None]
+        if self._origin is not None:
+            by_coef -= by_intercept * xp.matrix_transpose(self._origin)
+        gradient = self.l2 * weights
+        penalties = [inner(xp, gradient, weights) / 2]
+        if self.has_lasso:
+            penalties.append(xp.sum(xp.abs(weights) * self.l1, axis=(1, 2)))
+        gradient[..., :-1] += by_coef
+        gradient[..., -1:] += by_intercept * float(problem.fit_intercept)
+        value = loss + sum(map(problem.backend.to_numpy, penalties))
+        return Point(weights, state, gradient, value, loss, accuracy)

@@ -6,11 +6,12 @@ import numpy as np
 
 from skmax.backends import Array, rounding_unit
 from skmax.duality import Dual
-from skmax.policy import ROWS_PER_FEATURE, passes_worth
-from skmax.problem import Epoch, Problem, State
+from skmax.objective import target_shares
+from skmax.problem import MASKED_LOGIT, Epoch, Problem, State
 from skmax.solvers.coordinates import Coordinates, Point
-from skmax.solvers.curvature import inverse_curvature
+from skmax.solvers.curvature import Curvature
 from skmax.solvers.full_batch import FullBatch
+from skmax.solvers.pairs import Pairs, inner
 
 # Pairs of steps and changes of the gradient that are remembered.
 _MEMORY = 10
@@ -20,18 +21,18 @@ _SUFFICIENT, _SHORTEST, _LONGEST, _MOST_TRIALS = 1e-4, 0.1, 0.5, 20
 # Iterations that bring neither the objective nor the bound further, until that is taken for the
 # end of what the precision allows.
 _PATIENCE = 20
-# By what the rows grow that the curvature is measured on, each time after the first.
-_MORE_ROWS = 4
-# Passes after which the curvature is measured anew however cheap that is, and, the first time after
-# weights of zero, where it changes most, however dear.
-_SOONEST, _FIRST = 3, 5
+# The share of the objective that a step must promise less than for a look at the bounds.
+_NEAR = 0.1
+# Steps are slow that bring the objective down by more than this share of what the last one did.
+_SLOW = 0.3
+# The least share that a class counts as having at the start.
+_LEAST_SHARE = 1e-6
 
 
 class LBFGS(FullBatch):
     """Limited-memory BFGS with backtracking, orthant-wise where there is an L1 penalty.
 
-    Where two loops over past steps want a first guess of the inverse Hessian, they get that of
-    `inverse_curvature`, measured anew on more rows once the passes made since have cost as much.
+    The first guess of the inverse Hessian is that of `Curvature`.
 
     References
     ----------
@@ -48,77 +49,100 @@ class _Search:
     """A stack of models on its way down."""
 
     def __init__(self, problem: Problem, state: State, *, proven: bool):
-        self._models = np.arange(problem.n_models)
-        self._history: list[tuple[Array, Array, Array]] = []
-        self._passes, self._rng, self._proven = 0, np.random.default_rng(0), proven
-        self._n_rows = ROWS_PER_FEATURE * (problem.data.n_features + 1)
+        m = problem.n_models
+        self._models, self._passes, self._proven = np.arange(m), 0, proven
         self._enter(problem)
-        self._dual = Dual(problem)
-        self._start(self._space.centered(self._space.weights(state)))
-        self._lower = np.full(problem.n_models, -np.inf)
-        self._waited = np.zeros(problem.n_models, dtype=int)
-        self._stalled = np.zeros(problem.n_models, dtype=bool)
-        self._scale = self._per_model(np.ones(problem.n_models))
-        self._bound()
-        self._measure()
+        fresh = self._start(self._space.centered(self._space.weights(state)))
+        self._dual = Dual(problem, self._class_sums() if fresh else None)
+        shape = self._point.weights.shape
+        self._pairs = Pairs(problem.backend, shape, problem.data.dtype, _MEMORY)
+        self._lower, self._waited = self._dual.entropy_of_targets, np.zeros(m, dtype=int)
+        self._stalled, self._scale = np.zeros(m, dtype=bool), np.ones(m)
+        self._fall, self._product = np.zeros(m), np.zeros(m)
+        self._change: Array | None = None  # of the gradient, and its product with the step
+        self._gap = self._point.value - self._lower
+        self._curvature = Curvature(problem, self._point.state, diagonal=self._space.has_lasso)
         self._turn()
 
     def _enter(self, problem: Problem) -> None:
         self._problem, self._space = problem, Coordinates(problem)
         self._xp = problem.backend.xp
 
-    def _start(self, weights: Array) -> None:
-        """Begin at weights, or at zero where these are worse than none."""
-        self._point = self._space.evaluate(weights)
+    def _start(self, weights: Array) -> bool:
+        """Begin at weights, or, where these are zero or worse than that, at the classes' shares.
+
+        Returns whether all do the latter.
+        """
+        xp, nothing = self._xp, self._shares_alone()
+        zero = self._problem.backend.to_numpy(xp.all(weights[..., :-1] == 0, axis=(1, 2)))
+        self._point = self._space.evaluate(self._where(zero, nothing, weights))
         worse = ~(self._point.value <= np.log(np.sum(~self._problem.masked, axis=1)))
         if worse.any():
-            zero = self._space.weights(State.start(self._problem))
-            weights = self._xp.where(self._per_model(worse.astype(float)) > 0, zero, weights)
+            weights = self._where(worse, nothing, self._point.weights)
             self._point = self._space.evaluate(weights)
+        return bool((zero | worse).all())
+
+    def _shares_alone(self) -> Array:
+        """Weights of models that know how frequent the classes are, and nothing else."""
+        problem, known = self._problem, ~self._problem.masked
+        weights = np.zeros((*known.shape, problem.data.n_features + 1))
+        weights[..., -1] = np.where(known, 0.0, MASKED_LOGIT)
+        if problem.fit_intercept:
+            share = np.maximum(target_shares(problem)[0], _LEAST_SHARE)
+            weights[..., -1] = np.where(known, np.log(share), MASKED_LOGIT)
+        return self._space.centered(problem.backend.asarray(weights, self._space.float64))
+
+    def _class_sums(self) -> np.ndarray | None:
+        """What `Dual` wants to know, from the gradient of a model that knows the shares alone.
+
+        It is the mean of the features, which is zero where they are centred, times the shares, less
+        these sums.
+        """
+        if self._problem.mean is None or not self._problem.fit_intercept:
+            return None
+        return -self._problem.backend.to_numpy(self._point.gradient[..., :-1])
+
+    def _where(self, models: np.ndarray, weights: Array, others: Array) -> Array:
+        if not models.any():
+            return others
+        return self._xp.where(self._per_model(models.astype(float)) > 0, weights, others)
 
     def _per_model(self, values: np.ndarray) -> Array:
         return self._problem.backend.asarray(values[:, None, None], self._space.float64)
 
-    def _dot(self, a: Array, b: Array) -> Array:
-        return self._xp.sum(a * b, axis=(1, 2), keepdims=True)
-
-    def _host(self, a: Array) -> np.ndarray:
-        return self._problem.backend.to_numpy(a)[:, 0, 0]
+    def _dot(self, a: Array, b: Array) -> np.ndarray:
+        """Inner products (m,), on the host."""
+        return self._problem.backend.to_numpy(inner(self._xp, a, b))
 
     def _bound(self) -> None:
         """Learn how far the optimum can be from here at most."""
-        here = self._space.of_loss(self._point)
-        self._lower = np.fmax(self._lower, self._dual.bound(*here))
-        self._gap = self._point.value - self._lower
-        if not self._proven:
-            nearby = self._point.value - self._dual.bound_nearby(*here)
-            self._gap = np.fmin(self._gap, nearby)
-
-    def _measure(self) -> None:
-        """Measure the curvature where the models are, and decide when to do so again."""
-        problem, order = self._problem, self._problem.order
-        rows = problem.data.sample(order, self._n_rows, self._rng)
-        self._apply, self._curvature = inverse_curvature(
-            problem, self._space.state(self._point.weights), rows, diagonal=self._space.has_lasso
+        to_numpy, point = self._problem.backend.to_numpy, self._point
+        proven, nearby = self._dual.bounds(
+            point.loss, to_numpy(point.weights), to_numpy(point.gradient)
         )
-        at_zero = not bool(self._xp.any(self._point.weights[..., :-1] != 0))
-        self._n_rows *= 1 if at_zero else _MORE_ROWS
-        (m, k), d, n = problem.masked.shape, problem.data.n_features + 1, len(order)
-        wait = max(_SOONEST, passes_worth(m, k, d, n, min(self._n_rows, n)))
-        self._due = self._passes + (min(wait, _FIRST) if at_zero else wait)
-        if self._history:
-            self._rescale()
+        self._lower = np.fmax(self._lower, proven)
+        self._gap = point.value - self._lower
+        if not self._proven:
+            self._gap = np.fmin(self._gap, point.value - nearby)
 
     def _first_guess(self, gradient: Array) -> Array:
-        return self._apply(self._curvature, gradient)
+        """That of the curvature, scaled by what the last steps have shown."""
+        xp = self._xp
+        if self._change is None:
+            guess = self._curvature(gradient[None, ...])[0, ...]
+        else:  # both at once: most of the time goes into reading the curvature
+            change = xp.astype(self._change, gradient.dtype, copy=False)
+            both = self._curvature(xp.stack([gradient, change]))
+            guess = both[0, ...]
+            self._rescale(self._dot(self._change, both[1, ...]))
+        scale = xp.astype(self._per_model(self._scale), guess.dtype, copy=False)
+        return self._space.centered(guess) * scale
 
-    def _rescale(self) -> None:
-        """Scale the first guess by what the last step has shown."""
-        xp, (_, change, inverse) = self._xp, self._history[-1]
-        expected = inverse * self._dot(change, self._first_guess(change))
-        positive = expected > 0
-        scale = 1 / xp.where(positive, expected, xp.ones_like(expected))
-        self._scale = xp.where(positive, scale, self._scale)
+    def _rescale(self, expected: np.ndarray) -> None:
+        """Learn what became of a change that was expected to lead so far down."""
+        sound = (self._product > 0) & (expected > 0)
+        shown = np.divide(self._product, expected, out=self._scale.copy(), where=sound)
+        self._scale, self._change = np.sqrt(self._scale * shown), None
 
     def _downhill(self) -> Array:
         """The gradient, or with L1 the subgradient of the least norm."""
@@ -131,37 +155,28 @@ class _Search:
     def _turn(self) -> None:
         """Choose the directions of the models."""
         xp, self._steepest = self._xp, self._downhill()
-        direction = -self._space.centered(self._newton_like(self._steepest))
+        newton_like = self._pairs.direction(self._steepest, self._first_guess)
+        self._direction = -xp.astype(newton_like, self._space.float64, copy=False)
         if self._space.has_lasso:
-            agrees = (direction * self._steepest < 0) | (self._space.l1 == 0)
-            direction = xp.where(agrees, direction, 0 * direction)
+            agrees = (self._direction * self._steepest < 0) | (self._space.l1 == 0)
+            self._direction = xp.where(agrees, self._direction, 0 * self._direction)
             sign = xp.sign(self._point.weights)
             self._orthant = xp.where(sign == 0, -xp.sign(self._steepest), sign)
-        self._direction = direction
-
-    def _newton_like(self, gradient: Array) -> Array:
-        """The inverse Hessian times a gradient, by the two loops over past steps."""
-        shares = []
-        for step, change, inverse in reversed(self._history):
-            share = inverse * self._dot(step, gradient)
-            shares.append(share)
-            gradient = gradient - share * change
-        result = self._scale * self._space.centered(self._first_guess(gradient))
-        for (step, change, inverse), share in zip(self._history, reversed(shares), strict=True):
-            result = result + (share - inverse * self._dot(change, result)) * step
-        return result
+        self._slope = self._dot(self._steepest, self._direction)
 
     def advance(self) -> None:
         """One step of every model that finds one; the others have stalled."""
         before, found = self._point, self._line_search()
-        if not found.all() and self._history:  # what is remembered may be what is in the way
-            self._history = []
-            self._measure()
+        if not found.all() and len(self._pairs):  # what is remembered may be what is in the way
+            self._pairs.clear()
+            self._curvature.measure(self._problem, self._point.state, self._passes)
             self._turn()
             found |= self._line_search(np.flatnonzero(~found))
         gap, self._stalled = self._gap, ~found
         self._learn(before, found)
-        self._bound()
+        self._gap = self._point.value - self._lower
+        if (-self._slope < _NEAR * self._point.value).any():
+            self._bound()
         fallen = before.value - self._point.value > self._rounding(before)
         nearer = fallen | (self._gap < 0.9 * gap)
         self._waited = np.where(nearer, 0, self._waited + 1)
@@ -186,19 +201,24 @@ class _Search:
 
     def _try(self, models: np.ndarray, length: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Go as far as that where it is good; where it is, and by what else to shorten the step."""
-        xp, index = self._xp, self._problem.backend.asarray(models)
+        xp, backend = self._xp, self._problem.backend
         whole = len(models) == len(self._models)
         space = self._space if whole else Coordinates(self._problem.select(models))
-        point = self._point if whole else self._point.select(xp, index, models)
-        direction, steepest = (
-            array if whole else xp.take(array, index, axis=0)
-            for array in (self._direction, self._steepest)
-        )
-        trial = point.weights + self._per_model(length) * direction
+        point = self._point if whole else self._point.select(backend, models)
+
+        def part(array: Array) -> Array:
+            return array if whole else xp.take(array, backend.asarray(models), axis=0)
+
+        step = part(self._direction)
+        if not (length == 1).all():
+            step = step * self._per_model(length)
+        trial = point.weights + step
         if space.has_lasso:
-            orthant = self._orthant if whole else xp.take(self._orthant, index, axis=0)
+            orthant = part(self._orthant)
             trial = xp.where((trial * orthant < 0) & (space.l1 > 0), 0 * trial, trial)
-        promised = self._host(self._dot(steepest, trial - point.weights))
+            promised = self._dot(part(self._steepest), trial - point.weights)
+        else:
+            promised = length * self._slope[models]
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             there = space.evaluate(trial)
             self._passes += 1
@@ -217,30 +237,31 @@ class _Search:
             return
         place = np.arange(len(self._models))
         place[models[good]] = len(place) + np.flatnonzero(good)
-        both = self._point.followed_by(self._xp, there)
-        self._point = both.select(self._xp, self._problem.backend.asarray(place), place)
+        backend = self._problem.backend
+        self._point = self._point.followed_by(backend, there).select(backend, place)
 
     def _learn(self, before: Point, found: np.ndarray) -> None:
         """Remember the steps that were taken, and turn."""
-        xp = self._xp
-        step = self._point.weights - before.weights
-        change = self._point.gradient - before.gradient
-        product = self._dot(step, change)
-        convex = product > 0
-        inverse = xp.where(
-            convex, 1 / xp.where(convex, product, xp.ones_like(product)), 0 * product
-        )
         if found.any():
-            self._history = [*self._history, (step, change, inverse)][-_MEMORY:]
-            self._measure() if self._passes >= self._due else self._rescale()
+            self._change = self._point.gradient - before.gradient
+            step = self._point.weights - before.weights
+            self._product = self._pairs.add(step, self._change)
+            state, slow = self._point.state, self._slow(before)
+            if self._curvature.renew(self._problem, state, self._passes, slow):
+                self._pairs.clear()
         self._turn()
+
+    def _slow(self, before: Point) -> bool:
+        """Whether the last two steps brought the objective down by much the same."""
+        fall, self._fall = self._fall, before.value - self._point.value
+        return bool((self._fall > _SLOW * fall).any())
 
     def epoch(self) -> Epoch:
         """Where the stack is."""
         point = self._point
         return Epoch(
             self._models,
-            self._space.state(point.weights),
+            point.state,
             point.value,
             point.accuracy,
             diverged=~np.isfinite(point.value),
@@ -251,16 +272,11 @@ class _Search:
 
     def select(self, staying: np.ndarray) -> None:
         """Go on with some of the models, at the host indices `staying`."""
-        index = self._problem.backend.asarray(staying)
-
-        def take(array: Array) -> Array:
-            return self._xp.take(array, index, axis=0)
-
         self._models, self._dual = self._models[staying], self._dual.select(staying)
         self._lower, self._gap = self._lower[staying], self._gap[staying]
-        self._waited = self._waited[staying]
-        self._point = self._point.select(self._xp, index, staying)
-        self._scale, self._curvature = take(self._scale), take(self._curvature)
-        self._history = [tuple(map(take, pair)) for pair in self._history]
+        self._waited, self._scale = self._waited[staying], self._scale[staying]
+        self._fall = self._fall[staying]
+        self._point = self._point.select(self._problem.backend, staying)
+        self._pairs, self._curvature = self._pairs.select(staying), self._curvature.select(staying)
         self._enter(self._problem.select(staying))
         self._turn()

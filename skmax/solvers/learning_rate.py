@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
+from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +19,8 @@ from skmax.solvers.sgd import SGD
 _STEPS, _SAMPLE = 128, 2048
 _MULTIPLES = 10.0 ** (np.arange(4) / 2)
 _LEAST_CURVATURE = 1e-3
+# Weights that race at a time: more gain nothing from the company, and take the memory.
+_WEIGHTS_AT_ONCE = 1 << 20
 # Objectives that differ by less than this share count as the same, and the slowest rate wins.
 _TIE = 1e-4
 
@@ -68,8 +71,8 @@ def _second_moments_times(
 def searched_rate(problem: Problem, solver: SGD, rng: np.random.Generator) -> np.ndarray:
     """The learning rate that does best in a short search, per model, of shape (m,).
 
-    Rates run side by side as one stack, through the whole of their schedule, on a sample of the
-    rows. They are multiples of `stable_rate`.
+    Rates run through the whole of their schedule, on a sample of the rows: side by side as one
+    stack, or, where weights are many, one after the other. They are multiples of `stable_rate`.
 
     Parameters
     ----------
@@ -84,26 +87,40 @@ def searched_rate(problem: Problem, solver: SGD, rng: np.random.Generator) -> np
     order = _rows_to_train_on(problem, solver, rng)
     models = np.repeat(np.arange(m), len(_MULTIPLES))
     rates = stable_rate(problem, solver)[models] * np.tile(_MULTIPLES, m)
-    n_epochs = max(1, _STEPS * solver.batch_size // len(order))
-    lengths = np.minimum(n_epochs, solver.max_iter)[models]
-    stack = replace(problem.select(models), order=order)
+    problem = replace(problem, order=order)
+    n_weights = problem.n_classes * problem.data.n_features
+    n_parts = -(-len(models) * n_weights // _WEIGHTS_AT_ONCE)
+    objective = np.concatenate(
+        [
+            _trial(problem.select(models[part]), solver.select(models[part]), rates[part], rng)
+            for part in np.array_split(np.arange(len(models)), min(n_parts, len(models)))
+        ]
+    ).reshape(m, -1)
+    good_enough = objective <= objective.min(axis=1, keepdims=True) * (1 + _TIE)
+    return rates.reshape(m, -1)[np.arange(m), good_enough.argmax(axis=1)]
+
+
+def _trial(stack: Problem, solver: SGD, rates: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The objective that each of the rates reaches, of shape (m,); any trial has the same rows."""
+    rng = deepcopy(rng)
+    n_epochs = max(1, _STEPS * solver.batch_size // len(stack.order))
+    lengths = np.minimum(n_epochs, solver.max_iter)
     trial = replace(
-        solver.select(models),
+        solver,
         learning_rate=rates,
         max_iter=tuple(lengths.tolist()),
-        retry=np.zeros(len(models), dtype=bool),
+        retry=np.zeros(len(rates), dtype=bool),
     )
     state = State.start(stack)
     epochs = trial.epochs(stack, state, rng)
     with closing(epochs), np.errstate(over="ignore", invalid="ignore"):
         for epoch in range(max(lengths)):  # each model counts as it is at its own end
-            state = next(epochs).state.where(stack.backend, epoch < lengths, state)
-        sample = stack.data.sample(order, _SAMPLE, rng)
+            running, after = epoch < lengths, next(epochs).state
+            state = after if running.all() else after.where(stack.backend, running, state)
+        sample = stack.data.sample(stack.order, _SAMPLE, rng)
         entropy, _ = evaluate(replace(stack, order=sample), state)
-        objective = (entropy + penalty(stack, state.coef)).reshape(m, -1)
-    objective = np.where(np.isfinite(objective), objective, np.inf)
-    good_enough = objective <= objective.min(axis=1, keepdims=True) * (1 + _TIE)
-    return rates.reshape(m, -1)[np.arange(m), good_enough.argmax(axis=1)]
+        objective = entropy + penalty(stack, state.coef)
+    return np.where(np.isfinite(objective), objective, np.inf)
 
 
 def _rows_to_train_on(problem: Problem, solver: SGD, rng: np.random.Generator) -> np.ndarray:

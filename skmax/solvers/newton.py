@@ -1,10 +1,10 @@
 """Newton's method with the whole Hessian, for few weights: a stack of models, to full precision.
 
-The rows are read once, as float64, and standardised, whatever the preconditioner. Probabilities do
-not see what the weights of all classes have in common, so what is sought are those of contrasts, V,
-of which the weights are ``W = B V``; the columns of B add up to zero over the classes. So no
-direction is singular but those of the data, and the Hessian has q = r (d + 1) rows, r being one
-less than the number of classes.
+The rows are read once, as float64, into the coordinates of a preconditioner, whether the problem
+has any or not. Probabilities do not see what the weights of all classes have in common, so what is
+sought are those of contrasts, V, of which the weights are ``W = B V``; the columns of B add up to
+zero over the classes. So no direction is singular but those of the data, and the Hessian has
+q = r (d + 1) rows, r being one less than the number of classes.
 
 All arrays are on the host. Beside the letters of `skmax.problem`, p is d + 1: the features and a
 last one, which is 1 for the intercept, or 0 without. A first axis of 1 stands for one of m.
@@ -12,6 +12,7 @@ last one, which is 1 for the intercept, or 0 without. A first axis of 1 stands f
 
 from __future__ import annotations
 
+import operator
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -19,12 +20,11 @@ import numpy as np
 from scipy.linalg import lapack
 from scipy.special import entr
 
-from skmax.backends import float_info
 from skmax.data import dense
 from skmax.duality import Dual
 from skmax.problem import MASKED_LOGIT, Epoch, Problem, State
 from skmax.solvers.full_batch import FullBatch
-from skmax.solvers.predictions import targets_of
+from skmax.solvers.predictions import in_common_coordinates, targets_of
 
 # A step ends where the slope is at most this share of what it was, or after a few trials where it
 # goes down at all: iris with C=100 takes 7 iterations instead of 11 with whole steps, breast_cancer
@@ -33,23 +33,25 @@ _FLAT, _FEW_TRIALS, _MOST_TRIALS, _ROUNDING = 0.2, 3, 40, 1e-14
 # By how much a step may grow in a trial, and how near it may come to what is known to be wrong.
 _LONGER, _INSIDE = 4.0, 0.05
 # What a step promised must be below this share of the objective for a look at the bound, which
-# costs as much as an iteration on iris; until then, all that is known is the entropy of the
-# targets. And the share of the objective that this bound must leave for a look at the other one.
-_NEAR, _TIGHT = 1e-4, 1e-4
+# costs half an iteration on iris; until then, all that is known is the entropy of the targets. On
+# 68 tables, 1e-4 made 321 iterations and 60 looks, 3e-3 270 and 60, 1e-2 263 and 67, 3e-2 262 and
+# 86. And the share of the objective that this bound must leave for a look at the other one.
+_NEAR, _TIGHT = 1e-2, 1e-4
+# A Hessian in single precision takes half the time, and leads as well, where the last step promised
+# more than this share of the objective.
+_SINGLE = 1e-3
+# Shares of classes that differ by less are equal but for rounding errors.
+_BALANCED = 1e-13
 # What the bound must become, as a share of what it was, for a model to go on whose steps are
 # rounding errors.
 _NEARER = 0.5
 # Added to the Hessian's diagonal: a share of it, and of the largest that it could be. Collinear
 # features need it. Where the matrix is not positive even so, a hundred times as much.
 _RIDGE, _LEAST_RIDGE, _MORE_RIDGE = 1e-12, 1e-17, 100.0
-# Deviations below this share of the mean are rounding errors.
-_NOISE = 1e-14
-# What a weight may be in units of the logits, so that it does not overflow in those of X.
-_LARGEST_WEIGHT = 1e6
 # Products of two features are made once for all iterations if they are at most so many per block of
-# the Hessian, and in all (64 MB). Then 20,000 rows of 10 features and 5 classes take 20 ms instead
-# of 41, but 2,000 of 60 would take 29 instead of 16.
-_FEWEST_BLOCKS, _PER_BLOCK, _MOST = 3, 1 << 17, 1 << 23
+# the Hessian, and in all (64 MB). Then 2,205 rows of 11 features and 7 classes take 3.9 ms instead
+# of 4.7; with 1 << 17 per block, 1,482 of 39 would take 11.8 ms instead of 7.8.
+_FEWEST_BLOCKS, _PER_BLOCK, _MOST = 3, 1 << 14, 1 << 23
 
 
 class Newton(FullBatch):
@@ -62,9 +64,13 @@ class Newton(FullBatch):
     44, 1992: the Hessian.
     """
 
+    _table: _Table | None = None
+
     def begin(self, problem: Problem, state: State) -> _Search:
         """A stack of models that is to go down from a state."""
-        return _Search(problem, state, proven=self.proven)
+        if self._table is None or not self._table.is_of(problem):
+            self._table = _Table(problem)
+        return _Search(problem, self._table, state, proven=self.proven)
 
 
 class _Table:
@@ -85,31 +91,35 @@ class _Table:
     """
 
     def __init__(self, problem: Problem):
+        to_numpy, common = problem.backend.to_numpy, in_common_coordinates(problem)
         X = _read(problem)
         n, d = X.shape
-        self.mean = X.mean(axis=0) if problem.fit_intercept else np.zeros(d)
+        inverse = to_numpy(common.inverse_scale)[0, 0].astype(np.float64)
+        self.mean = np.zeros(d)
+        if common.mean is not None:
+            self.mean = to_numpy(common.mean)[0, 0].astype(np.float64)
         self.Z = np.empty((d + 1, n))
         np.subtract(X.T, self.mean[:, None], out=self.Z[:-1])
+        self.Z[:-1] *= inverse[:, None]
         self.Z[-1] = problem.fit_intercept
-        largest = np.abs(self.Z).max(axis=1)  # whose squares may under- or overflow
-        unit = np.where(largest > 0, largest, 1.0)
-        self.Z /= unit[:, None]
-        deviation = np.sqrt(np.einsum("pn,pn->p", self.Z, self.Z) / n)
-        least = np.append(np.maximum(_NOISE * np.abs(self.mean), self._least_scale(problem)), 0.0)
-        self.varies = unit * deviation > least
-        self.Z /= np.where(self.varies, deviation, np.inf)[:, None]
-        self.scale = np.where(self.varies, unit * deviation, 1.0)[:-1]
+        self.varies = np.append(inverse > 0, problem.fit_intercept)
+        self.scale = 1 / np.where(inverse > 0, inverse, 1.0)
         self.label, self.target = targets_of(problem)
         self.soft = problem.targets.ndim == 2
         self._products: np.ndarray | None = None
+        self._single: np.ndarray | None = None
+        self._source = problem.data, problem.order, problem.targets, problem.fit_intercept
 
-    @staticmethod
-    def _least_scale(problem: Problem) -> float:
-        """Features of a smaller deviation have no weights that the data's precision can hold."""
-        return _LARGEST_WEIGHT / float(float_info(problem.data.dtype).max)
+    def is_of(self, problem: Problem) -> bool:
+        """Whether it would be made of that problem again, of other models, say."""
+        parts = problem.data, problem.order, problem.targets, problem.fit_intercept
+        return all(map(operator.is_, self._source, parts))
 
-    def moments(self, weight: np.ndarray) -> np.ndarray:
-        """Second moments (m, b, p, p) of Z, where weights (m, b, n) are those of rows."""
+    def moments(self, weight: np.ndarray, *, exact: bool) -> np.ndarray:
+        """Second moments (m, b, p, p) of Z, where weights (m, b, n) are those of rows.
+
+        Where they need not be exact, they may be as good as single precision makes them.
+        """
         Z, (p, n), flat = self.Z, self.Z.shape, weight.reshape(-1, weight.shape[2])
         i, j, places = _triangle(p)
         if len(flat) >= _FEWEST_BLOCKS and len(i) * n <= min(_MOST, _PER_BLOCK * len(flat)):
@@ -117,14 +127,19 @@ class _Table:
                 self._products = Z[i] * Z[j]
             sums = (flat @ self._products.T)[:, places]
         else:
-            sums = np.stack([_second_moments(Z, row) for row in flat])
+            if not exact:
+                if self._single is None:
+                    self._single = Z.astype(np.float32)
+                Z = self._single
+            sums = np.stack([_second_moments(Z, row) for row in flat], dtype=np.float64)
         return sums.reshape(*weight.shape[:2], p, p)
 
 
 def _second_moments(Z: np.ndarray, weight: np.ndarray) -> np.ndarray:
     if weight.min() < 0:
-        return (Z * weight) @ Z.T
-    rooted = Z * np.sqrt(weight)  # so BLAS sees that the product is symmetric: half the work
+        return (Z * weight.astype(Z.dtype, copy=False)) @ Z.T
+    root = np.sqrt(weight).astype(Z.dtype, copy=False)
+    rooted = Z * root  # so BLAS sees that the product is symmetric: half the work
     return rooted @ rooted.T
 
 
@@ -184,7 +199,7 @@ class _Binary:
         positive = z > 0
         loss = np.log1p(e)
         loss += np.where(positive, z, 0.0) - self._target * z
-        return _Logits(_sum(loss, self._weight), (positive, e))
+        return _Logits(np.vecdot(loss, self._weight), (positive, e))
 
     def residual(self, logits: _Logits) -> np.ndarray:
         """Derivatives (m, r, n) of the loss by U."""
@@ -195,6 +210,17 @@ class _Binary:
         """Second derivatives (m, r (r + 1) / 2, n) of the loss by U, of the upper triangle."""
         _, e = logits.parts
         return (e / (1 + e) ** 2 * self._weight)[:, None]
+
+    def foreseen(self, logits: _Logits, change: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The entropy (m,) of the probabilities that a change of U makes, linearised.
+
+        And, last, what `residual` would be.
+        """
+        positive, e = logits.parts
+        P = np.where(positive, 1.0, e) / (1 + e) + e / (1 + e) ** 2 * change[:, 0]
+        P = np.clip(P, 0.0, 1.0)
+        entropy = np.vecdot(_entropy(P) + _entropy(1 - P), self._weight)
+        return entropy, ((P - self._target) * self._weight)[:, None]
 
     def label(self, logits: _Logits) -> np.ndarray:
         """Classes (m, n) with the largest logit."""
@@ -215,10 +241,11 @@ class _Multinomial:
             for basis, known in zip(self.basis, ~masked, strict=True):
                 basis[known, : known.sum() - 1] = _contrasts(known.sum())
         self._transposed = self.basis.transpose(0, 2, 1)
-        self._target, self._weight = target, weight[:, None]
+        self._weight = weight[:, None]
+        self._weighted_target = (target * self._weight).reshape(-1, k * target.shape[2])
         self._of_target = self._transposed @ target
-        self._a, self._b, _ = _triangle(k - 1)
-        self._products = self._transposed[:, self._a] * self._transposed[:, self._b]
+        a, b, _ = _triangle(k - 1)
+        self._products = self._transposed[:, a] * self._transposed[:, b]
 
     def of(self, U: np.ndarray) -> _Logits:
         """See `_Binary`."""
@@ -226,12 +253,12 @@ class _Multinomial:
         if self._offset is not None:
             z += self._offset
         z -= z.max(axis=1, keepdims=True)
-        loss = -np.einsum("mkn,mkn->mn", self._target, z)
+        aim = np.vecdot(self._weighted_target, z.reshape(len(z), -1))
         np.exp(z, out=z)
-        total = z.sum(axis=1, keepdims=True)
-        z /= total
-        loss += np.log(total[:, 0])
-        return _Logits(_sum(loss, self._weight[:, 0]), (z, self._transposed @ z))
+        total = z.sum(axis=1)
+        z /= total[:, None]
+        loss = np.vecdot(np.log(total), self._weight[:, 0]) - aim
+        return _Logits(loss, (z, self._transposed @ z))
 
     def residual(self, logits: _Logits) -> np.ndarray:
         """See `_Binary`."""
@@ -240,10 +267,25 @@ class _Multinomial:
     def curvature(self, logits: _Logits) -> np.ndarray:
         """See `_Binary`."""
         probability, projected = logits.parts
-        second = self._products @ probability
-        second -= projected[:, self._a] * projected[:, self._b]
+        second, first, r = self._products @ probability, 0, projected.shape[1]
+        for a in range(r):  # a row of the triangle at a time
+            last = first + r - a
+            second[:, first:last] -= projected[:, a : a + 1] * projected[:, a:]
+            first = last
         second *= self._weight
         return second
+
+    def foreseen(self, logits: _Logits, change: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """See `_Binary`."""
+        probability, _ = logits.parts
+        z = self.basis @ change
+        z -= (probability * z).sum(axis=1, keepdims=True)
+        z += 1
+        z *= probability
+        P = np.maximum(z, 0.0, out=z)
+        P /= P.sum(axis=1, keepdims=True)
+        entropy = _dot(_entropy(P).sum(axis=1), self._weight)
+        return entropy, (self._transposed @ P - self._of_target) * self._weight
 
     def label(self, logits: _Logits) -> np.ndarray:
         """See `_Binary`."""
@@ -276,13 +318,21 @@ class _Bounds(Dual):
         self.fit_intercept = problem.fit_intercept
         self._known = ~problem.masked
 
+    def of_dual(self, entropy: np.ndarray, gradient: np.ndarray) -> np.ndarray:
+        """Those that probabilities give, of such entropies and gradients as in `bound`."""
+        V, r = gradient[..., :-1], gradient[..., -1]
+        if self.fit_intercept and np.abs(r).max() > _BALANCED:
+            entropy, V = self._balanced(entropy, V, r)
+        return self._with_targets(entropy, V)
+
 
 class _Search:
     """A stack of models on its way down."""
 
-    def __init__(self, problem: Problem, state: State, *, proven: bool):
+    def __init__(self, problem: Problem, table: _Table, state: State, *, proven: bool):
         self._models, self._proven = np.arange(problem.n_models), proven
-        self._table = _Table(problem)
+        self._rates = np.full(problem.n_models, np.nan)
+        self._table = table
         self._enter(problem)
         self._V = self._contrasts_of(state)
         self._lower = self._bounds.entropy_of_targets
@@ -292,6 +342,7 @@ class _Search:
             self._V[worse] = 0.0
             self._stay()
         self._gap = self._value - self._lower
+        self._is_near = False
 
     def _enter(self, problem: Problem) -> None:
         """Begin with the models of a problem."""
@@ -303,7 +354,7 @@ class _Search:
             target = (1 - added.sum(axis=1, keepdims=True)) * target + added
         index = problem.backend.asarray(problem.order)
         weight, self._score_weight = (
-            np.array([[1 / n]]) if of_rows is None else to_numpy(of_rows).T.astype(float) / n
+            np.full((1, n), 1 / n) if of_rows is None else to_numpy(of_rows).T.astype(float) / n
             for of_rows in (problem.weights(index), problem.weights(index, of_scores=True))
         )
         two = (~problem.masked).sum(axis=1).max() == 2
@@ -317,8 +368,8 @@ class _Search:
 
     def _penalise(self, problem: Problem) -> None:
         """What is added to the Hessian's diagonal: the penalty, and 1 for weights without a use."""
-        l2 = np.concatenate([self._bounds.l2, np.zeros_like(self._bounds.l2[..., :1])], axis=2)
         used = np.any(self._loss.basis, axis=1)[..., None] & self._table.varies
+        l2 = np.concatenate([self._bounds.l2, np.zeros_like(self._bounds.l2[..., :1])], axis=2)
         self._penalty = np.where(used, self._loss.length * l2, 1.0)
         shape = len(problem.masked), self._loss.basis.shape[2], self._penalty.shape[2]
         self._diagonal = np.broadcast_to(self._penalty, shape).reshape(len(problem.masked), -1)
@@ -332,34 +383,42 @@ class _Search:
         weights = np.concatenate([coef * self._table.scale, there[..., None]], axis=2)
         return self._loss.basis.transpose(0, 2, 1) @ weights / self._loss.length
 
-    def _evaluate(self, V: np.ndarray) -> tuple[np.ndarray, _Logits]:
-        """The objective, and what is known of the logits."""
-        logits = self._loss.of(V @ self._table.Z)
+    def _evaluate(self, V: np.ndarray, U: np.ndarray) -> tuple[np.ndarray, _Logits]:
+        """The objective at V, and what is known of the logits B U, where U is V Z."""
+        logits = self._loss.of(U)
         return logits.loss + _dot(self._penalty * V, V) / 2, logits
 
     def _stay(self) -> None:
         """Learn what the objective is like where the models are."""
-        self._value, self._logits = self._evaluate(self._V)
-        self._of_loss = self._loss.residual(self._logits) @ self._table.Z.T
+        self._U = self._V @ self._table.Z
+        self._value, self._logits = self._evaluate(self._V, self._U)
+        self._turn(self._loss.residual(self._logits))
+
+    def _turn(self, residual: np.ndarray) -> None:
+        """Learn the gradient from that by U."""
+        self._of_loss = residual @ self._table.Z.T
         self._gradient = self._of_loss + self._penalty * self._V
 
     def advance(self) -> None:
         """One step of every model that finds one; the others have stalled."""
         step = self._newton_step()
         promised = _dot(self._gradient, step)
-        found = self._line_search(step, promised)
-        gap = self._gap
-        if (promised < _NEAR * self._value).any():
-            self._bound()
+        before, gap, change = self._logits, self._gap, step @ self._table.Z
+        found = self._line_search(step, change, promised)
+        if np.count_nonzero(promised < _NEAR * self._value):
+            self._bound(before, change)
         else:
             self._gap = self._value - self._lower
+        self._is_near = bool((promised < _SINGLE * self._value).any())
         over = (promised <= _ROUNDING * self._value) & (self._gap > _NEARER * gap)
         self._stalled = ~found | over
 
     def _newton_step(self) -> np.ndarray:
         """The inverse Hessian times the gradient."""
         m, r, p = self._V.shape
-        moments = self._table.moments(self._loss.curvature(self._logits))
+        if r > 1 and not self._V.any():
+            return self._first_step()
+        moments = self._table.moments(self._loss.curvature(self._logits), exact=self._is_near)
         if r > 1:
             moments = moments[:, _triangle(r)[2]].transpose(0, 1, 3, 2, 4)
         H = moments.reshape(m, r * p, r * p)
@@ -369,48 +428,75 @@ class _Search:
             step[model] = _solve(H[model], self._diagonal[model], gradient[model])
         return step.reshape(m, r, p)
 
-    def _line_search(self, step: np.ndarray, promised: np.ndarray) -> np.ndarray:
-        """Go along steps to about where the objective is least; which models have gone."""
-        start, enough = self._V, self._value * (1 + _ROUNDING)
-        lines = [_Line(slope) for slope in (-promised).tolist()]
+    def _first_step(self) -> np.ndarray:
+        """The same where all weights are zero: there, contrasts do not interact, and are alike."""
+        (m, _, p), gradient = self._V.shape, self._gradient
+        H = self._table.moments(self._loss.curvature(self._logits)[:, :1], exact=self._is_near)
+        step = np.empty_like(gradient)
+        for model in range(m):
+            diagonal = self._diagonal[model, :p]
+            step[model] = _solve(H[model, 0], diagonal, gradient[model].T).T
+        return step
+
+    def _line_search(
+        self, step: np.ndarray, change: np.ndarray, promised: np.ndarray
+    ) -> np.ndarray:
+        """Go along steps to about where the objective is least; which models have gone.
+
+        `change` is what a step makes of U.
+        """
+        start, before, enough = self._V, self._U, self._value * (1 + _ROUNDING)
+        lines: list[_Line] = []
+        self._V, self._U = start - step, before - change
         for trial in range(_MOST_TRIALS):
-            length = np.array([line.at for line in lines])
-            self._V = start - length[:, None, None] * step
-            self._stay()
-            slope = -_dot(self._gradient, step)
+            self._value, self._logits = self._evaluate(self._V, self._U)
+            residual = self._loss.residual(self._logits)
+            slope = -_dot(residual, change) - _dot(self._penalty * self._V, step)
             done = self._value <= enough
             if trial < _FEW_TRIALS:
                 done &= np.abs(slope) <= _FLAT * promised
-            if done.all():
+            if np.count_nonzero(done) == len(done):
+                self._turn(residual)
                 return done
+            lines = lines or [_Line(at_start) for at_start in (-promised).tolist()]
             for model in np.flatnonzero(~done):
                 lines[model].turn(float(slope[model]))
+            length = np.array([line.at for line in lines])[:, None, None]
+            self._V, self._U = start - length * step, before - length * change
         self._V = np.where(done[:, None, None], self._V, start)
         self._stay()
         return done
 
-    def _bound(self) -> None:
-        """Learn how far the optimum can be from here at most."""
-        basis = self._loss.basis
-        here = self._logits.loss, basis @ self._V, basis @ self._of_loss / self._loss.length
-        self._lower = np.fmax(self._lower, self._bounds.bound(*here))
+    def _bound(self, before: _Logits, change: np.ndarray) -> None:
+        """Learn how far the optimum can be from here at most.
+
+        For the probabilities that a whole step foresaw, what the dual loses with the length of
+        the gradient is next to nothing: the linearised gradient is zero there.
+        """
+        basis, length = self._loss.basis, self._loss.length
+        entropy, residual = self._loss.foreseen(before, -change)
+        gradient = basis @ (residual @ self._table.Z.T) / length
+        lower = self._bounds.of_dual(entropy, gradient)
+        self._lower = np.fmax(self._lower, lower)
         self._gap = self._value - self._lower
         if not self._proven and (self._gap > _TIGHT * self._value).any():
+            here = self._logits.loss, basis @ self._V, basis @ self._of_loss / length
             self._gap = np.fmin(self._gap, self._value - self._bounds.bound_nearby(*here))
 
     def epoch(self) -> Epoch:
         """Where the stack is."""
         state, value, logits = self._state(), self._value, self._logits
         if state.coef.dtype != self._problem.backend.dtype(np.float64):  # weights have been rounded
-            value, logits = self._evaluate(self._contrasts_of(state))
+            rounded = self._contrasts_of(state)
+            value, logits = self._evaluate(rounded, rounded @ self._table.Z)
         right = self._loss.label(logits) == self._table.label
         return Epoch(
             self._models,
             state,
             value,
-            _sum(right, self._score_weight),
+            np.vecdot(right, self._score_weight),
             diverged=~np.isfinite(value),
-            learning_rate=np.full(len(self._models), np.nan),
+            learning_rate=self._rates,
             gap=self._gap + (value - self._value),
             stalled=self._stalled,
         )
@@ -419,14 +505,14 @@ class _Search:
         problem, weights = self._problem, self._loss.basis @ self._V
         coef = weights[..., :-1] / self._table.scale
         intercept = weights[..., -1] - coef @ self._table.mean
-        if problem.masked.any():
-            intercept[problem.masked] = MASKED_LOGIT
+        intercept[problem.masked] = MASKED_LOGIT
         moved, dtype = problem.backend.asarray, problem.data.dtype
         return State(moved(coef, dtype), moved(intercept, dtype), *self._velocities)
 
     def select(self, staying: np.ndarray) -> None:
         """Go on with some of the models, at the host indices `staying`."""
         self._models, self._V = self._models[staying], self._V[staying]
+        self._rates = self._rates[staying]
         self._lower, self._gap = self._lower[staying], self._gap[staying]
         self._enter(self._problem.select(staying))
         self._stay()
@@ -465,9 +551,9 @@ def _dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.vecdot(a.reshape(len(a), -1), b.reshape(len(b), -1))
 
 
-def _sum(of_rows: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """Weighted sums (m,) over the rows of what is of shape (m, n)."""
-    return (of_rows * weight).sum(axis=1)
+def _entropy(P: np.ndarray) -> np.ndarray:
+    """What probabilities add to an entropy: faster than SciPy's, and less by a rounding error."""
+    return -P * np.log(np.maximum(P, np.finfo(np.float64).tiny))
 
 
 def _solve(matrix: np.ndarray, added: np.ndarray, gradient: np.ndarray) -> np.ndarray:
@@ -475,10 +561,11 @@ def _solve(matrix: np.ndarray, added: np.ndarray, gradient: np.ndarray) -> np.nd
     diagonal = matrix.reshape(-1)[:: len(matrix) + 1]
     diagonal += added
     ridge = _RIDGE * diagonal + _LEAST_RIDGE
-    while np.isfinite(ridge).all():
+    while True:
         diagonal += ridge
         _, step, info = lapack.dposv(matrix.T, gradient)
         if info == 0:
             return step
-        ridge = _MORE_RIDGE * ridge
-    return np.zeros_like(gradient)
+        ridge *= _MORE_RIDGE
+        if not np.isfinite(ridge).all():
+            return np.zeros_like(gradient)

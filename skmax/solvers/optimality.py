@@ -68,8 +68,9 @@ def _lower_bound(problem: Problem, state: State, value: float) -> float:
     """The greatest lower bound of F* that a solver meets on its way from a model."""
     with problem.backend.computing():
         space = Coordinates(problem)
-        here = space.of_loss(space.evaluate(space.weights(state)))
-        least, lowest = float(Dual(problem).bound(*here)[0]), value
+        point, to_numpy = space.evaluate(space.weights(state)), problem.backend.to_numpy
+        here = point.loss, to_numpy(point.weights), to_numpy(point.gradient)
+        least, lowest = float(Dual(problem).bounds(*here)[0][0]), value
     solver = ProximalNewton if problem.l1.any() else LBFGS
     with closing(solver(proven=True).epochs(problem, state)) as epochs:
         for _ in range(_MOST_PASSES):

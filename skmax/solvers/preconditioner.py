@@ -15,6 +15,7 @@ import numpy as np
 from skmax.backends import Array, rounding_unit
 from skmax.backends.array_api import dtype_name, float_info
 from skmax.data import Rows, columns, scaled, squared
+from skmax.kernels.sparse import has_many_weights, rounded
 from skmax.problem import Problem
 
 # A unit is sqrt(deviation^2 + _CURVATURE * l2): with the deviation alone, a nearly constant feature
@@ -44,7 +45,7 @@ class Moments:
     def of(cls, problem: Problem, origin: np.ndarray | None = None) -> Moments:
         """Moments of a problem's rows, counted from `origin` if that is given."""
         origin = problem.data.origin(problem.order) if origin is None else origin
-        data = problem.data.with_(shift=origin if origin.any() else None)
+        data = problem.data.shifted(origin if origin.any() else None)
         with np.errstate(over="ignore", invalid="ignore"), problem.backend.computing():
             mean, square = _means(problem, data, lambda X: (X, squared(X)))
             deviation = _deviation(mean, square)
@@ -147,9 +148,11 @@ def precondition(problem: Problem, moments: Moments) -> Problem:
     spread = moments.deviation if problem.fit_intercept else np.hypot(moments.deviation, mean)
     _check_finite(spread)
     scale = np.hypot(spread, np.sqrt(_CURVATURE * problem.l2)[:, None])
-    # What is closer to 0 has no inverse in the precision of the weights, which would be as large.
-    invertible = scale > 1 / float(float_info(data.dtype).max)
+    # What is closer to 0 has no inverse in the precision of the weights that may be rounded up.
+    invertible = scale > 2 / float(float_info(data.dtype).max)
     inverse_scale = np.divide(1.0, scale, out=np.zeros_like(scale), where=invertible)
+    if has_many_weights(problem):
+        inverse_scale = rounded(inverse_scale)
     shift = None
     if not problem.fit_intercept:
         mean = np.zeros_like(mean)
@@ -157,7 +160,7 @@ def precondition(problem: Problem, moments: Moments) -> Problem:
         shift, mean = moments.origin, moments.mean
     return replace(
         problem,
-        data=data.with_(shift=shift),
+        data=data.shifted(shift),
         mean=backend.asarray(mean[:, None, :], data.dtype) if problem.fit_intercept else None,
         inverse_scale=backend.asarray(inverse_scale[:, None, :], data.dtype),
     )
@@ -169,9 +172,10 @@ def _far(dtype: object) -> float:
 
 
 def _check_finite(spread: np.ndarray) -> None:
-    bad = np.flatnonzero(~np.isfinite(spread).all(axis=0))
-    if bad.size:
+    finite = np.isfinite(spread)
+    if not finite.all():
+        bad = np.flatnonzero(~finite.all(axis=0))[0]
         raise ValueError(
-            f"Feature {bad[0]} of X has values so large that their deviation overflows float64. "
+            f"Feature {bad} of X has values so large that their deviation overflows float64. "
             "Rescale it, or pass preconditioner=None."
         )

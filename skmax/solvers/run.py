@@ -12,9 +12,11 @@ from skmax.hyperparameters import Hyperparameters
 from skmax.messages import warn
 from skmax.policy import Method, batch_size
 from skmax.problem import Epoch, Problem, State
+from skmax.solvers.full_batch import FullBatch
 from skmax.solvers.lbfgs import LBFGS
 from skmax.solvers.learning_rate import searched_rate, stable_rate
 from skmax.solvers.newton import Newton
+from skmax.solvers.path import path, with_common_coordinates
 from skmax.solvers.proximal_newton import ProximalNewton
 from skmax.solvers.sgd import SGD
 
@@ -31,6 +33,7 @@ def run(
     state: State,
     rng: np.random.Generator,
     n_rows: np.ndarray,
+    chains: Sequence[Sequence[int]] | None = None,
 ) -> Epochs:
     """A solver at work on a stack of models.
 
@@ -48,6 +51,9 @@ def run(
         Where the orders of the rows come from.
     n_rows : ndarray of shape (m,)
         How many rows each model learns from.
+    chains : sequence of sequence of int, or None
+        Models that differ in C only, from strong to weak penalties, to be trained one after the
+        other; None: all models train side by side. SGD takes no notice of it.
 
     Returns
     -------
@@ -58,18 +64,47 @@ def run(
     if method.solver == "sgd":
         max_iter = [method.max_iter for method in methods]
         return _sgd(max_iter, parameters, problem, state, rng, n_rows)
-    if method.solver == "newton":
-        if problem.l1.any():
-            return ProximalNewton().epochs(problem, state)
-        return Newton().epochs(problem, state)
+    solver = _full_batch(method, problem)
+    if chains is None:
+        return _begun(method, solver, problem, state, n_rows, problem)
+    common, firsts = with_common_coordinates(problem, chains), {chain[0] for chain in chains}
+
+    def solve(models: np.ndarray, start: State) -> Epochs:
+        part = common.select(models)
+        if models[0] not in firsts:
+            return solver.epochs(part, start)
+        return _begun(method, solver, problem.select(models), start, n_rows[models], part)
+
+    C = np.array([float(params.C) for params in parameters])
+    return path(problem.backend, state, chains, C, solve)
+
+
+def _full_batch(method: Method, problem: Problem) -> FullBatch:
+    if method.solver == "lbfgs":
+        return LBFGS()
+    return ProximalNewton() if problem.l1.any() else Newton()
+
+
+def _begun(
+    method: Method,
+    solver: FullBatch,
+    problem: Problem,
+    state: State,
+    n_rows: np.ndarray,
+    common: Problem,
+) -> Epochs:
+    """A full-batch solver at work, after the epochs of SGD that come first in a method.
+
+    `common` is the problem in the coordinates of the solver.
+    """
     if method.first_epochs == 0:
-        return LBFGS().epochs(problem, state)
-    # What comes first takes no notice of the parameters of SGD, and is deterministic.
+        return solver.epochs(common, state)
+    # They take no notice of the parameters of SGD, and are deterministic.
     default = Hyperparameters()
-    solver = sgd([default] * len(n_rows), problem, n_rows, [method.first_epochs] * len(n_rows))
-    solver = replace(solver, learning_rate=stable_rate(problem, solver))
+    first = sgd([default] * len(n_rows), problem, n_rows, [method.first_epochs] * len(n_rows))
+    first = replace(first, learning_rate=stable_rate(problem, first))
     rng = np.random.Generator(np.random.PCG64(0))
-    return _followed(solver.epochs(problem, state, rng), method.first_epochs, problem)
+    return _followed(first.epochs(problem, state, rng), method.first_epochs, common, solver)
 
 
 def _sgd(
@@ -127,8 +162,8 @@ def _batch_size(params: Hyperparameters, n: int) -> int:
     return batch_size(params, n)
 
 
-def _followed(epochs: Epochs, n_epochs: int, problem: Problem) -> Epochs:
-    """So many epochs of another solver, then L-BFGS from where they end.
+def _followed(epochs: Epochs, n_epochs: int, problem: Problem, solver: FullBatch) -> Epochs:
+    """So many epochs of another solver, then this one from where they end.
 
     Parameters
     ----------
@@ -138,6 +173,8 @@ def _followed(epochs: Epochs, n_epochs: int, problem: Problem) -> Epochs:
         How many passes it makes.
     problem : Problem
         What is minimised.
+    solver : FullBatch
+        This one.
 
     Yields
     ------
@@ -152,7 +189,7 @@ def _followed(epochs: Epochs, n_epochs: int, problem: Problem) -> Epochs:
     staying = np.arange(len(last.models)) if leaving is None else np.flatnonzero(~leaving)
     models, rates = last.models[staying], last.learning_rate[staying]
     state = last.state.select(problem.backend, staying)
-    rest = LBFGS().epochs(problem.select(models), state)
+    rest = solver.epochs(problem.select(models), state)
     leaving = None
     while True:
         epoch = rest.send(leaving)

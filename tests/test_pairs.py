@@ -1,0 +1,135 @@
+"""What L-BFGS is made of: its pairs, its first guesses, and its bounds."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.datasets import load_wine
+
+import skmax.solvers.run
+from skmax import SoftmaxRegression
+from skmax.backends.numpy import NumpyBackend
+from skmax.duality import Dual
+from skmax.problem import Problem, State
+from skmax.solvers.coordinates import Coordinates
+from skmax.solvers.curvature import Blocks, Shared
+from skmax.solvers.pairs import Pairs
+
+
+def two_loops(gradient, pairs, first_guess):
+    """Nocedal and Wright, algorithm 7.4, of one model."""
+    q, shares = gradient.copy(), []
+    for step, change in reversed(pairs):
+        shares.append(np.sum(step * q) / np.sum(step * change))
+        q = q - shares[-1] * change
+    result = first_guess(q)
+    for (step, change), share in zip(pairs, reversed(shares), strict=True):
+        result = result + (share - np.sum(change * result) / np.sum(step * change)) * step
+    return result
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 3), st.integers(0, 9), st.integers(1, 5))
+def test_the_direction_is_that_of_the_two_loops(seed, m, n_pairs, most):
+    """Pairs without convexity count for nothing; of many, the last ones stay."""
+    rng = np.random.default_rng(seed)
+    shape, scale = (m, 2, 4), rng.uniform(0.5, 2, size=(1, 2, 4))
+    pairs, kept = Pairs(NumpyBackend(), shape, np.dtype(float), most), [[] for _ in range(m)]
+    for _ in range(n_pairs):
+        step = rng.normal(size=shape)
+        change = 2 * step + 0.3 * rng.normal(size=shape)
+        change[rng.random(m) < 0.2] *= -1
+        product = pairs.add(step, change)
+        np.testing.assert_allclose(product, np.sum(step * change, axis=(1, 2)))
+        for j in range(m):
+            kept[j].append((step[j], change[j]) if product[j] > 0 else None)
+    gradient = rng.normal(size=shape)
+    direction = pairs.direction(gradient, lambda g: g / scale)
+    for j in range(m):
+        mine = [pair for pair in kept[j][-most:] if pair is not None]
+        expected = two_loops(gradient[j], mine, lambda g: g / scale[0])
+        np.testing.assert_allclose(direction[j], expected, rtol=1e-6, atol=1e-9)
+
+
+def posed(monkeypatch, X, y, **parameters):
+    """The problem of a fit, in the preconditioner's coordinates."""
+    seen = []
+    original = skmax.solvers.run.LBFGS.epochs
+
+    def epochs(self, problem, state):
+        seen.append(problem)
+        return original(self, problem, state)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(skmax.solvers.run.LBFGS, "epochs", epochs)
+        SoftmaxRegression(solver="lbfgs", **parameters).fit(X, y)
+    return seen[0]
+
+
+def hessian_blocks(problem: Problem, state: State):
+    """Those with a = b, times k / (k - 1), by the formula."""
+    X = problem.data.X.astype(float)
+    Z = (X - problem.mean[0, 0]) * problem.inverse_scale[0, 0]
+    Z = np.column_stack([Z, np.ones(len(Z))])
+    logits = X @ state.coef[0].T + state.intercept[0]
+    p = np.exp(logits - logits.max(axis=1, keepdims=True))
+    p /= p.sum(axis=1, keepdims=True)
+    k = p.shape[1]
+    weight = p * (1 - p) * k / (k - 1)
+    l2 = np.append(problem.l2[0] * problem.inverse_scale[0, 0] ** 2, 0.0)
+    return Z, weight, l2
+
+
+def test_blocks_are_the_hessian_s(monkeypatch):
+    """To a sixth: rows that hardly matter are left out, and weak features get some more."""
+    X, y = load_wine(return_X_y=True)
+    problem = posed(monkeypatch, X, y, C=0.1)
+    rng = np.random.default_rng(0)
+    state = State.start(problem)
+    state = replace(state, coef=rng.normal(size=state.coef.shape) * problem.inverse_scale / 4)
+    Z, weight, l2 = hessian_blocks(problem, state)
+    gradient = rng.normal(size=(1, 3, 14))
+    solved = Blocks.of(problem, state, problem.order)(gradient[None])[0]
+    for a in range(3):
+        H = (Z * weight[:, a, None]).T @ Z / len(Z) + np.diag(l2)
+        error = np.linalg.norm(H @ solved[0, a] - gradient[0, a])
+        assert error < np.linalg.norm(gradient[0, a]) / 6
+
+
+def test_classes_share_second_moments_and_have_curvatures_of_their_own(monkeypatch):
+    """Where those are far apart, each is exact; where they are close, within their ratio."""
+    X, y = load_wine(return_X_y=True)
+    y = np.where(np.arange(len(y)) % 9, 0, y)  # two rare classes
+    problem = posed(monkeypatch, X, y, C=0.01)
+    state = replace(
+        State.start(problem), intercept=np.log(np.bincount(y) / len(y))[None] * np.ones((1, 1))
+    )
+    Z, weight, l2 = hessian_blocks(problem, state)
+    gradient = np.random.default_rng(0).normal(size=(1, 3, 14))
+    solved = Shared.of(problem, state, problem.order)(gradient[None])[0]
+    for a in range(3):
+        H = weight[:, a].mean() * Z.T @ Z / len(Z) + np.diag(l2)
+        exact = np.linalg.solve(H, gradient[0, a])
+        assert np.linalg.norm(solved[0, a] - exact) < 0.3 * np.linalg.norm(exact)
+
+
+@pytest.mark.parametrize("fit_intercept", [True, False])
+@pytest.mark.parametrize("C", [1e-3, 1, 1e6])
+def test_both_ways_to_the_bounds_agree(monkeypatch, C, fit_intercept):
+    """From inner products, and from vectors."""
+    X, y = load_wine(return_X_y=True)
+    problem = posed(monkeypatch, X, y, C=C, fit_intercept=fit_intercept)
+    space, dual = Coordinates(problem), Dual(problem)
+    rng = np.random.default_rng(0)
+    for scale in (0.01, 1, 10):
+        weights = scale * rng.normal(size=(1, 3, 14))
+        weights[..., -1] *= fit_intercept
+        point = space.evaluate(weights)
+        of_loss = point.gradient.copy()
+        of_loss[..., :-1] -= dual.l2 * weights[..., :-1]
+        proven, nearby = dual.bounds(point.loss, weights, point.gradient)
+        here = point.loss, weights, of_loss
+        np.testing.assert_allclose(proven, dual.bound(*here), rtol=1e-9, atol=1e-9)
+        np.testing.assert_allclose(nearby, dual.bound_nearby(*here), rtol=1e-9, atol=1e-9)
