@@ -32,7 +32,7 @@ from sklearn.utils._param_validation import (
 )
 from sklearn.utils.metaestimators import _safe_split
 from sklearn.utils.parallel import _get_threadpool_controller
-from sklearn.utils.validation import _check_feature_names, _check_method_params
+from sklearn.utils.validation import _check_feature_names, _check_method_params, _check_n_features
 
 __all__ = [
     "Interval",
@@ -42,6 +42,7 @@ __all__ = [
     "_MultimetricScorer",
     "_check_feature_names",
     "_check_method_params",
+    "_check_n_features",
     "_check_unknown",
     "_convert_to_numpy",
     "_encode",

@@ -15,6 +15,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score
 from sklearn.model_selection import train_test_split
 from sklearn.utils import check_random_state
+from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import check_array, check_is_fitted
 
 from skmax import fitted
@@ -29,10 +30,11 @@ from skmax._sklearn import (
 )
 from skmax.backends import float_dtype_for, resolve
 from skmax.callbacks import Callbacks
-from skmax.data import source
+from skmax.data import Blocks, opened, source
 from skmax.ending import warn_unless_good
 from skmax.hyperparameters import Hyperparameters
-from skmax.objective import predictions
+from skmax.objective import predicted, predictions
+from skmax.outputs import WrittenLabels, write_rows
 from skmax.policy import Method, Size, choose
 from skmax.posing import Seen, Share, pose, pose_validation
 from skmax.problem import Problem, State
@@ -204,6 +206,12 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
     array([[0.98, 0.02, 0.  ]])
     """
 
+    # Where to write is nothing that a pipeline would know.
+    __metadata_request__decision_function = {"out": UNUSED}  # noqa: RUF012
+    __metadata_request__predict = {"out": UNUSED}  # noqa: RUF012
+    __metadata_request__predict_proba = {"out": UNUSED}  # noqa: RUF012
+    __metadata_request__predict_log_proba = {"out": UNUSED}  # noqa: RUF012
+
     _parameter_constraints: dict = {  # noqa: RUF012
         "C": [Interval(Real, 0, None, closed="right")],
         "l1_ratio": [Interval(Real, 0, 1, closed="both")],
@@ -286,7 +294,9 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
         Parameters
         ----------
         X : {array-like, sparse matrix} of shape (n_samples, n_features)
-            The training data, of any numeric dtype and layout.
+            The training data, of any numeric dtype and layout. It may be on disk: what has `shape`,
+            `dtype` and slices of rows, such as a `numpy.memmap`, `h5py.Dataset` or `zarr.Array`, is
+            read in blocks if it is large (96 MB), and never as a whole.
         y : array-like of shape (n_samples,) or (n_samples, n_classes)
             Labels of any kind; or a matrix of two columns or more whose rows are probabilities,
             one-hot included. A row of probabilities equals n_classes rows with weights
@@ -310,6 +320,8 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
         ------
         ValueError
             The data are not valid, or training diverged with the learning rate given.
+        OSError
+            Rows on disk cannot be read.
 
         Warns
         -----
@@ -508,12 +520,13 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
         labels = targets.classes[targets.labels]
         rows = order if weight is None else order[weight[order] != 0]
         try:
-            return train_test_split(
+            parts = train_test_split(
                 rows,
                 test_size=self.validation_fraction,
                 stratify=labels[rows],
                 random_state=int(rng.integers(np.iinfo(np.int32).max)),
             )
+            return [np.sort(part) for part in parts]  # as what is on disk is best read
         except ValueError as error:
             raise ValueError(
                 f"early_stopping cannot hold out validation_fraction={self.validation_fraction} of "
@@ -522,13 +535,16 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
 
     # Prediction
 
-    def decision_function(self, X):
+    def decision_function(self, X, *, out=None):
         """Logits of each row.
 
         Parameters
         ----------
         X : {array-like, sparse matrix} of shape (n_samples, n_features)
             The rows.
+        out : array-like of shape (n_samples,) or (n_samples, n_classes), default=None
+            Where to write them, block by block, instead of returning a new array: anything that
+            rows can be assigned to, such as a `numpy.memmap`, `h5py.Dataset` or `zarr.Array`.
 
         Returns
         -------
@@ -536,41 +552,52 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
             Columns are in the order of `classes_`. With two classes, one logit: positive where
             ``classes_[1]`` is the likelier one.
         """
-        return self._map_logits(X, "decision_function")
+        return self._map_logits(X, "decision_function", out)
 
-    def predict(self, X):
+    def predict(self, X, *, out=None):
         """The likeliest class of each row.
 
         Parameters
         ----------
         X : {array-like, sparse matrix} of shape (n_samples, n_features)
             The rows.
+        out : array-like of shape (n_samples,), default=None
+            Where to write them, block by block, instead of returning a new array: anything that
+            rows can be assigned to, such as a `numpy.memmap`, `h5py.Dataset` or `zarr.Array`.
 
         Returns
         -------
         y : array of shape (n_samples,)
             Labels, as in `classes_`.
         """
-        index = self._map_logits(X, "predict")
-        labels = to_host(self.classes_)[to_host(index)]
+        check_is_fitted(self, "coef_")
+        classes = to_host(self.classes_)
+        to = None if out is None else WrittenLabels(classes, out)
+        index = self._map_logits(X, "predict", to)
+        if out is not None:
+            return out
+        labels = classes[to_host(index)]
         return labels if labels.dtype.kind in "OUST" else like(index, labels)
 
-    def predict_proba(self, X):
+    def predict_proba(self, X, *, out=None):
         """Probabilities of the classes.
 
         Parameters
         ----------
         X : {array-like, sparse matrix} of shape (n_samples, n_features)
             The rows.
+        out : array-like of shape (n_samples, n_classes), default=None
+            Where to write them, block by block, instead of returning a new array: anything that
+            rows can be assigned to, such as a `numpy.memmap`, `h5py.Dataset` or `zarr.Array`.
 
         Returns
         -------
         probabilities : array of shape (n_samples, n_classes)
             Columns are in the order of `classes_`; rows sum to 1.
         """
-        return self._map_logits(X, "predict_proba")
+        return self._map_logits(X, "predict_proba", out)
 
-    def predict_log_proba(self, X):
+    def predict_log_proba(self, X, *, out=None):
         """Logarithms of the probabilities of the classes.
 
         They are not logarithms of probabilities that have been rounded to zero: they are finite
@@ -580,19 +607,24 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
         ----------
         X : {array-like, sparse matrix} of shape (n_samples, n_features)
             The rows.
+        out : array-like of shape (n_samples, n_classes), default=None
+            Where to write them, block by block, instead of returning a new array: anything that
+            rows can be assigned to, such as a `numpy.memmap`, `h5py.Dataset` or `zarr.Array`.
 
         Returns
         -------
         log_probabilities : array of shape (n_samples, n_classes)
             Columns are in the order of `classes_`.
         """
-        return self._map_logits(X, "predict_log_proba")
+        return self._map_logits(X, "predict_log_proba", out)
 
-    def _map_logits(self, X: Any, method: str) -> Any:
+    def _map_logits(self, X: Any, method: str, out: Any = None) -> Any:
         """What a method makes of the logits of rows."""
         check_is_fitted(self, "coef_")
-        check_same_namespace(X, self, attribute="coef_", method=method)
-        unchecked = is_valid_if_finite(self, X)
+        X = opened(X)
+        array = np.empty(0) if isinstance(X, Blocks) else X
+        check_same_namespace(array, self, attribute="coef_", method=method)
+        unchecked = out is None and is_valid_if_finite(self, X)
         X = X if unchecked else check_X(self, X)
         backend = resolve(X, "auto")
         coef, wide = self.coef_, float_dtype_for(X)
@@ -603,6 +635,10 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
         intercept = backend.asarray(fitted.intercept_at(self, shift), data.dtype)
         if not sparse.issparse(coef):
             coef = backend.xp.astype(coef, data.dtype, copy=False)
+        if out is not None:
+            weights = data, coef, intercept, method
+            with backend.computing():
+                return write_rows(out, lambda rows: predicted(*weights, rows)[0], data.n_samples)
         values, finite = predictions(data, coef, intercept, method)
         if unchecked and not finite:
             check_X(self, X)
@@ -747,4 +783,5 @@ def _pose_validation(problem: Problem, validation: Any) -> Problem | None:
 
 def _size(problem: Problem) -> Size:
     data = problem.data
-    return Size(len(problem.order), data.n_features, problem.n_classes, data.values_per_row)
+    n, k = len(problem.order), problem.n_classes
+    return Size(n, data.n_features, k, data.values_per_row, data.is_on_disk)

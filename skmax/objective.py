@@ -130,10 +130,13 @@ def predictions(data: Rows, coef: Any, intercept: Array, method: str) -> tuple[A
         return predicted(data, coef, intercept, method)
 
 
-def predicted(data: Rows, coef: Any, intercept: Array, method: str) -> tuple[Array, bool]:
-    """See `predictions`: the reference, for any array API namespace."""
+def predicted(
+    data: Rows, coef: Any, intercept: Array, method: str, order: np.ndarray | None = None
+) -> tuple[Array, bool]:
+    """See `predictions`: the reference, for any array API namespace; of all rows, or of some."""
     xp, finite, parts = data.backend.xp, True, []
-    for logits in logit_chunks(data, coef, intercept, np.arange(data.n_samples)):
+    order = np.arange(data.n_samples) if order is None else order
+    for logits in logit_chunks(data, coef, intercept, order):
         logits = xp.reshape(logits, (-1, logits.shape[-1]))
         top = logits[:, 1] if coef.shape[0] == 1 else xp.max(logits, axis=-1)
         finite &= bool(xp.all(xp.isfinite(top)))

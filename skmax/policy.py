@@ -54,6 +54,7 @@ class Size(NamedTuple):
     n_features: int
     n_classes: int
     values_per_row: float
+    is_on_disk: bool = False
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def choose(params: Hyperparameters, size: Size, *, fresh: bool = True) -> Method
     Raises
     ------
     ValueError
-        Newton's method is asked for, and there are too many weights for it.
+        Newton's method is asked for, and there are too many weights for it, or rows on disk.
     """
     solver = params.solver if params.solver != "auto" else _best(params, size)
     if solver == "newton":
@@ -131,6 +132,12 @@ def _check_unknowns(params: Hyperparameters, size: Size) -> None:
             f"and {size.n_features:,} features, {8 * q**2 / 1e9:.0f} GB. Use solver='lbfgs', which "
             "goes to the optimum, too."
         )
+    if size.is_on_disk and not params.has_lasso:
+        raise ValueError(
+            "solver='newton' holds all rows in memory in float64, "
+            f"{8e-9 * size.n_rows * size.n_features:.0f} GB, and X is on disk. Use solver='lbfgs', "
+            "which goes to the optimum, too."
+        )
 
 
 def _newton_pays(params: Hyperparameters, size: Size) -> bool:
@@ -138,7 +145,7 @@ def _newton_pays(params: Hyperparameters, size: Size) -> bool:
         return size.n_rows * size.values_per_row * size.n_classes <= _MOST_UNDER_L1
     q, k = unknowns(size), size.n_classes
     products = size.n_rows * q**2 * k / (2 * (k - 1)) + _FACTOR * q**3
-    return q <= _MOST_UNKNOWNS and products <= _NEWTON_PRODUCTS
+    return q <= _MOST_UNKNOWNS and products <= _NEWTON_PRODUCTS and not size.is_on_disk
 
 
 def _affordable(params: Hyperparameters, size: Size) -> bool:

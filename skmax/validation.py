@@ -19,7 +19,14 @@ from sklearn.utils.validation import (
     validate_data,
 )
 
-from skmax._sklearn import _check_feature_names, _check_unknown, _convert_to_numpy, _encode
+from skmax._sklearn import (
+    _check_feature_names,
+    _check_n_features,
+    _check_unknown,
+    _convert_to_numpy,
+    _encode,
+)
+from skmax.data import Blocks, opened
 
 # What fitting learns of X by itself.
 _OF_X = ("n_features_in_", "feature_names_in_")
@@ -30,28 +37,41 @@ _OF_LABELS = "biuU"
 
 
 def check_X(estimator: Any, X: Any) -> Any:
-    """X for a fitted estimator, checked as scikit-learn does, in its own dtype and layout."""
+    """X for a fitted estimator, checked as scikit-learn does, in its own dtype and layout.
+
+    What is on disk and large is no array, but `Blocks`, and checked as it is read.
+    """
+    X = opened(X)
     if _is_plain(X) and _is_as_before(estimator, X):
         return X
     _refuse_dtype(X)
-    X = validate_data(estimator, X, reset=False, accept_sparse="csr", dtype="numeric")
+    if isinstance(X, Blocks):
+        _check_features(estimator, X, reset=False)
+    else:
+        X = validate_data(estimator, X, reset=False, accept_sparse="csr", dtype="numeric")
     _check_width(estimator, X)
     return X
 
 
 def check_X_y(estimator: Any, X: Any, y: Any, *, reset: bool) -> tuple[Any, Any, dict[str, Any]]:
-    """X and y for fitting, checked as scikit-learn does, X in its own dtype and layout.
+    """X and y for fitting, checked as scikit-learn does, X as `check_X` has it.
 
     The estimator stays as it is: what it should learn of X are the attributes returned last.
     """
+    X = opened(X)
     if _is_plain(X) and _are_plain_labels(y, X) and (reset or _is_as_before(estimator, X)):
         return X, y, {"n_features_in_": X.shape[1]}
     _refuse_dtype(X)
     _refuse_missing_labels(y)
     probe = _copy(estimator)
-    X, y = validate_data(
-        probe, X, y, reset=reset, accept_sparse="csr", dtype="numeric", multi_output=True
-    )
+    if isinstance(X, Blocks):
+        _check_features(probe, X, reset=reset)
+        y = validate_data(probe, y=y, multi_output=True)
+        check_consistent_length(X, y)
+    else:
+        X, y = validate_data(
+            probe, X, y, reset=reset, accept_sparse="csr", dtype="numeric", multi_output=True
+        )
     if not reset:
         _check_width(estimator, X)
         probe.n_features_in_ = X.shape[1]
@@ -66,6 +86,12 @@ def is_valid_if_finite(estimator: Any, X: Any) -> bool:
     is_csr = sparse.issparse(X) and X.format == "csr"
     plain = (is_csr or type(X) is np.ndarray) and _holds_floats(X)
     return plain and not sparse.issparse(estimator.coef_) and _is_as_before(estimator, X)
+
+
+def _check_features(estimator: Any, X: Blocks, *, reset: bool) -> None:
+    """Check number and names of features, which blocks have none of, as scikit-learn does."""
+    _check_feature_names(estimator, X, reset=reset)
+    _check_n_features(estimator, X, reset=reset)
 
 
 def _is_plain(X: Any) -> bool:
@@ -100,9 +126,11 @@ def check_validation_X_y(
 
     `attributes` are those that `check_X_y` gave.
     """
+    X = opened(X)
     _refuse_dtype(X)
     _check_feature_names(_copy(estimator, attributes), X, reset=False)
-    X = check_array(X, accept_sparse="csr", dtype="numeric", input_name="X_val")
+    if not isinstance(X, Blocks):
+        X = check_array(X, accept_sparse="csr", dtype="numeric", input_name="X_val")
     n_features = attributes["n_features_in_"]
     if X.shape[1] != n_features:
         raise ValueError(
@@ -176,8 +204,8 @@ def to_host(array: Any) -> np.ndarray:
 
 
 def like(reference: Any, array: np.ndarray) -> Any:
-    """A host array, moved to where `reference` is; NumPy for a sparse matrix."""
-    if sparse.issparse(reference) or isinstance(reference, np.ndarray):
+    """A host array, moved to where `reference` is; NumPy for what is no array."""
+    if isinstance(reference, np.ndarray) or not array_api_compat.is_array_api_obj(reference):
         return array
     xp = array_api_compat.array_namespace(reference)
     return xp.asarray(array, device=array_api_compat.device(reference))

@@ -43,6 +43,7 @@ RANKS = {
     "stopping": 9,
     "callbacks": 9,
     "posing": 9,
+    "outputs": 9,
     "fitted": 10,
     "estimator": 11,
     "search": 12,

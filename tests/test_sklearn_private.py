@@ -181,6 +181,15 @@ def test__check_feature_names():
         _sklearn._check_feature_names(model, X, reset=False)
 
 
+def test__check_n_features():
+    """`validation._check_features`: the number of features of what is on disk."""
+    model = LogisticRegression()
+    _sklearn._check_n_features(model, X, reset=True)
+    assert model.n_features_in_ == X.shape[1]
+    with pytest.raises(ValueError, match="X has 1 features, but LogisticRegression is expecting"):
+        _sklearn._check_n_features(model, X[:, :1], reset=False)
+
+
 def test__check_unknown():
     """`validation.Targets.read`: the labels that are not among the classes; none is falsy."""
     for known in (np.array([1, 3, 5]), np.array(["a", "b"]), np.array(["a", "b"], dtype=object)):

@@ -6,7 +6,6 @@ from typing import Any
 
 import array_api_compat
 import numpy as np
-from scipy import sparse
 
 from skmax.backends.array_api import Array, Backend, float_dtype_for, float_info, rounding_unit
 from skmax.backends.cupy import CupyBackend
@@ -20,12 +19,12 @@ def resolve(X: Any, requested: str) -> Backend:
 
     Parameters
     ----------
-    X : array or sparse matrix
+    X : array, sparse matrix or blocks on disk
         The data, after scikit-learn's validation.
     requested : {"auto", "numpy", "cupy"}
         "auto": where X is. Otherwise the library to compute with.
     """
-    on_host = isinstance(X, np.ndarray) or sparse.issparse(X)
+    on_host = isinstance(X, np.ndarray) or not array_api_compat.is_array_api_obj(X)
     on_gpu = not on_host and array_api_compat.is_cupy_array(X)
     if requested == "numpy" or (requested == "auto" and on_host):
         return NumpyBackend()

@@ -1,4 +1,4 @@
-"""Sources of rows: in memory, sparse, streamed to a device.
+"""Sources of rows: in memory, sparse, on disk, streamed to a device.
 
 A source offers `rows(index)`; `reduce`, sums over rows in pieces; `epoch` and `batches`, the
 minibatches of an epoch; and `sample`.
@@ -13,9 +13,10 @@ import numpy as np
 
 from skmax.backends import Backend
 from skmax.data import device, host, rows
+from skmax.data.disk import Blocks, DiskRows, opened
 from skmax.data.rows import Rows, columns, dense, scaled, squared
 
-__all__ = ["Rows", "columns", "dense", "scaled", "source", "squared"]
+__all__ = ["Blocks", "Rows", "columns", "dense", "opened", "scaled", "source", "squared"]
 
 _SOURCES: dict[str, Callable[..., Rows]] = {"numpy": host.source, "cupy": device.source}
 
@@ -25,7 +26,7 @@ def source(X: Any, backend: Backend, dtype: type[np.floating], *, shuffled: bool
 
     Parameters
     ----------
-    X : array or sparse matrix of shape (n_samples, n_features)
+    X : array, sparse matrix or Blocks, of shape (n_samples, n_features)
         The data.
     backend : Backend
         Where the rows are wanted.
@@ -34,4 +35,8 @@ def source(X: Any, backend: Backend, dtype: type[np.floating], *, shuffled: bool
     shuffled : bool
         Whether rows will be asked for many times, in random order.
     """
+    if isinstance(X, Blocks):
+        if backend.name == "numpy":
+            return DiskRows(backend, X, np.dtype(dtype))
+        X = X.mapped()
     return _SOURCES.get(backend.name, rows.source)(X, backend, dtype, shuffled)

@@ -25,25 +25,12 @@ _PRODUCTS = 16
 _AHEAD, _WORTH_READING_AHEAD = 1 << 23, 4
 
 
-class DenseRows(Rows):
-    """Rows of an array, gathered and converted in two buffers that every call reuses."""
+class HostRows(Rows):
+    """Dense rows, converted in a buffer that every call reuses."""
 
     def __init__(self, backend: Backend, X: Any, dtype: Any, shift: np.ndarray | None = None):
         super().__init__(backend, X, dtype, shift)
-        self.is_on_disk = _is_memory_mapped(X)
-        # Of any other layout, np.take would first copy the whole array.
-        self._takeable = X.flags.c_contiguous and X.flags.aligned and X.dtype.isnative
-        self._gathered = np.empty((0, self.n_features), X.dtype)
         self._floats = np.empty((0, self.n_features), dtype)
-
-    def _gather(self, index: np.ndarray) -> np.ndarray:
-        if not self._takeable:
-            return self.X[index]
-        if len(self._gathered) < len(index):
-            self._gathered = np.empty((len(index), self.n_features), self.X.dtype)
-        # mode="clip" writes straight into the buffer; "raise" would go through another one.
-        out = self._gathered[: len(index)]
-        return np.take(self.X, index, axis=0, out=out, mode="clip")
 
     def _as_floats(self, gathered: np.ndarray) -> np.ndarray:
         if self.shift is None and gathered.dtype == self.dtype:
@@ -69,6 +56,25 @@ class DenseRows(Rows):
         """How many rows to take at once if `width` values are made of each: whole products."""
         small, limit = small_rows(width * self.n_features), super().rows_per_piece(width)
         return min(_PRODUCTS, _PRODUCTS * limit // small) * small if 0 < small < limit else limit
+
+
+class DenseRows(HostRows):
+    """Rows of an array, gathered in a buffer that every call reuses."""
+
+    def __init__(self, backend: Backend, X: Any, dtype: Any, shift: np.ndarray | None = None):
+        super().__init__(backend, X, dtype, shift)
+        # Of any other layout, np.take would first copy the whole array.
+        self._takeable = X.flags.c_contiguous and X.flags.aligned and X.dtype.isnative
+        self._gathered = np.empty((0, self.n_features), X.dtype)
+
+    def _gather(self, index: np.ndarray) -> np.ndarray:
+        if not self._takeable:
+            return self.X[index]
+        if len(self._gathered) < len(index):
+            self._gathered = np.empty((len(index), self.n_features), self.X.dtype)
+        # mode="clip" writes straight into the buffer; "raise" would go through another one.
+        out = self._gathered[: len(index)]
+        return np.take(self.X, index, axis=0, out=out, mode="clip")
 
     def batches(self, order: np.ndarray, batch_size: int) -> Iterator[tuple[Any, np.ndarray]]:
         """As of any rows; where there is a second thread, it gathers what comes next."""
@@ -119,13 +125,13 @@ def source(X: Any, backend: Backend, dtype: type[np.floating], shuffled: bool) -
         return CSRRows(backend, sparse.csr_array(X), np.dtype(dtype))
     if not isinstance(X, np.ndarray):
         X = _convert_to_numpy(X, array_api_compat.array_namespace(X))
-    if shuffled and not _is_memory_mapped(X):
+    if shuffled and memory_map_of(X) is None:
         X = np.ascontiguousarray(X)
     return DenseRows(backend, X, np.dtype(dtype))
 
 
-def _is_memory_mapped(X: Any) -> bool:
-    """Whether an array is a view of a file."""
+def memory_map_of(X: Any) -> mmap.mmap | None:
+    """The map of a file that an array is a view of, if it is one."""
     while X is not None and not isinstance(X, mmap.mmap):
         X = getattr(X, "base", None)
-    return X is not None
+    return X

@@ -43,7 +43,7 @@ class Rows:
     is_sparse : bool
         Whether X is a sparse matrix.
     is_on_disk : bool
-        Whether X is a view of a file.
+        Whether X is on disk, and larger than memory may be.
     """
 
     is_sparse = is_on_disk = False
@@ -104,7 +104,7 @@ class Rows:
 
         The index is what `rows` takes: a slice where rows follow one another.
         """
-        start = _start_of_range(order)
+        start = start_of_range(order)
         rows: Any = self.backend.asarray(order) if start is None else None
         for first in range(0, len(order), size):
             last = min(first + size, len(order))
@@ -178,7 +178,7 @@ class Rows:
         to subtract, where that is within a few times their deviation.
         """
         backend, xp = self.backend, self.backend.xp
-        sample = self._gather(backend.asarray(order[:: -(-len(order) // _SAMPLE)]))
+        sample = self._gather(backend.asarray(self._some(order, _SAMPLE)))
         values = backend.to_numpy(xp.astype(sample, backend.dtype(np.float64)))
         shares = values / len(values)  # whose sum overflows only if their mean does
         center = shares.sum(axis=0)
@@ -189,6 +189,10 @@ class Rows:
         if dtype_name(self.X).endswith("64") and not self._differences_fit():
             return np.zeros(self.n_features, np.int64)
         return np.rint(center).astype(np.int64)
+
+    def _some(self, order: np.ndarray, n: int) -> np.ndarray:
+        """At most n of the rows `order`, at equal distances."""
+        return order[:: -(-len(order) // n)]
 
     def _differences_fit(self) -> bool:
         """Whether any two values differ by what int64 can hold."""
@@ -262,7 +266,7 @@ def squared(rows: Any) -> Any:
     return rows.multiply(rows) if _is_sparse(rows) else rows * rows
 
 
-def _start_of_range(order: np.ndarray) -> int | None:
+def start_of_range(order: np.ndarray) -> int | None:
     """The first of indices of which each is the one before plus 1; None for any others."""
     if not len(order):
         return 0

@@ -47,4 +47,5 @@ def prepared(problem: Problem) -> Problem:
 
 def predictions(data: Rows) -> Predictions | None:
     """The kernel for predictions of such rows; None: the reference serves."""
-    return predict.predictions if data.backend.name == "numpy" else None
+    in_memory = data.backend.name == "numpy" and not data.is_on_disk
+    return predict.predictions if in_memory else None

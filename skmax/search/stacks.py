@@ -126,11 +126,11 @@ class StackedModel(SoftmaxRegression):
 
     cached_logits: Sequence[tuple[Any, Any]] = ()
 
-    def _map_logits(self, X: Any, method: str) -> Any:
+    def _map_logits(self, X: Any, method: str, out: Any = None) -> Any:
         for rows, logits in self.cached_logits:
-            if X is rows:
+            if X is rows and out is None:
                 return METHODS[method](get_namespace(logits)[0], logits)
-        return super()._map_logits(X, method)
+        return super()._map_logits(X, method, out)
 
 
 def is_stackable(estimator: Any) -> bool:
@@ -316,7 +316,8 @@ def _stack_key(task: Task, data: TrainingData) -> tuple[Any, ...]:
     """How a task is trained, the size of its batches, and whatever models of a stack agree on."""
     params, n, targets = task.candidate.hyperparameters, len(task.share.order), data.targets
     rows = data.rows_for(task.candidate.estimator)
-    size = Size(n, rows.n_features, len(targets.classes), rows.values_per_row)
+    k = len(targets.classes)
+    size = Size(n, rows.n_features, k, rows.values_per_row, rows.is_on_disk)
     task.method, batch = choose(params, size), batch_size(params, n)
     # Batches that hold all rows of a fold hold all rows of the data.
     key: tuple[Any, ...] = task.method.solver, 0 if batch == n else batch, -(-n // batch)

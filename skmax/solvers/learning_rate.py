@@ -127,7 +127,7 @@ def _rows_to_train_on(problem: Problem, solver: SGD, rng: np.random.Generator) -
     """As many rows as the search has steps for; in their order, if training keeps it."""
     size = _STEPS * solver.batch_size
     if solver.shuffle:
-        return rng.permutation(problem.order)[:size]
+        return problem.data.epoch(problem.order, rng)[:size]
     return problem.data.sample(problem.order, size, rng)
 
 

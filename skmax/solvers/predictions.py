@@ -151,36 +151,29 @@ class LinearMap:
         if problem.mean is not None:
             self._mean = to_numpy(problem.mean)[0, 0].astype(np.float64)
         self.usable = np.append(self._units > 0, problem.fit_intercept)
-        first, last = int(self._order[0]), int(self._order[-1])
-        in_order = last - first == self.n - 1 and bool((np.diff(self._order) == 1).all())
-        self._first = first if in_order else None
 
-    def _pieces(self, width: float) -> Iterator[slice]:
-        """All rows, a piece at a time, if `width` values are made of each."""
-        size = max(64, int(_AT_ONCE / max(1, self._data.values_per_row, width)))
-        for start in range(0, self.n, size):
-            yield slice(start, min(start + size, self.n))
-
-    def _rows(self, piece: slice) -> Array:
-        if self._first is None:
-            return self._data.rows(self._backend.asarray(self._order[piece]))
-        return self._data.rows(slice(self._first + piece.start, self._first + piece.stop))
+    def _pieces(self, width: float) -> Iterator[tuple[slice, Array]]:
+        """All rows, a piece at a time, if `width` values are made of each; and their places."""
+        size, start = max(64, int(_AT_ONCE / max(1, self._data.values_per_row, width))), 0
+        for _, X in self._data.pieces(self._order, size):
+            yield slice(start, start + X.shape[0]), X
+            start += X.shape[0]
 
     def logits(self, u: np.ndarray) -> np.ndarray:
         """Those of weights u of shape (r, p), of shape (r, n)."""
         W = u[:, :-1] * self._units
         moved = self._backend.asarray(np.ascontiguousarray(W.T))
         Z = np.empty((len(u), self.n))
-        for piece in self._pieces(len(u)):
-            Z[:, piece] = self._backend.to_numpy(self._rows(piece) @ moved).T
+        for piece, X in self._pieces(len(u)):
+            Z[:, piece] = self._backend.to_numpy(X @ moved).T
         return Z + (u[:, -1:] - (W @ self._mean)[:, None])
 
     def pullback(self, R: np.ndarray) -> np.ndarray:
         """The gradient (r, p) by weights that a gradient (r, n) by logits gives."""
         V = np.zeros((len(R), self.d))
-        for piece in self._pieces(len(R)):
+        for piece, X in self._pieces(len(R)):
             moved = self._backend.asarray(np.ascontiguousarray(R[:, piece]))
-            V += self._backend.to_numpy(moved @ self._rows(piece))
+            V += self._backend.to_numpy(moved @ X)
         total = R.sum(axis=1, keepdims=True)
         return np.hstack([(V - total * self._mean) * self._units, total * self._constant])
 
