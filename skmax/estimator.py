@@ -41,7 +41,7 @@ from skmax.problem import Problem, State
 from skmax.solvers.learning_rate import stable_rate
 from skmax.solvers.optimality import optimality_gap
 from skmax.solvers.preconditioner import Moments, precondition
-from skmax.solvers.run import run, sgd
+from skmax.solvers.run import Epochs, run, sgd
 from skmax.solvers.schedules import SCHEDULES
 from skmax.stopping import Watch
 from skmax.training import train
@@ -337,8 +337,7 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
         X, y, checked = check_X_y(self, X, y, reset=True)
         targets = Targets.read(y)
         weight = check_weights(sample_weight, X)
-        warm = self.warm_start and hasattr(self, "coef_")
-        if warm:
+        if self.warm_start and hasattr(self, "coef_"):
             check_same_model(self, X, targets.classes)
         validation = self._check_validation(
             checked, X_val, y_val, sample_weight_val, targets.classes
@@ -350,14 +349,34 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
             order, held_out = self._split(targets, weight, order, rng)
             validation = X, targets, weight, held_out
         problem, seen = _pose(params, X, Share.of(targets, weight, order, self.class_weight))
+        learned = {**checked, "classes_": like(y, targets.classes)}
+        watched = _pose_validation(problem, validation)
+        return self._train(X, params, problem, seen, watched, rng, arguments, learned)
+
+    def _train(
+        self,
+        X: Any,
+        params: Hyperparameters,
+        problem: Problem,
+        seen: Seen,
+        watched: Problem | None,
+        rng: np.random.Generator,
+        arguments: dict[str, Any],
+        learned: dict[str, Any],
+    ) -> SoftmaxRegression:
+        """Minimise; the estimator is as it was until that is done.
+
+        `watched` are the same models on validation rows, `arguments` what callbacks are told, and
+        `learned` the fitted attributes that are known; the others come back where X is.
+        """
+        warm = self.warm_start and hasattr(self, "coef_")
         state = fitted.state_of(self, problem) if warm else State.start(problem)
         method = choose(params, _size(problem), fresh=not warm)
-        watch = Watch(problem, [params], [method], _pose_validation(problem, validation))
+        watch = Watch(problem, [params], [method], watched)
 
         def attributes(weights: Any = watch.record.weights) -> dict[str, Any]:
             return {
-                **checked,
-                "classes_": like(y, targets.classes),
+                **learned,
                 "solver_": method.solver,
                 **fitted.curves(watch),
                 **fitted.coefficients(X, problem, weights(0)),
@@ -367,7 +386,7 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
         planned = method.max_iter if method.solver == "sgd" else None
         callbacks = Callbacks(self, arguments, attributes, planned)
         try:
-            epochs = run([method], [params], problem, state, rng, np.array([len(order)]))
+            epochs = self._epochs(method, params, problem, state, rng)
             train(epochs, [*watch.consumers, callbacks], watch.reasons)
         except KeyboardInterrupt:  # what the completed epochs have reached is kept
             if watch.record.n_iter(0):
@@ -378,6 +397,17 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
         n_classes = int(np.sum(~problem.masked))
         warn_unless_good(watch.ending(0), params, method.solver, n_classes, warm=warm)
         return self
+
+    def _epochs(
+        self,
+        method: Method,
+        params: Hyperparameters,
+        problem: Problem,
+        state: State,
+        rng: np.random.Generator,
+    ) -> Epochs:
+        """A solver at work, as the method asks for it."""
+        return run([method], [params], problem, state, rng, np.array([len(problem.order)]))
 
     @_fit_context(prefer_skip_nested_validation=True)
     def partial_fit(self, X, y, classes=None, sample_weight=None):

@@ -7,6 +7,7 @@ whatever is named host are NumPy arrays.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
@@ -176,6 +177,19 @@ class Problem:
             sample_weight=take(self.sample_weight),
             score_weight=take(self.score_weight),
         )
+
+    def total(
+        self, function: Callable[..., tuple[Array, ...]], *arguments: Any, **options: Any
+    ) -> tuple[Array, ...]:
+        """What a function sums over the rows of a problem, its first argument; others follow.
+
+        What is on a cluster has each worker call it on a problem of the rows there, and adds up.
+        """
+        return function(self, *arguments, **options)
+
+    def sample(self, n: int, rng: np.random.Generator | None = None) -> Problem:
+        """The problem of at most n of the rows, chosen as `Rows.sample` has it."""
+        return replace(self, order=self.data.sample(self.order, n, rng))
 
     def select(self, models: np.ndarray) -> Problem:
         """The problem of some of the models, at the host indices `models`."""

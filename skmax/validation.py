@@ -321,7 +321,12 @@ class Targets:
 
         A row of probabilities is as many rows as classes, each with its class's weight.
         """
-        factor = self._factors(class_weight, sample_weight, order)
+        return self.times(self._factors(class_weight, sample_weight, order), sample_weight)
+
+    def times(
+        self, factor: np.ndarray, sample_weight: np.ndarray | None
+    ) -> tuple[Targets, np.ndarray]:
+        """The same with weights of the classes, of shape (n_classes,), as they are."""
         if self.values.ndim == 1:
             row_factor, targets = factor[self.values], self
         else:

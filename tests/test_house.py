@@ -46,6 +46,7 @@ RANKS = {
     "outputs": 9,
     "fitted": 10,
     "estimator": 11,
+    "dask": 12,
     "search": 12,
     "": 13,
     "__main__": 13,

@@ -302,8 +302,8 @@ class Curvature:
 
     def measure(self, problem: Problem, state: State, passes: int) -> None:
         """Measure it where the models are after so many passes, and decide when to do so again."""
-        rows = problem.data.sample(problem.order, self._n_rows, self._rng)
-        self._guess: FirstGuess = self._ladder[0].of(problem, state, rows)
+        sample = problem.sample(self._n_rows, self._rng)
+        self._guess: FirstGuess = self._ladder[0].of(sample, state, sample.order)
         if len(self._ladder) > 1:
             self._ladder = self._ladder[1:]
             self._n_rows = self._first_rows()
@@ -337,8 +337,8 @@ class Curvature:
             return isinstance(self._guess, Blocks)
         if isinstance(self._guess, Shared | Scales) and passes >= 2 * self._renewed:
             self._renewed = passes
-            rows = problem.data.sample(problem.order, _ROWS_OF_CLASSES, self._rng)
-            self._guess = self._guess.renewed(problem, state, rows)
+            sample = problem.sample(_ROWS_OF_CLASSES, self._rng)
+            self._guess = self._guess.renewed(sample, state, sample.order)
         return False
 
     def __call__(self, gradients: Array) -> Array:
@@ -358,10 +358,10 @@ def _spread_of_spectrum(problem: Problem, rng: np.random.Generator) -> float:
     That of the moments' square, estimated without bias: a mean of ``(z_i z_j)^2`` over pairs of
     different rows. 1: no direction is longer than another.
     """
-    rows = problem.data.sample(problem.order, _ROWS_OF_SPECTRUM, rng)
-    Z = _standardised(problem, _dense_rows(problem, rows), 0)[:, :-1]
+    sample = problem.sample(_ROWS_OF_SPECTRUM, rng)
+    Z = _standardised(sample, _dense_rows(sample, sample.order), 0)[:, :-1]
     products = problem.backend.to_numpy(Z @ Z.T).astype(np.float64)
-    own, n = np.diag(products), len(rows)
+    own, n = np.diag(products), len(sample.order)
     pairs = (np.sum(products**2) - np.sum(own**2)) / max(1, n * (n - 1))
     return float(Z.shape[1] * pairs / max(own.mean() ** 2, np.finfo(float).tiny))
 

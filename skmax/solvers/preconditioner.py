@@ -45,13 +45,13 @@ class Moments:
     def of(cls, problem: Problem, origin: np.ndarray | None = None) -> Moments:
         """Moments of a problem's rows, counted from `origin` if that is given."""
         origin = problem.data.origin(problem.order) if origin is None else origin
-        data = problem.data.shifted(origin if origin.any() else None)
+        problem = replace(problem, data=problem.data.shifted(origin if origin.any() else None))
         with np.errstate(over="ignore", invalid="ignore"), problem.backend.computing():
-            mean, square = _means(problem, data, lambda X: (X, squared(X)))
+            mean, square = _means(problem, _first_two)
             deviation = _deviation(mean, square)
-            lost = _features_lost(data, square)
+            lost = _features_lost(problem.data, square)
             if lost.size:
-                mean[:, lost], deviation[:, lost] = _rescaled_moments(problem, data, lost)
+                mean[:, lost], deviation[:, lost] = _rescaled_moments(problem, lost)
         columns = np.zeros_like(problem.columns) if len(mean) == 1 else problem.columns
         return cls(origin, mean[columns], deviation[columns])
 
@@ -70,24 +70,43 @@ class Moments:
 
 
 def _means(
-    problem: Problem, data: Rows, function: Callable[[Array], tuple[Array, ...]]
+    problem: Problem, function: Callable[..., tuple[Array, ...]], *arguments: Any
 ) -> list[np.ndarray]:
     """Weighted means, (1 or u, f), of each of the arrays (b, f) that a function makes of rows.
 
-    Few rows are summed in the precision of `data`, these sums in float64.
+    Few rows are summed in the precision of the data, these sums in float64.
     """
-    backend, xp, weights = problem.backend, problem.backend.xp, problem.sample_weight
+    totals = problem.total(_weighted_sums, function, *arguments)
+    return [problem.backend.to_numpy(total) / len(problem.order) for total in totals]
+
+
+def _weighted_sums(
+    problem: Problem, function: Callable[..., tuple[Array, ...]], *arguments: Any
+) -> tuple[Array, ...]:
+    data, weights = problem.data, problem.sample_weight
+    backend, xp = problem.backend, problem.backend.xp
 
     def sums(index: Any, X: Array) -> tuple[Array, ...]:
         if weights is None:
             weight = xp.ones((1, X.shape[0]), dtype=data.dtype, device=backend.device)
         else:
             weight = xp.astype(problem.rows_of(weights, index), data.dtype).T
-        return tuple(weight @ values for values in function(X))
+        return tuple(weight @ values for values in function(X, *arguments))
 
     width = 1 if weights is None else weights.shape[1]
-    totals = data.reduce(problem.order, sums, width=width)
-    return [backend.to_numpy(total) / len(problem.order) for total in totals]
+    return data.reduce(problem.order, sums, width=width)
+
+
+def _first_two(X: Array) -> tuple[Array, Array]:
+    return X, squared(X)
+
+
+def _moduli(X: Array, index: Array, n: int) -> tuple[Array]:
+    return (abs(columns(X, index)) / n,)
+
+
+def _rescaled(X: Array, index: Array, scale: Array) -> tuple[Array, Array]:
+    return _first_two(scaled(columns(X, index), scale))
 
 
 def _deviation(mean: np.ndarray, square: np.ndarray) -> np.ndarray:
@@ -105,24 +124,18 @@ def _features_lost(data: Rows, square: np.ndarray) -> np.ndarray:
     return np.flatnonzero(~sound.all(axis=0))
 
 
-def _rescaled_moments(
-    problem: Problem, data: Rows, features: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def _rescaled_moments(problem: Problem, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Means and deviations of features, which are divided by their mean modulus first."""
-    backend, n = problem.backend, len(problem.order)
+    backend, data, n = problem.backend, problem.data, len(problem.order)
     data = data.with_(dtype=backend.dtype(np.float64), shift=data.shift)
-    index = backend.asarray(features)
+    problem, index = replace(problem, data=data), backend.asarray(features)
     # As a share of n, no sum overflows, and of what is divided by it no square.
-    (modulus,) = _means(problem, data, lambda X: (abs(columns(X, index)) / n,))
+    (modulus,) = _means(problem, _moduli, index, n)
     scale = modulus.max(axis=0)
     scale[scale < np.finfo(np.float64).tiny] = 1.0
-    inverse = backend.asarray(1 / scale)
-
-    def rescaled(X: Array) -> tuple[Array, Array]:
-        Z = scaled(columns(X, index), inverse)
-        return Z, squared(Z)
-
-    mean, square = _means(problem, data, rescaled) if modulus.any() else (modulus, modulus)
+    mean = square = modulus
+    if modulus.any():
+        mean, square = _means(problem, _rescaled, index, backend.asarray(1 / scale))
     return mean * scale, _deviation(mean, square) * scale
 
 

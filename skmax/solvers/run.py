@@ -104,7 +104,7 @@ def _begun(
     first = sgd([default] * len(n_rows), problem, n_rows, [method.first_epochs] * len(n_rows))
     first = replace(first, learning_rate=stable_rate(problem, first))
     rng = np.random.Generator(np.random.PCG64(0))
-    return _followed(first.epochs(problem, state, rng), method.first_epochs, common, solver)
+    return followed(first.epochs(problem, state, rng), method.first_epochs, common, solver)
 
 
 def _sgd(
@@ -162,7 +162,7 @@ def _batch_size(params: Hyperparameters, n: int) -> int:
     return batch_size(params, n)
 
 
-def _followed(epochs: Epochs, n_epochs: int, problem: Problem, solver: FullBatch) -> Epochs:
+def followed(epochs: Epochs, n_epochs: int, problem: Problem, solver: FullBatch) -> Epochs:
     """So many epochs of another solver, then this one from where they end.
 
     Parameters
