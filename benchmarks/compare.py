@@ -714,7 +714,10 @@ def machine() -> dict[str, Any]:
         "system": platform.platform(),
         "python": platform.python_version(),
         "versions": {name: version(name) for name in found},
-        "thread pools": threadpool_info(),
+        "thread pools": [
+            {key: value for key, value in pool.items() if key != "filepath"}
+            for pool in threadpool_info()
+        ],
         "load average": os.getloadavg() if hasattr(os, "getloadavg") else None,
         "date": strftime("%Y-%m-%d %H:%M"),
     }
