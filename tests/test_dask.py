@@ -30,6 +30,7 @@ TIGHT = {"solver": "lbfgs", "tol": 1e-12}
 @pytest.fixture(scope="module")
 def client(tmp_path_factory):
     """Two worker processes. Work over which two have died is given up."""
+    before = set(multiprocessing.active_children())  # of other tests
     settings = {
         "distributed.scheduler.allowed-failures": 1,
         "distributed.deploy.lost-worker-timeout": "1h",  # or a nanny is closed while it restarts
@@ -46,7 +47,7 @@ def client(tmp_path_factory):
         distributed.Client(cluster, set_as_default=False) as client,
     ):
         yield client
-    assert not multiprocessing.active_children()
+    assert not set(multiprocessing.active_children()) - before
 
 
 @pytest.fixture(params=["here", "cluster"])
