@@ -20,6 +20,7 @@ from sklearn.model_selection import train_test_split
 
 from skmax import SoftmaxRegression
 from skmax.datasets import fetch_fashion_mnist
+from skmax.kernels import library
 
 
 class Data(NamedTuple):
@@ -95,6 +96,8 @@ def _run(options: argparse.Namespace) -> None:
         f"{data.name}: {len(data.X)} training and {len(data.X_test)} test images, scaled to 0..1 "
         "for both models."
     )
+    if library.problem() is not None:
+        print(f"Training takes longer than it need: {library.problem()}.")
     model = SoftmaxRegression(
         solver="auto" if options.epochs is None else "sgd",
         max_iter=options.epochs,

@@ -33,7 +33,7 @@ from skmax.callbacks import Callbacks
 from skmax.data import Blocks, opened, source
 from skmax.ending import warn_unless_good
 from skmax.hyperparameters import Hyperparameters
-from skmax.objective import predicted, predictions
+from skmax.objective import predictions
 from skmax.outputs import WrittenLabels, write_rows
 from skmax.policy import Method, Size, choose
 from skmax.posing import Seen, Share, pose, pose_validation
@@ -667,8 +667,7 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
             coef = backend.xp.astype(coef, data.dtype, copy=False)
         if out is not None:
             weights = data, coef, intercept, method
-            with backend.computing():
-                return write_rows(out, lambda rows: predicted(*weights, rows)[0], data.n_samples)
+            return write_rows(out, lambda rows: predictions(*weights, rows)[0], data.n_samples)
         values, finite = predictions(data, coef, intercept, method)
         if unchecked and not finite:
             check_X(self, X)

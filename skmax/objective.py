@@ -62,23 +62,21 @@ def pullback(xp: Any, X: Array, residual: Array) -> tuple[Array, Array]:
 
 
 def logit_chunks(data: Rows, coef: Any, intercept: Array, order: np.ndarray) -> Iterator[Array]:
-    """Logits of rows, of shape (p, b, k), a piece at a time: p products of b rows each.
+    """Logits of rows, of shape (b, k), a piece at a time.
 
     `coef` of shape (k, d) may be a SciPy sparse matrix, `intercept` is of shape (k,). From a
     single row of weights come two columns, of which the first is zero.
     """
-    xp, (k, d) = data.backend.xp, coef.shape
+    xp, k = data.backend.xp, coef.shape[0]
     if data.is_sparse and not sparse.issparse(coef):  # as products with sparse rows want them
         coef = xp.ascontiguousarray(coef.T).T
     for _, X in data.pieces(order, data.rows_per_piece(k)):
         if sparse.issparse(coef):
-            logits = safe_sparse_dot(X, coef.T, dense_output=True)[None]
+            logits = safe_sparse_dot(X, coef.T, dense_output=True)
         elif hasattr(X, "toarray"):
-            logits = (X @ coef.T)[None]
-        else:  # several products of a size that the backend likes, transposed as in `logits_of`
-            size = data.rows_per_product(X.shape[0], width=k)
-            products = xp.reshape(X, (-1, size, d))
-            logits = xp.matrix_transpose(coef @ xp.matrix_transpose(products))
+            logits = X @ coef.T
+        else:  # transposed as in `logits_of`
+            logits = (coef @ X.T).T
         logits = logits + intercept
         yield xp.concat([xp.zeros_like(logits), logits], axis=-1) if k == 1 else logits
 
@@ -102,19 +100,23 @@ METHODS = {
 }
 
 
-def predictions(data: Rows, coef: Any, intercept: Array, method: str) -> tuple[Array, bool]:
-    """What a method makes of the logits of all rows, a bounded number of rows at a time.
+def predictions(
+    data: Rows, coef: Any, intercept: Array, method: str, order: np.ndarray | None = None
+) -> tuple[Array, bool]:
+    """What a method makes of the logits of rows, a bounded number of rows at a time.
 
     Parameters
     ----------
     data : Rows
-        The rows.
+        Where the rows come from.
     coef : array of shape (k, d)
         Weights, or a SciPy sparse matrix of them; a single row of two classes.
     intercept : array of shape (k,)
         Intercepts of a row that equals the data's shift.
     method : str
         One of `METHODS`.
+    order : ndarray of shape (n,), host, or None
+        Indices of the rows; None: all.
 
     Returns
     -------
@@ -123,21 +125,19 @@ def predictions(data: Rows, coef: Any, intercept: Array, method: str) -> tuple[A
     finite : bool
         Whether the largest logit of every row is finite: if so, all values of X are.
     """
-    run = kernels.predictions(data)
-    with data.backend.computing():
-        if run is not None:
-            return run(data, coef, intercept, method)
-        return predicted(data, coef, intercept, method)
+    run = kernels.predictions(data, coef)
+    quiet = np.errstate(over="ignore", invalid="ignore")  # X may not be finite, nor looked at yet
+    with quiet, data.backend.computing():
+        return (run or predicted)(data, coef, intercept, method, order)
 
 
 def predicted(
     data: Rows, coef: Any, intercept: Array, method: str, order: np.ndarray | None = None
 ) -> tuple[Array, bool]:
-    """See `predictions`: the reference, for any array API namespace; of all rows, or of some."""
+    """See `predictions`: the reference, for any array API namespace."""
     xp, finite, parts = data.backend.xp, True, []
     order = np.arange(data.n_samples) if order is None else order
     for logits in logit_chunks(data, coef, intercept, order):
-        logits = xp.reshape(logits, (-1, logits.shape[-1]))
         top = logits[:, 1] if coef.shape[0] == 1 else xp.max(logits, axis=-1)
         finite &= bool(xp.all(xp.isfinite(top)))
         parts.append(METHODS[method](xp, logits))

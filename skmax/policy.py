@@ -24,24 +24,29 @@ FIRST_EPOCHS, _WORTH_SGD, _DENSITY, _PASSES_FOR_SGD = 3, 30_000, 0.05, 6
 # where features stand alone. Below so many rows per feature, or per weight, it costs what it costs:
 # there, epochs of SGD stay far above what any solver reaches (0.8 % on 32,000 embeddings of 384
 # features and 413 classes).
-_AFFORDABLE, _TIMES_SGD = 1.0, 2.5
+_AFFORDABLE, _TIMES_SGD = 0.3, 2.5
 _PASSES_OF_BLOCKS, _PASSES, _PASSES_OF_DIAGONAL = 12, 25, 50
 _FEW_ROWS_PER_FEATURE, _FEW_ROWS_PER_WEIGHT = 30, 2
 # Rows per feature that L-BFGS first measures the curvature on, and the most values of them.
 _ROWS_PER_FEATURE, _MOST_VALUES = 8, 1 << 25
-# Seconds of a core, in float32: a pass, per logit, per value and class, of many and of few classes;
-# a matrix of curvature, per multiply-add; and a step of SGD. They predict passes of 10 to 410 ms on
-# 60,000 x 784 with 10 classes, 10,000 x 1,000 with 10 and 32,000 x 384 with 413 within a third.
-_PER_PASS, _PER_LOGIT, _PER_VALUE, _PER_VALUE_OF_FEW, _FEW_CLASSES = 1e-4, 8e-9, 6e-11, 1e-10, 32
-_PER_MATRIX, _PER_PRODUCT, _PER_STEP = 1e-4, 1e-11, 4e-5
+# Seconds of a core, in float32: a pass; in it, a value of X, a logit, and a value for a class; a
+# matrix of curvature, per multiply-add; an iteration of L-BFGS; and a step of SGD, per weight.
+# They predict passes of 1.4 to 311 ms on 100,000 x 50 with 2 and 5 classes, 60,000 x 784 with 10,
+# 19,000 x 384 with 50 and 413, and 20,000 x 768 with 1,000 within a fifth.
+_PER_PASS, _PER_VALUE, _PER_LOGIT, _PER_PRODUCT_OF_X = 4e-5, 1e-10, 1.5e-9, 2e-11
+_PER_MATRIX, _PER_PRODUCT, _PER_ITERATION = 4e-4, 5e-11, 5e-4
+_PER_STEP, _PER_WEIGHT = 2e-6, 2e-10
 # The most entries of all matrices of a stack's curvature: with more, classes share one. With more
 # features, or more entries even so, features stand alone.
 MOST_ENTRIES, _MOST_FEATURES = 1 << 25, 2000
-# Products that an iteration of Newton's method may cost, where factoring the Hessian costs so many
-# times the cube of its size: on tables of 140 to 9,600 rows, 3 to 91 features and 2 to 10 classes,
-# it was 1.4 to 6 times as fast as L-BFGS to a bound of 1e-4 where this says so, 0.4 to 0.6 times
-# elsewhere. And the most unknowns that a Hessian may have.
-_NEWTON_PRODUCTS, _FACTOR, _MOST_UNKNOWNS = 4e8, 5, 10_000
+# Seconds of a core that Newton's method takes: per row and class, and per multiply-add of a
+# Hessian, of which factoring it costs so many times the cube of its size. Those of L-BFGS: in any
+# case, and in so many passes. On tables of 200 to 100,000 rows, 5 to 100 features and 2 to 10
+# classes, Newton was 1.1 to 3.7 times as fast to a bound of 1e-4 where this says so, but for
+# three (0.7 to 0.9), and L-BFGS 0.8 to 1.3 times as fast elsewhere. And the most unknowns that a
+# Hessian may have.
+_NEWTON_PER_LOGIT, _NEWTON_PER_PRODUCT, _FACTOR = 1.3e-7, 1e-10, 5
+_LBFGS_SECONDS, _LBFGS_PASSES, _MOST_UNKNOWNS = 3.5e-3, 35, 10_000
 # Multiply-adds of a product with X up to which the proximal Newton method serves under L1, where
 # L-BFGS took 1.2 to 20 times as long to a proof of 1e-4, or found none, on 20 of 23 problems.
 _MOST_UNDER_L1 = 2e8
@@ -143,9 +148,11 @@ def _check_unknowns(params: Hyperparameters, size: Size) -> None:
 def _newton_pays(params: Hyperparameters, size: Size) -> bool:
     if params.has_lasso:
         return size.n_rows * size.values_per_row * size.n_classes <= _MOST_UNDER_L1
-    q, k = unknowns(size), size.n_classes
-    products = size.n_rows * q**2 * k / (2 * (k - 1)) + _FACTOR * q**3
-    return q <= _MOST_UNKNOWNS and products <= _NEWTON_PRODUCTS and not size.is_on_disk
+    q, n, k = unknowns(size), size.n_rows, size.n_classes
+    products = n * q**2 * k / (2 * (k - 1)) + _FACTOR * q**3
+    seconds = n * k * _NEWTON_PER_LOGIT + products * _NEWTON_PER_PRODUCT
+    fast = seconds <= _LBFGS_SECONDS + _LBFGS_PASSES * _seconds_of_pass(size)
+    return fast and q <= _MOST_UNKNOWNS and not size.is_on_disk
 
 
 def _affordable(params: Hyperparameters, size: Size) -> bool:
@@ -190,12 +197,14 @@ def passes_worth(size: Size, n_rows: int, *, n_blocks: int) -> float:
     """How many passes cost about as much as matrices of curvature on so many rows."""
     d = size.n_features + 1
     products = n_rows * d**2 + d**3
-    return n_blocks * (_PER_MATRIX + _PER_PRODUCT * products) / _seconds_of_pass(size)
+    of_matrices = n_blocks * (_PER_MATRIX + _PER_PRODUCT * products)
+    return of_matrices / (_PER_ITERATION + _seconds_of_pass(size))
 
 
 def _seconds_of_pass(size: Size) -> float:
-    per_value = _PER_VALUE_OF_FEW if size.n_classes < _FEW_CLASSES else _PER_VALUE
-    return _PER_PASS + size.n_rows * size.n_classes * (_PER_LOGIT + size.values_per_row * per_value)
+    k = size.n_classes
+    of_row = k * _PER_LOGIT + size.values_per_row * (_PER_VALUE + k * _PER_PRODUCT_OF_X)
+    return _PER_PASS + size.n_rows * of_row
 
 
 def _worth_sgd(size: Size) -> bool:
@@ -211,8 +220,8 @@ def _seconds_of_sgd(params: Hyperparameters, size: Size) -> float:
 
 
 def _seconds_of_epoch(size: Size, rows: int) -> float:
-    per_logit = _PER_LOGIT + size.values_per_row * _PER_VALUE_OF_FEW
-    return size.n_rows / rows * (_PER_STEP + rows * size.n_classes * per_logit)
+    per_step = _PER_STEP + size.n_features * size.n_classes * _PER_WEIGHT
+    return _seconds_of_pass(size) + size.n_rows / rows * per_step
 
 
 def _epochs(size: Size, rows: int) -> int:

@@ -166,18 +166,6 @@ class Problem:
             return rows
         return self.backend.xp.take(rows, self.backend.asarray(self.columns), axis=1)
 
-    def laid_out(self, order: np.ndarray) -> Problem:
-        """The same problem, its rows copied in the order of the host indices `order`."""
-        take = _taker(self.backend, order)
-        return replace(
-            self,
-            data=self.data.laid_out(order),
-            order=np.arange(len(order)),
-            targets=take(self.targets),
-            sample_weight=take(self.sample_weight),
-            score_weight=take(self.score_weight),
-        )
-
     def total(
         self, function: Callable[..., tuple[Array, ...]], *arguments: Any, **options: Any
     ) -> tuple[Array, ...]:

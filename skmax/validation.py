@@ -84,7 +84,7 @@ def is_valid_if_finite(estimator: Any, X: Any) -> bool:
     They are if products with dense coefficients are: infinity times zero is no number.
     """
     is_csr = sparse.issparse(X) and X.format == "csr"
-    plain = (is_csr or type(X) is np.ndarray) and _holds_floats(X)
+    plain = (is_csr or type(X) is np.ndarray) and _holds_numbers(X)
     return plain and not sparse.issparse(estimator.coef_) and _is_as_before(estimator, X)
 
 
@@ -95,16 +95,19 @@ def _check_features(estimator: Any, X: Blocks, *, reset: bool) -> None:
 
 
 def _is_plain(X: Any) -> bool:
-    """Whether X is an array of finite floats, which scikit-learn would return as it is."""
-    if type(X) is not np.ndarray or not _holds_floats(X):
+    """Whether X is an array of finite numbers, which scikit-learn would return as it is."""
+    if type(X) is not np.ndarray or not _holds_numbers(X):
         return False
+    if X.dtype.kind != "f":
+        return True
     with np.errstate(over="ignore", invalid="ignore"):
         return bool(np.isfinite(X.sum()))
 
 
-def _holds_floats(X: Any) -> bool:
-    """Whether an array or sparse matrix has rows and columns of floats."""
-    return X.ndim == 2 and X.dtype.char in "fd" and X.shape[0] > 0 and X.shape[1] > 0
+def _holds_numbers(X: Any) -> bool:
+    """Whether an array or sparse matrix has rows and columns of floats or integers."""
+    known = X.dtype.char in "fd" or X.dtype.kind in "iu"
+    return known and X.ndim == 2 and X.shape[0] > 0 and X.shape[1] > 0
 
 
 def _are_plain_labels(y: Any, X: np.ndarray) -> bool:

@@ -1,6 +1,11 @@
 """X on disk: memory maps, HDF5, Zarr, and whatever gives slices of rows."""
 
 import copy
+import os
+import pickle
+import signal
+import subprocess
+import sys
 import threading
 import tracemalloc
 
@@ -501,3 +506,89 @@ def test_predictions_read_each_row_once():
     model, source = SoftmaxRegression(solver="lbfgs").fit(X, y), Slices(X)
     model.predict_proba(source)
     assert source.times().tolist() == [1] * len(X)
+
+
+def test_a_file_that_took_the_place_of_a_mapped_one_is_not_read(tmp_path):
+    X, _ = make_data()
+    given = memmap(X, tmp_path)
+    np.save(tmp_path / "other.npy", X + 1)
+    os.replace(tmp_path / "other.npy", tmp_path / "X.npy")
+    np.testing.assert_array_equal(rows_of(given).rows(np.arange(len(X))), X)
+
+
+def test_what_is_written_to_a_map_is_what_is_read(tmp_path):
+    X, _ = make_data()
+    given = memmap_to_write(X, tmp_path)
+    rows = rows_of(given)
+    given[5:700] += 1
+    np.testing.assert_array_equal(rows.rows(np.arange(len(X))), np.asarray(given))
+
+
+def test_a_file_that_became_shorter_is_an_error_that_names_rows(tmp_path):
+    X, y = make_data()
+    given = memmap(X, tmp_path)
+    os.truncate(tmp_path / "X.npy", 20_000)
+    with pytest.raises(OSError, match=r"Rows \d+ to \d+ of X cannot be read: the file ends before"):
+        SoftmaxRegression(solver="lbfgs").fit(given, y)
+
+
+# Checkpoints
+
+KEEPER = """
+import os, pickle, signal
+
+class Keeper:
+    def setup(self, estimator, context): ...
+    def teardown(self, estimator, context): ...
+    def on_fit_task_begin(self, estimator, context, **_): ...
+
+    def on_fit_task_end(self, estimator, context, *, fitted_estimator=None, **_):
+        if context.task_name != "epoch":
+            return
+        with open("checkpoint.tmp", "wb") as file:
+            pickle.dump(fitted_estimator, file)
+        os.replace("checkpoint.tmp", "checkpoint.pickle")
+        if fitted_estimator.n_iter_ == int(os.environ.get("KILL_AFTER", -1)):
+            os.kill(os.getpid(), signal.SIGKILL)
+"""
+KILLED = """
+import sys
+import numpy as np
+from keeper import Keeper
+from skmax import SoftmaxRegression
+from skmax.data import disk
+
+disk._WINDOW = 8192
+model = SoftmaxRegression(solver=sys.argv[1], tol=1e-8, max_iter=100, learning_rate=0.01)
+model.set_callbacks(Keeper()).fit(np.load("X.npy", mmap_mode="r"), np.load("y.npy"))
+"""
+
+
+@pytest.mark.parametrize(("solver", "n_done"), [("sgd", 3), ("lbfgs", 5)])
+def test_a_killed_fit_goes_on_from_a_checkpoint(solver, n_done, tmp_path, monkeypatch):
+    """A callback saves the model that it is given after each epoch; `warm_start` goes on."""
+    X, y = make_data()
+    (tmp_path / "keeper.py").write_text(KEEPER)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    np.save(tmp_path / "X.npy", X)
+    np.save(tmp_path / "y.npy", y)
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, solver],
+        env=os.environ | {"KILL_AFTER": str(n_done), "PYTHONPATH": path},
+        check=False,
+    )
+    assert killed.returncode == -signal.SIGKILL
+    saved = pickle.loads((tmp_path / "checkpoint.pickle").read_bytes())
+    assert saved.n_iter_ == n_done
+    mapped = np.load(tmp_path / "X.npy", mmap_mode="r")
+    before = saved.loss_curve_[-1]
+    saved.set_params(warm_start=True).fit(mapped, y)
+    assert saved.loss_curve_[0] < before
+    whole = SoftmaxRegression(solver="lbfgs", tol=1e-8).fit(X, y)
+    if solver == "lbfgs":
+        np.testing.assert_allclose(saved.coef_, whole.coef_, atol=1e-3)
+        assert saved.n_iter_ < whole.n_iter_
+    else:
+        assert saved.score(X, y) > whole.score(X, y) - 0.01

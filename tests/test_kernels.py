@@ -20,11 +20,12 @@ from skmax.backends import Backend, float_dtype_for
 from skmax.backends.cupy import CupyBackend
 from skmax.backends.numpy import NumpyBackend
 from skmax.data import source
+from skmax.data.disk import opened
 from skmax.kernels import cpu, cuda
 from skmax.kernels.cuda import PARAMETERS, Device, Plan
 from skmax.kernels.sparse import rounded
 from skmax.problem import Problem, State
-from skmax.solvers import sgd
+from skmax.solvers import preconditioner, sgd
 from skmax.solvers.sgd import SGD
 
 ARCHITECTURES = ["sm_80", "sm_90", "sm_100"]
@@ -51,6 +52,7 @@ def make_case(backend, seed, *, m, k, n, d, dtype, batch, rare, precision=None, 
     values = np.rint(values) if np.dtype(dtype).kind in "iu" else unit * values
     values = np.asarray(values.astype(dtype), order="F" if "F-ordered" in rare else "C")
     X = values if density is None else sparse.csr_array(values)
+    X = untidy(X, rng) if "untidy" in rare else X
     data = source(X, backend, precision or float_dtype_for(values), shuffled=True)
     labels = rng.integers(k, size=n)
     labels[:k] = np.arange(k)
@@ -100,6 +102,20 @@ def make_case(backend, seed, *, m, k, n, d, dtype, batch, rare, precision=None, 
         rate, rng.choice([0.0, 0.9], m), np.zeros(m, bool), ("linear",) * m, (3,) * m, batch, True
     )
     return problem, state, solver.steps(0, rng.permutation(n))
+
+
+def untidy(X, rng):
+    """The same sparse matrix with indices that are wide and in no order, and some of them twice."""
+    first = rng.integers(2, size=X.nnz).astype(X.dtype) * X.data
+    X = X.tocoo()
+    row, column = np.tile(X.row, 2), np.tile(X.col, 2).astype(np.int64)
+    order = rng.permutation(len(row))
+    order = order[np.argsort(row[order], kind="stable")]
+    starts = np.searchsorted(row[order], np.arange(X.shape[0] + 1))
+    values = np.concatenate([first, X.data - first])[order]
+    matrix = sparse.csr_array(X.shape, dtype=X.dtype)
+    matrix.data, matrix.indices, matrix.indptr = values, column[order], starts
+    return matrix
 
 
 def run(epoch, problem, state, steps):
@@ -156,18 +172,14 @@ def assert_an_epoch_equals_the_reference(epoch, backend, seed, shape):
 
 
 class Threads:
-    """So many threads, which are worth starting for little, and read little ahead; and products as
-    small as that.
-    """
+    """So many threads, which are worth starting for little."""
 
-    def __init__(self, n_threads, small):
+    def __init__(self, n_threads):
         self.settings = [
             *[(module, "n_threads", lambda: n_threads) for module in (
-                "kernels.cpu", "kernels.predict", "data.host", "backends.numpy")],
+                "kernels.cpu", "kernels.sparse", "backends.numpy")],
             *[(module, "WORTH_A_THREAD", 1) for module in (
-                "kernels.cpu", "kernels.predict", "backends.numpy")],
-            ("data.host", "_AHEAD", 1000),
-            ("backends.numpy", "_SMALL", small),
+                "kernels.cpu", "kernels.sparse", "backends.numpy")],
         ]  # fmt: skip
 
     def __enter__(self):
@@ -179,7 +191,7 @@ class Threads:
         self.stack.close()
 
 
-threads = st.builds(Threads, st.sampled_from([1, 2]), st.sampled_from([900_000, 20_000, 2000]))
+threads = st.builds(Threads, st.sampled_from([1, 2]))
 
 
 @settings(max_examples=200)
@@ -193,20 +205,73 @@ def test_the_epoch_of_the_cpu_equals_the_reference(seed, shape, threads):
         assert_an_epoch_equals_the_reference(kernel, NumpyBackend(), seed, shape)
 
 
+@settings(max_examples=60)
+@given(st.integers(0, 2**32 - 1), shapes(), threads)
+def test_the_moments_of_the_cpu_equal_the_reference(seed, shape, threads):
+    shape["rare"] = shape["rare"] - {"tiny units"}  # whose squares underflow
+    results = []
+    for precision in (None, np.float64):
+        problem, _, steps = make_case(NumpyBackend(), seed, **shape, precision=precision)
+        problem = replace(problem, order=steps.order[: 1 + seed % len(steps.order)])
+        assert kernels.moments(problem) is cpu.moments
+        with threads:
+            found = cpu.moments(problem)
+        expected = preconditioner.weighted_sums(problem, preconditioner.first_two)
+        for sums in (found, expected):
+            results.append(dict(zip(("sum", "square"), sums, strict=True)))
+    precision = np.float64 if shape["dtype"] == np.float64 else np.float32
+    assert_close(results[0], results[1], results[3], precision)
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_any_number_of_threads_of_the_cpu_gives_the_same_bits(on_disk, tmp_path, monkeypatch):
+    monkeypatch.setattr("skmax.data.disk._WINDOW", 1 << 14)
+    monkeypatch.setattr("skmax.data.disk._BLOCK", 1 << 12)
+    rare = ("weights", "scores", "soft", "smoothing", "l1")
+    problem, state, steps = make_case(
+        NumpyBackend(), 0, **SHAPE | {"m": 5, "n": 400, "d": 30, "rare": rare}
+    )
+    if on_disk:
+        np.save(tmp_path / "X.npy", problem.data.X)
+        blocks = opened(np.load(tmp_path / "X.npy", mmap_mode="r"))
+        problem = replace(problem, data=source(blocks, NumpyBackend(), np.float32))
+        assert problem.data.is_on_disk
+    results = []
+    for n_threads in (1, 2, 3, 8):
+        with Threads(n_threads):
+            sums = cpu.full_pass(problem, state.coef, state.intercept, gradient=True)
+            values, _ = cpu.predictions(
+                problem.data, state.coef[0], state.intercept[0], "predict_proba"
+            )
+            epoch = run(cpu.sgd_epoch, problem, state, steps)
+            results.append([*sums, values, *epoch.values()])
+    for other in results[1:]:
+        for one, another in zip(results[0], other, strict=True):
+            np.testing.assert_array_equal(another, one)
+
+
 # What the kernels for sparse rows serve, and how many values are not zero.
-of_sparse_rows = shapes().map(
-    lambda shape: {**shape, "rare": shape["rare"] - {"shift", "F-ordered", "tiny units"}}
+of_sparse_rows = st.builds(
+    lambda shape, density, more: {
+        **shape,
+        "rare": shape["rare"] - {"shift", "F-ordered", "tiny units"} | more,
+        "density": density,
+    },
+    shapes(),
+    st.sampled_from([0.0, 0.02, 0.3]),
+    st.sets(st.just("untidy")),
 )
-densities = st.sampled_from([0.0, 0.02, 0.3])
 
 
 @settings(max_examples=200)
-@given(st.integers(0, 2**32 - 1), of_sparse_rows, densities)
-def test_the_epoch_of_sparse_rows_equals_the_reference(seed, shape, density):
-    shape = {**shape, "rare": shape["rare"] - {"l1"}, "density": density}
-    assert_an_epoch_equals_the_reference(
-        lambda _: kernels.sparse.sgd_epoch, NumpyBackend(), seed, shape
-    )
+@given(st.integers(0, 2**32 - 1), of_sparse_rows, threads, st.booleans())
+def test_the_epoch_of_sparse_rows_equals_the_reference(seed, shape, threads, lazy):
+    def kernel(case):
+        assert kernels.sgd_epoch(case[0], shape["batch"]) is kernels.sparse.sgd_epoch
+        return kernels.sparse.sgd_epoch
+
+    with threads, mock.patch("skmax.kernels.sparse._lazy_steps_pay", return_value=lazy):
+        assert_an_epoch_equals_the_reference(kernel, NumpyBackend(), seed, shape)
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -287,53 +352,10 @@ def test_the_pass_of_the_cpu_equals_the_reference(seed, shape, threads, gradient
 
 
 @settings(max_examples=100)
-@given(
-    st.integers(0, 2**32 - 1), of_sparse_rows, densities, st.booleans(), st.sampled_from([40, 4000])
-)
-def test_the_pass_of_sparse_rows_equals_the_reference(seed, shape, density, gradient, at_once):
-    """In pieces of few rows, too."""
-    shape = {**shape, "density": density}
-    with mock.patch("skmax.kernels.sparse._LOGITS_AT_ONCE", at_once):
+@given(st.integers(0, 2**32 - 1), of_sparse_rows, threads, st.booleans())
+def test_the_pass_of_sparse_rows_equals_the_reference(seed, shape, threads, gradient):
+    with threads:
         assert_a_pass_equals_the_reference(kernels.sparse.full_pass, seed, shape, gradient)
-
-
-@settings(max_examples=50)
-@given(st.integers(0, 2**32 - 1), shapes(), threads)
-def test_a_pass_over_rows_sorted_by_their_models_equals_the_reference(seed, shape, threads):
-    """Weights of zero, a fifth of them, are the folds."""
-    shape["rare"] = {*shape["rare"], "weights"}
-    results = []
-    with threads, mock.patch.object(cpu, "_WORTH_A_PASS", 2):
-        for precision in (None, np.float64):
-            problem, state, steps = make_case(NumpyBackend(), seed, **shape, precision=precision)
-            problem = replace(problem, order=steps.order[: 1 + seed % len(steps.order)])
-            for posed, run_pass in (
-                (kernels.prepared(problem), cpu.full_pass),
-                (problem, objective.full_pass),
-            ):
-                sums = run_pass(posed, state.coef, state.intercept, gradient=True)
-                results.append(
-                    dict(zip(("loss", "correct", "coef", "intercept"), sums, strict=True))
-                )
-    precision = np.float64 if shape["dtype"] == np.float64 else np.float32
-    assert_close(results[0], results[1], results[3], precision)
-
-
-def test_a_block_of_rows_is_spared_the_models_that_do_not_learn_from_it():
-    problem, state, _ = make_case(NumpyBackend(), 0, **SHAPE | {"m": 3, "n": 60})
-    weight = np.ones((60, 3), dtype=np.float32)
-    weight[np.arange(60), np.arange(60) % 3] = 0  # each row is held out by one
-    problem = replace(problem, sample_weight=weight, columns=np.arange(3))
-    sizes, forward = [], cpu._Products.forward
-
-    def counted(self, X, coef, intercept):
-        sizes.append((len(X), coef.shape[1]))
-        return forward(self, X, coef, intercept)
-
-    prepared, start = mock.patch.object(cpu, "_WORTH_A_PASS", 16), (state.coef, state.intercept)
-    with prepared, mock.patch.object(cpu._Products, "forward", counted):
-        cpu.full_pass(kernels.prepared(problem), *start, gradient=False)
-    assert sizes == [(20, 2)] * 3
 
 
 # Predictions
@@ -347,7 +369,9 @@ def rows_and_weights(draw):
     k = draw(st.sampled_from([1, 3, 10, 70]))
     dtype = draw(st.sampled_from([np.uint8, np.float32, np.float64]))
     kind = draw(st.sampled_from(["C", "F", "sparse"]))
-    values = rng.integers(0, 4, size=(n, d)) * (rng.random((n, d)) < draw(densities) + 0.1)
+    values = rng.integers(0, 4, size=(n, d)) * (
+        rng.random((n, d)) < draw(st.sampled_from([0.1, 0.4]))
+    )
     X = sparse.csr_array(values.astype(dtype)) if kind == "sparse" else values.astype(dtype, kind)
     data = source(X, NumpyBackend(), float_dtype_for(X))
     if draw(st.booleans()):
@@ -360,14 +384,18 @@ def rows_and_weights(draw):
 
 
 @settings(max_examples=300)
-@given(rows_and_weights(), st.sampled_from(list(objective.METHODS)), threads, st.booleans())
-def test_predictions_of_the_cpu_equal_the_reference(arguments, method, threads, small_blocks):
-    data, *weights = arguments
+@given(rows_and_weights(), st.sampled_from(list(objective.METHODS)), threads)
+def test_predictions_of_the_cpu_equal_the_reference(arguments, method, threads):
+    data, coef, intercept = arguments
+    run = kernels.predictions(data, coef)
+    shifted = data.is_sparse and data.shift is not None
+    assert (run is None) == (sparse.issparse(coef) or shifted)
+    if run is None:
+        return
     with np.errstate(invalid="ignore"):
-        expected, finite = objective.predicted(data, *weights, method)
-    bytes_of_block = 500 if small_blocks else 1 << 21
-    with threads, mock.patch("skmax.kernels.predict._BLOCK_BYTES", bytes_of_block):
-        found, found_finite = kernels.predictions(data)(data, *weights, method)
+        expected, finite = objective.predicted(data, coef, intercept, method)
+    with threads:
+        found, found_finite = run(data, coef, intercept, method)
     assert found.dtype == expected.dtype
     assert found.flags.c_contiguous
     assert found_finite == finite
@@ -383,29 +411,57 @@ def test_what_has_no_kernel_takes_the_reference():
     problem, *_ = make_case(Backend(array_api_strict), 0, **SHAPE)
     assert kernels.sgd_epoch(problem, 16) is None
     assert kernels.full_pass(problem) is None
-    assert kernels.predictions(problem.data) is None
+    assert kernels.predictions(problem.data, np.ones((3, 20))) is None
+
+
+def test_rows_that_are_not_what_the_kernel_for_sparse_rows_computes_with_take_the_reference():
+    problem, *_ = make_case(NumpyBackend(), 0, **SHAPE | {"density": 0.1})
+    assert kernels.predictions(problem.data, np.ones((3, 20))) is kernels.sparse.predictions
+    assert kernels.predictions(problem.data, sparse.csr_array(np.ones((3, 20)))) is None
+    shifted = replace(problem, data=problem.data.with_(shift=np.ones(20, np.float32)))
+    assert kernels.full_pass(shifted) is None
+    assert kernels.sgd_epoch(shifted, 16) is None
+    assert kernels.predictions(shifted.data, np.ones((3, 20))) is None
+
+
+def units(problem, batch_size=16):
+    """Those of lazy steps, if they are taken."""
+    pays = kernels.sparse._lazy_steps_pay(problem, batch_size)
+    return pays and kernels.sparse._units(problem)
 
 
 @pytest.mark.parametrize("rare", [(), ("plain",), ("not centred",)])
 def test_lazy_steps_are_taken_where_a_batch_has_few_of_many_features(rare):
     shape = SHAPE | {"d": 30_000, "density": 1e-3, "rare": rare}
     problem, *_ = make_case(NumpyBackend(), 0, **shape)
-    assert kernels.sgd_epoch(problem, 16) is kernels.sparse.sgd_epoch
-    assert kernels.sgd_epoch(problem, 2000) is None
-    assert kernels.sgd_epoch(replace(problem, l1=problem.l1 + 1), 16) is None
+    assert units(problem)
+    assert not units(problem, 2000)
+    assert not units(replace(problem, l1=problem.l1 + 1))
 
 
 def test_lazy_steps_are_not_taken_where_they_would_cost_more_or_err():
     shape = SHAPE | {"d": 30_000, "density": 1e-3}
     few, *_ = make_case(NumpyBackend(), 0, **shape | {"d": 300})
-    assert kernels.sgd_epoch(few, 16) is None
+    assert not units(few)
     problem, *_ = make_case(NumpyBackend(), 0, **shape)
     for factor in (1.01, 1e-30, 1e30):  # scales that are not rounded, or have no square
         other = replace(problem, inverse_scale=problem.inverse_scale * np.float32(factor))
-        assert kernels.sgd_epoch(other, 16) is None
-    dense = problem.data.with_(shift=np.ones(30_000, np.float32))
-    assert kernels.sgd_epoch(replace(problem, data=dense), 16) is None
-    assert kernels.full_pass(replace(problem, data=dense)) is None
+        assert not units(other)
+
+
+def test_a_popular_feature_of_very_many_rows_loses_no_digits():
+    """Its gradient is a sum of more terms than float32 can count."""
+    n = 200_000
+    X = sparse.csr_array(np.ones((n, 1), np.float32))
+    problem = Problem.pose(
+        source(X, NumpyBackend(), np.float32), np.arange(n), np.arange(n) % 3,
+        sample_weight=None, score_weight=None, masked=np.zeros((1, 3), bool), C=np.ones(1),
+        l1_ratio=np.zeros(1), label_smoothing=np.zeros(1), fit_intercept=True,
+    )  # fmt: skip
+    coef, intercept = np.full((1, 3, 1), 0, np.float32), np.array([[0, 1, 2]], np.float32)
+    gradient = kernels.full_pass(problem)(problem, coef, intercept, gradient=True)[2]
+    share = np.exp([0, 1, 2]) / np.exp([0, 1, 2]).sum()
+    np.testing.assert_allclose(gradient[0, :, 0] / n, share - 1 / 3, atol=5e-6)
 
 
 def test_a_device_has_a_kernel_for_epochs_and_none_for_passes(emulated):

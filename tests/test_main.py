@@ -87,8 +87,10 @@ def test_images_are_scaled_and_classes_named(monkeypatch, capsys, tmp_path):
 @pytest.mark.usefixtures("no_fashion_mnist")
 def test_without_extras_it_says_what_they_would_add(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(job, "find_spec", lambda name: None)
+    monkeypatch.setattr(job.library, "problem", lambda: "no compiled core")
     job.main(["--no-baseline", "--epochs", "2", "--output", str(tmp_path / "out")])
     output = capsys.readouterr().out
+    assert "longer than it need: no compiled core.\n" in output
     assert 'progress bar: pip install "skmax[progress]"' in output
     assert 'pictures of the training and of the model: pip install "skmax[plot]"' in output
     assert not any((tmp_path / "out").iterdir())

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import mmap
+import os
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from itertools import pairwise
+from pathlib import Path
 from threading import Lock
 from typing import Any
 
@@ -56,7 +59,7 @@ class Blocks:
         self.chunk = chunks[0] if isinstance(chunks[0], int) else 1
         n_chunks = max(1, _BLOCK // (self.chunk * self.row_bytes))
         self.block = max(1, min(n_chunks * self.chunk, _WINDOW // self.row_bytes))
-        self._pages = _Pages(array)
+        self._file = _File.of(array)
         self._sound = np.zeros(-(-self.shape[0] // self.block), dtype=bool)
         self._sound[:] = self.dtype.kind != "f"
         # Whoever wrote the array may not have thought of threads.
@@ -78,7 +81,7 @@ class Blocks:
         """
         try:
             with self.lock:
-                rows = np.asarray(self.array[first:last])
+                rows = self._read(first, last)
             if rows.shape != (last - first, self.shape[1]):
                 raise ValueError(f"their shape is {rows.shape}")
         except Exception as error:
@@ -87,6 +90,11 @@ class Blocks:
             _check_finite(rows, first)
             self._sound[-(-first // self.block) : _whole(last, self.block, len(self))] = True
         return rows
+
+    def _read(self, first: int, last: int) -> np.ndarray:
+        if self._file is None:
+            return np.asarray(self.array[first:last])
+        return self._file.read(first, last)
 
     def fill(self, order: np.ndarray, out: np.ndarray) -> None:
         """Write the rows `order` into an array of as many rows, reading each once."""
@@ -98,13 +106,12 @@ class Blocks:
         apart = (np.flatnonzero(np.diff(ordered // self.block) > 1) + 1).tolist()
         parts = [slice(*ends) for ends in pairwise([0, *apart, len(order)])]
         ends = [(int(ordered[part.start]), int(ordered[part.stop - 1]) + 1) for part in parts]
-        for first, last in ends:
-            self._pages.announce(first, last)
+        if self._file is not None:
+            self._file.announce(ends)
         for part, (first, last) in zip(parts, ends, strict=True):
             rows = self.read(first, last)
             follow = distinct and len(rows) == part.stop - part.start
             out[places[part]] = rows if follow else rows[ordered[part] - first]
-            self._pages.forget()
 
     def mapped(self) -> np.ndarray:
         """The array itself, if it is one, looked at as a whole.
@@ -121,7 +128,6 @@ class Blocks:
             )
         for first in range(0, len(self), self.block):
             self.read(first, min(first + self.block, len(self)))
-            self._pages.forget()
         return self.array
 
     def few(self, order: np.ndarray) -> np.ndarray:
@@ -165,43 +171,58 @@ def _check_finite(rows: np.ndarray, first: int) -> None:
         )
 
 
-class _Pages:
-    """The pages of a memory map that an array is a view of; of others there are none.
+class _File:
+    """The file that an array maps, to be read as a file: which is faster, and maps no pages.
 
     Parameters
     ----------
-    X : object
-        What may be such an array.
+    array : ndarray
+        With rows that follow one another in the file.
     """
 
-    def __init__(self, X: Any):
-        self._map: mmap.mmap | None = None
+    def __init__(self, descriptor: int, first: int, array: np.ndarray):
+        self._descriptor, self._first = descriptor, first
+        weakref.finalize(self, os.close, descriptor)
+        self._shape, self._dtype, self._row_bytes = array.shape[1:], array.dtype, array.strides[0]
+
+    @classmethod
+    def of(cls, X: Any) -> _File | None:
+        """The file of an array; None: it is none, or has changes of its own, or nobody tells."""
         view = X
         while isinstance(view, np.ndarray) and not isinstance(view, np.memmap):
             view = view.base
-        if not isinstance(view, np.memmap) or not hasattr(mmap, "MADV_WILLNEED"):
-            return
-        found = memory_map_of(view)
-        assert found is not None
-        self._map, self._is_shared = found, view.mode != "c"
-        begin = np.frombuffer(found, np.uint8).__array_interface__["data"][0]
-        self._first = X.__array_interface__["data"][0] - begin
-        self._row_bytes = X.strides[0] if X.flags.c_contiguous else 0
+        if not isinstance(view, np.memmap) or view.mode == "c" or not X.flags.c_contiguous:
+            return None
+        address = X.__array_interface__["data"][0]
+        with suppress(OSError):
+            for line in Path("/proc/self/maps").read_text().splitlines():
+                # begin-end, permissions, offset, device, inode, path
+                place, _, offset, _, inode, *path = line.split(maxsplit=5)
+                begin, end = (int(number, 16) for number in place.split("-"))
+                if begin <= address < end and path:
+                    descriptor = os.open(path[0], os.O_RDONLY)
+                    file = cls(descriptor, int(offset, 16) + address - begin, X)
+                    same = os.fstat(descriptor).st_ino == int(inode)  # it may be another by now
+                    return file if same else None
+        return None
 
-    def announce(self, first: int, last: int) -> None:
+    def announce(self, parts: list[tuple[int, int]]) -> None:
         """Say that rows are going to be read, so that the disk has many of them to do at once."""
-        if self._map is not None and self._row_bytes:
+        for first, last in parts:
             begin, end = (self._first + row * self._row_bytes for row in (first, last))
-            begin -= begin % mmap.PAGESIZE
-            self._map.madvise(mmap.MADV_WILLNEED, begin, end - begin)
+            os.posix_fadvise(self._descriptor, begin, end - begin, os.POSIX_FADV_WILLNEED)
 
-    def forget(self) -> None:
-        """Let go what was read, or it would count as memory of the process.
-
-        What was changed in a private map is on no disk, and stays.
-        """
-        if self._map is not None and self._is_shared:
-            self._map.madvise(mmap.MADV_DONTNEED)
+    def read(self, first: int, last: int) -> np.ndarray:
+        """Rows from `first` to before `last`."""
+        rows = np.empty((last - first, *self._shape), self._dtype)
+        left = rows.view(np.uint8).reshape(-1).data
+        position = self._first + first * self._row_bytes
+        while left:
+            n_bytes = os.preadv(self._descriptor, [left], position)
+            if not n_bytes:
+                raise OSError("the file ends before")
+            left, position = left[n_bytes:], position + n_bytes
+        return rows
 
 
 def opened(X: Any) -> Any:
@@ -245,16 +266,25 @@ class DiskRows(HostRows):
         return self.X.few(index)
 
     def pieces(self, order: np.ndarray, size: int) -> Iterator[tuple[Any, np.ndarray]]:
-        """The rows at `order` as (index, rows), `size` of them at a time, each read once.
+        """The rows at `order` as (index, rows), `size` of them at a time, each read once."""
+        for index, rows in self.stored(order, size):
+            for first in range(0, len(rows), size):
+                some = slice(first, min(first + size, len(rows)))
+                place = index[some]
+                if isinstance(index, range):
+                    place = slice(place.start, place.stop)
+                yield place, self._as_floats(rows[some])
 
-        That holds where rows that are near in the file are near in `order`, as in what `epoch`
-        gives, or are few.
+    def stored(self, order: np.ndarray, unit: int) -> Iterator[tuple[Any, np.ndarray]]:
+        """The rows at `order` as they are stored, with their indices, about a window at a time.
+
+        They come in multiples of `unit`, but for the last. Each is read once, where rows that are
+        near in the file are near in `order`, as in what `epoch` gives, or are few.
         """
         start, first = start_of_range(order), 0
-        for rows in _regrouped(self._read(order), size):
+        for rows in _regrouped(self._read(order), unit):
             last = first + len(rows)
-            index = order[first:last] if start is None else slice(start + first, start + last)
-            yield index, self._as_floats(rows)
+            yield order[first:last] if start is None else range(start + first, start + last), rows
             first = last
 
     def _read(self, order: np.ndarray) -> Iterator[np.ndarray]:
@@ -364,19 +394,19 @@ def _ends(order: np.ndarray, block: int, step: int) -> Iterator[int]:
         yield len(order)
 
 
-def _regrouped(windows: Iterator[np.ndarray], size: int) -> Iterator[np.ndarray]:
-    """The rows of windows, `size` at a time."""
+def _regrouped(windows: Iterator[np.ndarray], unit: int) -> Iterator[np.ndarray]:
+    """The rows of windows, in multiples of `unit`, but for the last."""
     begun = None
     for rows in windows:
         if begun is not None:
-            missing = size - len(begun)
+            missing = unit - len(begun)
             begun, rows = np.concatenate([begun, rows[:missing]]), rows[missing:]
-            if len(begun) < size:
+            if len(begun) < unit:
                 continue
             yield begun
-        whole = len(rows) // size * size
-        for first in range(0, whole, size):
-            yield rows[first : first + size]
+        whole = len(rows) // unit * unit
+        if whole:
+            yield rows[:whole]
         begun = rows[whole:].copy() if whole < len(rows) else None
     if begun is not None:
         yield begun

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from itertools import cycle
 from typing import Any
 
 import array_api_compat
@@ -14,15 +11,7 @@ from scipy import sparse
 
 from skmax._sklearn import _convert_to_numpy
 from skmax.backends import Backend
-from skmax.backends.numpy import small_rows
-from skmax.backends.threads import n_threads
 from skmax.data.rows import Rows, SparseRows
-
-# How many products of the best size are worth a call.
-_PRODUCTS = 16
-# Bytes that are read ahead at a time: what fits the caches that cores share, yet takes so long that
-# threads seldom wait for each other. And the least number of times that make it pay.
-_AHEAD, _WORTH_READING_AHEAD = 1 << 23, 4
 
 
 class HostRows(Rows):
@@ -47,16 +36,6 @@ class HostRows(Rows):
             np.subtract(gathered, self.subtrahend, out=out, casting="same_kind")
         return out
 
-    def rows_per_product(self, n_rows: int, *, width: int) -> int:
-        """The most rows that OpenBLAS's kernels for small matrices take, if that divides them."""
-        small = small_rows(width * self.n_features)
-        return small if small and n_rows % small == 0 else n_rows
-
-    def rows_per_piece(self, width: int) -> int:
-        """How many rows to take at once if `width` values are made of each: whole products."""
-        small, limit = small_rows(width * self.n_features), super().rows_per_piece(width)
-        return min(_PRODUCTS, _PRODUCTS * limit // small) * small if 0 < small < limit else limit
-
 
 class DenseRows(HostRows):
     """Rows of an array, gathered in a buffer that every call reuses."""
@@ -75,25 +54,6 @@ class DenseRows(HostRows):
         # mode="clip" writes straight into the buffer; "raise" would go through another one.
         out = self._gathered[: len(index)]
         return np.take(self.X, index, axis=0, out=out, mode="clip")
-
-    def batches(self, order: np.ndarray, batch_size: int) -> Iterator[tuple[Any, np.ndarray]]:
-        """As of any rows; where there is a second thread, it gathers what comes next."""
-        row_bytes = max(1, self.n_features) * self.X.itemsize
-        n_rows = max(1, _AHEAD // (batch_size * row_bytes)) * batch_size
-        parts = [order[first : first + n_rows] for first in range(0, len(order), n_rows)]
-        if n_threads() < 2 or len(parts) < _WORTH_READING_AHEAD:
-            yield from super().batches(order, batch_size)
-            return
-        readers = cycle(self.with_(shift=self.shift) for _ in range(2))  # each has its own buffers
-        with ThreadPoolExecutor(1) as pool:
-            coming = pool.submit(next(readers)._gather, parts[0])
-            for part, following in zip(parts, [*parts[1:], None], strict=True):
-                gathered = coming.result()
-                if following is not None:
-                    coming = pool.submit(next(readers)._gather, following)
-                for first in range(0, len(part), batch_size):
-                    batch = slice(first, first + batch_size)
-                    yield part[batch], self._as_floats(gathered[batch])
 
 
 class CSRRows(SparseRows):

@@ -68,11 +68,6 @@ class Rows:
         """The same rows with that shift: themselves, if neither has any."""
         return self if shift is self.shift is None else self.with_(shift=shift)
 
-    def laid_out(self, order: np.ndarray) -> Rows:
-        """A copy of the rows at the host indices `order`, one after the other in memory."""
-        X = self.X[self.backend.asarray(order)]
-        return type(self)(self.backend, X, self.dtype, self.shift)
-
     @property
     def values_per_row(self) -> float:
         """How many values a row has in memory."""
@@ -146,10 +141,6 @@ class Rows:
     def rows_per_piece(self, width: int) -> int:
         """How many rows to take at once if `width` values are made of each."""
         return max(16, self.backend.chunk_bytes // (8 * max(1, self.n_features, width)))
-
-    def rows_per_product(self, n_rows: int, *, width: int) -> int:  # noqa: ARG002
-        """How many of so many rows a product that makes `width` values of each should take."""
-        return n_rows
 
     def epoch(self, order: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
         """The rows `order` as an epoch visits them: shuffled, or without an `rng` as they are."""

@@ -1,20 +1,24 @@
 """What is faster than the reference: epochs, passes and predictions.
 
 The references, to which `tests/test_kernels.py` holds them, are `skmax.solvers.sgd.sgd_epoch`, and
-in `skmax.objective` `full_pass` and `predicted`.
+in `skmax.objective` `full_pass` and `predicted`, and `skmax.solvers.preconditioner.weighted_sums`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
+
+from scipy.sparse import issparse
 
 from skmax.backends import Array
 from skmax.data import Rows
-from skmax.kernels import cpu, cuda, predict, sparse
+from skmax.kernels import cpu, cuda, sparse
 from skmax.problem import BatchSums, Problem, State, Steps
 
 SGDEpoch = Callable[[Problem, State, Steps], tuple[State, BatchSums]]
 FullPass = Callable[..., tuple[Array, ...]]
+Moments = Callable[[Problem], tuple[Array, ...]]
 Predictions = Callable[..., tuple[Array, bool]]
 
 
@@ -22,8 +26,8 @@ def sgd_epoch(problem: Problem, batch_size: int) -> SGDEpoch | None:
     """The kernel for epochs of a problem in such batches; None: the reference serves."""
     if problem.backend.name == "numpy":
         if problem.data.is_sparse:
-            return sparse.sgd_epoch if sparse.serves(problem, batch_size) else None
-        return cpu.sgd_epoch
+            return sparse.sgd_epoch if sparse.serves(problem.data) else None
+        return cpu.sgd_epoch if cpu.serves(problem.data) else None
     if problem.data.is_sparse:
         return None
     if problem.backend.name == "cupy":
@@ -36,16 +40,20 @@ def full_pass(problem: Problem) -> FullPass | None:
     if problem.backend.name != "numpy":
         return None
     if problem.data.is_sparse:
-        return sparse.full_pass if problem.data.shift is None else None
-    return cpu.full_pass
+        return sparse.full_pass if sparse.serves(problem.data) else None
+    return cpu.full_pass if cpu.serves(problem.data) else None
 
 
-def prepared(problem: Problem) -> Problem:
-    """The same problem, its rows laid out as full passes of many models like them."""
-    return cpu.sorted_by_models(problem) if full_pass(problem) is cpu.full_pass else problem
+def moments(problem: Problem) -> Moments | None:
+    """The kernel for weighted sums of features and their squares; None: the reference serves."""
+    served = problem.backend.name == "numpy" and not problem.data.is_sparse
+    return cpu.moments if served and cpu.serves(problem.data) else None
 
 
-def predictions(data: Rows) -> Predictions | None:
-    """The kernel for predictions of such rows; None: the reference serves."""
-    in_memory = data.backend.name == "numpy" and not data.is_on_disk
-    return predict.predictions if in_memory else None
+def predictions(data: Rows, coef: Any) -> Predictions | None:
+    """The kernel for predictions of such rows by such weights; None: the reference serves."""
+    if data.backend.name != "numpy" or issparse(coef):
+        return None
+    if data.is_sparse:
+        return sparse.predictions if sparse.serves(data) else None
+    return cpu.predictions if cpu.serves(data) else None

@@ -20,7 +20,7 @@ import numpy as np
 from scipy import sparse
 from sklearn.base import clone
 
-from skmax import fitted, kernels
+from skmax import fitted
 from skmax._sklearn import get_namespace
 from skmax.backends import float_dtype_for, resolve
 from skmax.data import source
@@ -362,8 +362,6 @@ def _train(tasks: list[Task], data: TrainingData) -> Stack:
     watch = Watch(problem, parameters, methods, validation)
     position = {id(task): j for j, task in enumerate(tasks)}
     chains = [[position[id(task)] for task in chain] for chain in _chains(tasks)]
-    if methods[0].solver == "lbfgs":  # which passes over the rows again and again
-        problem = kernels.prepared(problem)
     with suppress(DivergedError):
         epochs = run(methods, parameters, problem, State.start(problem), rng, n_rows, chains)
         train(epochs, watch.consumers, watch.reasons)

@@ -102,7 +102,7 @@ class Coordinates:
         return xp.concat([coef, xp.astype(state.intercept, self.float64)[..., None]], axis=-1)
 
     def centered(self, weights: Array) -> Array:
-        """The weights less their mean over the classes, which the loss does not see.
+        """The weights less their mean over the classes, which the loss does not see; in place.
 
         At the optimum under L2 it is zero. L1 has no such rule, and masked classes take no part.
         """
@@ -110,10 +110,12 @@ class Coordinates:
             return weights
         xp, known = self.xp, self._known
         if known is None:
-            return weights - xp.mean(weights, axis=1, keepdims=True)
+            weights -= xp.mean(weights, axis=1, keepdims=True)
+            return weights
         known = xp.astype(known, weights.dtype, copy=False)
         mean = xp.sum(weights * known, axis=1, keepdims=True) / xp.sum(known, axis=1, keepdims=True)
-        return weights - mean * known
+        weights -= mean * known
+        return weights
 
     def state(self, weights: Array) -> State:
         """The state of weights, at rest."""

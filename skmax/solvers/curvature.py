@@ -270,7 +270,7 @@ class Curvature:
     """
 
     def __init__(self, problem: Problem, state: State, *, diagonal: bool):
-        (m, k), data = problem.masked.shape, problem.data
+        (m, k), data, self._xp = problem.masked.shape, problem.data, problem.backend.xp
         self._size = Size(len(problem.order), data.n_features, k, data.values_per_row)
         self._rng, self._renewed = np.random.default_rng(0), 1
         n_blocks = 0 if diagonal else blocks_per_model(m, k, data.n_features + 1)
@@ -341,9 +341,12 @@ class Curvature:
             self._guess = self._guess.renewed(sample, state, sample.order)
         return False
 
-    def __call__(self, gradients: Array) -> Array:
-        """See `FirstGuess`."""
-        return self._guess(gradients)
+    def __call__(self, *gradients: Array) -> list[Array]:
+        """What the present guess makes of gradients (m, k, d + 1)."""
+        if isinstance(self._guess, Diagonal):
+            return [self._guess(gradient) for gradient in gradients]
+        all_ = self._guess(self._xp.stack(gradients))  # at once: reading the matrices is what costs
+        return [all_[i, ...] for i in range(len(gradients))]
 
     def select(self, models: np.ndarray) -> Curvature:
         """See `FirstGuess`."""

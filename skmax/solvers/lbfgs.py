@@ -129,14 +129,14 @@ class _Search:
         """That of the curvature, scaled by what the last steps have shown."""
         xp = self._xp
         if self._change is None:
-            guess = self._curvature(gradient[None, ...])[0, ...]
-        else:  # both at once: most of the time goes into reading the curvature
+            (guess,) = self._curvature(gradient)
+        else:
             change = xp.astype(self._change, gradient.dtype, copy=False)
-            both = self._curvature(xp.stack([gradient, change]))
-            guess = both[0, ...]
-            self._rescale(self._dot(self._change, both[1, ...]))
-        scale = xp.astype(self._per_model(self._scale), guess.dtype, copy=False)
-        return self._space.centered(guess) * scale
+            guess, of_change = self._curvature(gradient, change)
+            self._rescale(self._dot(self._change, of_change))
+        guess = self._space.centered(guess)
+        guess *= xp.astype(self._per_model(self._scale), guess.dtype, copy=False)
+        return guess
 
     def _rescale(self, expected: np.ndarray) -> None:
         """Learn what became of a change that was expected to lead so far down."""
@@ -156,7 +156,8 @@ class _Search:
         """Choose the directions of the models."""
         xp, self._steepest = self._xp, self._downhill()
         newton_like = self._pairs.direction(self._steepest, self._first_guess)
-        self._direction = -xp.astype(newton_like, self._space.float64, copy=False)
+        self._direction = xp.astype(newton_like, self._space.float64, copy=False)
+        self._direction *= -1
         if self._space.has_lasso:
             agrees = (self._direction * self._steepest < 0) | (self._space.l1 == 0)
             self._direction = xp.where(agrees, self._direction, 0 * self._direction)

@@ -19,6 +19,8 @@ from skmax.solvers.sgd import SGD
 _STEPS, _SAMPLE = 128, 2048
 _MULTIPLES = 10.0 ** (np.arange(4) / 2)
 _LEAST_CURVATURE = 1e-3
+# The share that the curvature changes by in an iteration when it counts as known.
+_SETTLED = 1e-3
 # Weights that race at a time: more gain nothing from the company, and take the memory.
 _WEIGHTS_AT_ONCE = 1 << 20
 # Objectives that differ by less than this share count as the same, and the slowest rate wins.
@@ -37,13 +39,16 @@ def curvature(problem: Problem, rows: np.ndarray, n_iter: int = 20) -> np.ndarra
     d, m = problem.data.n_features, problem.n_models
     vector = backend.asarray(np.ones((m, d)) / np.sqrt(d + 1), dtype)
     constant = backend.asarray(np.full((m, 1), problem.fit_intercept / np.sqrt(d + 1)), dtype)
-    value = np.ones(m)
+    value, settled = np.ones(m), np.zeros(m, dtype=bool)
     for _ in range(n_iter):
         vector, constant = _second_moments_times(problem, rows, vector, constant)
         norm = xp.sqrt(xp.sum(vector * vector, axis=1, keepdims=True) + constant * constant)
-        value = backend.to_numpy(norm)[:, 0]
+        value, before = np.where(settled, value, backend.to_numpy(norm)[:, 0]), value
         norm = xp.where(norm > 0, norm, xp.ones_like(norm))
         vector, constant = (xp.astype(part / norm, dtype) for part in (vector, constant))
+        settled |= np.abs(value - before) <= _SETTLED * value
+        if settled.all():
+            break
     return value
 
 

@@ -93,7 +93,7 @@ class Pairs:
         gradient : array of shape (m, k, d + 1)
             The gradient.
         first_guess : callable
-            Maps such arrays to a first guess of the same.
+            Maps such arrays to a first guess of the same, in new ones.
         """
         shape = gradient.shape
         if not self._age:
@@ -101,12 +101,14 @@ class Pairs:
         flat, age = self._flat(gradient), self._age
         R = np.triu(self._products[:, age][:, :, age])
         alpha = _solved(R, self._times(self._steps, flat)[:, age])
-        flat = flat - self._combined(self._changes, alpha)
-        guess = self._flat(first_guess(self._xp.reshape(flat, shape)))
+        rest = self._combined(self._changes, -alpha)
+        rest += flat
+        guess = self._flat(first_guess(self._xp.reshape(rest, shape)))
         diagonal = np.einsum("mii->mi", R)
-        rest = diagonal * alpha - self._times(self._changes, guess)[:, age]
-        gamma = _solved(R.transpose(0, 2, 1), rest)
-        return self._xp.reshape(guess + self._combined(self._steps, gamma), shape)
+        beta = diagonal * alpha - self._times(self._changes, guess)[:, age]
+        result = self._combined(self._steps, _solved(R.transpose(0, 2, 1), beta))
+        result += guess
+        return self._xp.reshape(result, shape)
 
     def select(self, models: np.ndarray) -> Pairs:
         """The pairs of some of the models, at the host indices `models`."""

@@ -1,0 +1,110 @@
+"""What the compiled core is asked for: a `Job` of pointers to arrays, which live as long as it."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import numpy as np
+
+from skmax.kernels import library
+from skmax.problem import Problem
+
+# What `core.cpp` calls the dtypes of X, those in which a shift is subtracted, and methods.
+TYPES = {
+    np.dtype(name): code
+    for code, name in enumerate(
+        ["u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f2", "f4", "f8"],
+    )
+} | {np.dtype(bool): 0}
+EXACT = {np.dtype("f4"): 0, np.dtype("f8"): 1, np.dtype("i8"): 2}
+METHODS = ("decision_function", "predict", "predict_proba", "predict_log_proba")
+# The most parts of all rows that threads share, and the most bytes of their sums.
+MOST_PARTS, MOST_BYTES_OF_SUMS = 16, 1 << 26
+
+
+class Job(ctypes.Structure):
+    """What `core.cpp` declares, where each field is explained."""
+
+    _fields_ = [
+        *[(name, ctypes.c_int64) for name in ("n", "d", "k", "m", "k_coef", "stride", "batch")],
+        ("X", ctypes.c_void_p),
+        ("x_rows", ctypes.c_void_p),
+        *[(name, ctypes.c_int64) for name in ("row_bytes", "value_bytes")],
+        ("shift", ctypes.c_void_p),
+        *[(name, ctypes.c_int64) for name in ("type", "exact", "is_double")],
+        ("t_rows", ctypes.c_void_p),
+        ("t_first", ctypes.c_int64),
+        *[
+            (name, ctypes.c_void_p)
+            for name in (
+                "labels", "soft", "smoothing", "sample_weight", "score_weight", "columns",
+            )
+        ],
+        ("n_columns", ctypes.c_int64),
+        *[
+            (name, ctypes.c_void_p)
+            for name in (
+                "coef", "intercept", "coef_velocity", "intercept_velocity", "mean",
+                "inverse_scale", "rates", "momentum", "l2", "l1",
+            )
+        ],
+        ("fit_intercept", ctypes.c_int64),
+        *[
+            (name, ctypes.c_void_p)
+            for name in ("loss", "correct", "by_coef", "by_intercept", "out")
+        ],
+        ("method", ctypes.c_int64),
+        ("all_finite", ctypes.c_int64),
+        ("indices", ctypes.c_void_p),
+        ("starts", ctypes.c_void_p),
+        *[(name, ctypes.c_int64) for name in ("index_bytes", "n_features")],
+        ("unit", ctypes.c_void_p),
+        ("factor", ctypes.c_void_p),
+        ("n_units", ctypes.c_int64),
+    ]  # fmt: skip
+
+    def __init__(self, *fields: dict[str, Any]):
+        self._arrays = []  # which the pointers point to
+        for name, value in (item for some in fields for item in some.items()):
+            if isinstance(value, np.ndarray):
+                self._arrays.append(value)
+                value = value.ctypes.data
+            setattr(self, name, value)
+
+    def run(self, name: str) -> None:
+        """Call a function of the core.
+
+        Raises
+        ------
+        MemoryError
+            It has no memory left.
+        """
+        function = library.function(name)
+        assert function is not None  # see `serves`
+        if function(ctypes.byref(self)):
+            raise MemoryError("No memory is left for what the kernel of the CPU keeps in it.")
+
+
+def targets_of(problem: Problem, models: slice = slice(None)) -> dict[str, Any]:
+    """Targets and weights that some of the models learn from."""
+
+    def as_floats(array: np.ndarray | None) -> np.ndarray | None:
+        return None if array is None else np.ascontiguousarray(array, problem.data.dtype)
+
+    is_soft, weight = problem.targets.ndim == 2, as_floats(problem.sample_weight)
+    is_shared = weight is None or weight.shape[1] == 1
+    columns = problem.columns[models]
+    k = problem.n_classes
+    return {
+        "k": k,
+        "k_coef": k,
+        "m": len(columns),
+        "labels": None if is_soft else np.ascontiguousarray(problem.targets, np.int64),
+        "soft": as_floats(problem.targets) if is_soft else None,
+        "smoothing": None if problem.smoothing is None else as_floats(problem.smoothing[models]),
+        "sample_weight": weight,
+        "score_weight": None if weight is None else as_floats(problem.score_weight),
+        "columns": np.ascontiguousarray(0 * columns if is_shared else columns, np.int64),
+        "n_columns": 0 if weight is None else weight.shape[1],
+    }
