@@ -37,11 +37,27 @@ RARE = [
 SHAPE = {"m": 1, "k": 3, "n": 40, "d": 20, "dtype": np.float32, "batch": 16, "rare": ()}
 
 
-def make_case(backend, seed, *, m, k, n, d, dtype, batch, rare, precision=None, density=None):
+def in_layout(X, layout):
+    """The same values in another layout."""
+    if layout == "columns":
+        return np.asfortranarray(X)
+    if layout == "reversed":
+        return X[::-1].copy()[::-1]
+    if layout == "every other":
+        return np.repeat(X, 2, axis=1)[:, ::2]
+    memory = np.zeros(X.nbytes + 1, np.uint8)[1:]  # where no value is aligned
+    memory[:] = np.frombuffer(X.tobytes(), np.uint8)
+    return memory.view(X.dtype).reshape(X.shape)
+
+
+def make_case(
+    backend, seed, *, m, k, n, d, dtype, batch, rare, precision=None, density=None, layout=None
+):
     """A stack, where it starts, and the steps of an epoch, all at random.
 
     `precision` is that of training; None: what suits the dtype of X. `density` is the share of
-    values that are not zero of sparse rows; None: rows are dense.
+    values that are not zero of sparse rows; None: rows are dense. `layout` is that of X, which
+    stays as it is; None: as `source` lays out what is read in random order.
     """
     rng = np.random.default_rng(seed)
     values = 3 * rng.normal(size=(n, d)) + 20
@@ -192,10 +208,16 @@ class Threads:
 
 
 threads = st.builds(Threads, st.sampled_from([1, 2]))
+# What the kernel for dense rows serves.
+of_dense_rows = st.builds(
+    lambda shape, layout: {**shape, "layout": layout},
+    shapes(),
+    st.sampled_from([None, "columns", "reversed", "every other", "misaligned"]),
+)
 
 
 @settings(max_examples=200)
-@given(st.integers(0, 2**32 - 1), shapes(), threads)
+@given(st.integers(0, 2**32 - 1), of_dense_rows, threads)
 def test_the_epoch_of_the_cpu_equals_the_reference(seed, shape, threads):
     def kernel(case):
         assert kernels.sgd_epoch(case[0], shape["batch"]) is cpu.sgd_epoch
@@ -206,7 +228,7 @@ def test_the_epoch_of_the_cpu_equals_the_reference(seed, shape, threads):
 
 
 @settings(max_examples=60)
-@given(st.integers(0, 2**32 - 1), shapes(), threads)
+@given(st.integers(0, 2**32 - 1), of_dense_rows, threads)
 def test_the_moments_of_the_cpu_equal_the_reference(seed, shape, threads):
     shape["rare"] = shape["rare"] - {"tiny units"}  # whose squares underflow
     results = []
@@ -345,7 +367,7 @@ def assert_a_pass_equals_the_reference(run_pass, seed, shape, gradient):
 
 
 @settings(max_examples=100)
-@given(st.integers(0, 2**32 - 1), shapes(), threads, st.booleans())
+@given(st.integers(0, 2**32 - 1), of_dense_rows, threads, st.booleans())
 def test_the_pass_of_the_cpu_equals_the_reference(seed, shape, threads, gradient):
     with threads:
         assert_a_pass_equals_the_reference(cpu.full_pass, seed, shape, gradient)
