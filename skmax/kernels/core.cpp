@@ -915,30 +915,16 @@ struct Kernel {
 }  // namespace
 }  // namespace SKMAX_SET
 
-SKMAX_EXPORT(epoch)(Job* job) {
-    using namespace SKMAX_SET;
-    if (job->is_double) return Kernel<Twofold>(*job, job->batch, false).epoch();
-    return Kernel<Single>(*job, job->batch, false).epoch();
-}
-
-SKMAX_EXPORT(pass)(Job* job) {
-    using namespace SKMAX_SET;
-    if (job->is_double) return Kernel<Twofold>(*job, job->n, job->k == 2).pass();
-    return Kernel<Single>(*job, job->n, job->k == 2).pass();
-}
-
-SKMAX_EXPORT(moments)(Job* job) {
-    using namespace SKMAX_SET;
-    if (job->is_double) return Kernel<Twofold>(*job, job->n, false).moments();
-    return Kernel<Single>(*job, job->n, false).moments();
-}
-
-SKMAX_EXPORT(predict)(Job* job) {
-    using namespace SKMAX_SET;
-    if (job->is_double)
-        return Kernel<Twofold>(*job, job->n, job->k_coef < job->k).predict(&job->all_finite);
-    return Kernel<Single>(*job, job->n, job->k_coef < job->k).predict(&job->all_finite);
-}
+#define SKMAX_DENSE(name, most_rows, one_row, call)                                       \
+    SKMAX_EXPORT(name)(Job* job) {                                                        \
+        using namespace SKMAX_SET;                                                        \
+        if (job->is_double) return Kernel<Twofold>(*job, job->most_rows, one_row).call;   \
+        return Kernel<Single>(*job, job->most_rows, one_row).call;                        \
+    }
+SKMAX_DENSE(epoch, batch, false, epoch())
+SKMAX_DENSE(pass, n, job->k == 2, pass())
+SKMAX_DENSE(moments, n, false, moments())
+SKMAX_DENSE(predict, n, job->k_coef < job->k, predict(&job->all_finite))
 
 #define SKMAX_SPARSE(name, Class, call)                                             \
     SKMAX_EXPORT(sparse_##name)(Job* job) {                                         \

@@ -19,11 +19,11 @@ from skmax.data.disk import DiskRows
 from skmax.kernels import library
 from skmax.kernels.job import (
     EXACT,
-    METHODS,
     MOST_BYTES_OF_SUMS,
     MOST_PARTS,
     TYPES,
     Job,
+    outputs_of,
     targets_of,
 )
 from skmax.problem import BatchSums, Problem, State, Steps
@@ -256,20 +256,11 @@ def predictions(
 ) -> tuple[np.ndarray, bool]:
     """What `skmax.objective.predictions` does, in threads that share the rows."""
     (k_coef, d), n = coef.shape, data.n_samples if order is None else len(order)
-    k = 2 if k_coef == 1 and method != "decision_function" else k_coef
-    out = np.empty(n, np.int64) if method == "predict" else np.empty((n, k), data.dtype)
-    weights = {
-        "coef": _padded(coef, data.dtype),
-        "intercept": np.ascontiguousarray(intercept, data.dtype),
-        "k": k,
-        "k_coef": k_coef,
-        "m": 1,
-        "method": METHODS.index(method),
-        "all_finite": 1,
-    }
+    out, weights = outputs_of(data, intercept, method, k_coef, n)
+    weights["coef"] = _padded(coef, data.dtype)
     finite, done = True, 0
     for piece in _pieces(data, order):
-        cost = len(piece) * d * k
+        cost = len(piece) * d * weights["k"]
         rows = piece.parts(max(1, min(MOST_PARTS, len(piece), cost // WORTH_A_THREAD)))
         jobs = []
         for some in rows:

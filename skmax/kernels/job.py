@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from skmax.data import Rows
 from skmax.kernels import library
 from skmax.problem import Problem
 
@@ -107,4 +108,20 @@ def targets_of(problem: Problem, models: slice = slice(None)) -> dict[str, Any]:
         "score_weight": None if weight is None else as_floats(problem.score_weight),
         "columns": np.ascontiguousarray(0 * columns if is_shared else columns, np.int64),
         "n_columns": 0 if weight is None else weight.shape[1],
+    }
+
+
+def outputs_of(
+    data: Rows, intercept: np.ndarray, method: str, k_coef: int, n: int
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Where predictions of n rows go, and what jobs are told that make them, but the weights."""
+    k = 2 if k_coef == 1 and method != "decision_function" else k_coef
+    out = np.empty(n, np.int64) if method == "predict" else np.empty((n, k), data.dtype)
+    return out, {
+        "intercept": np.ascontiguousarray(intercept, data.dtype),
+        "k": k,
+        "k_coef": k_coef,
+        "m": 1,
+        "method": METHODS.index(method),
+        "all_finite": 1,
     }

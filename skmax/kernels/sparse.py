@@ -17,11 +17,11 @@ from skmax.data.host import view
 from skmax.data.rows import start_of_range
 from skmax.kernels import library
 from skmax.kernels.job import (
-    METHODS,
     MOST_BYTES_OF_SUMS,
     MOST_PARTS,
     TYPES,
     Job,
+    outputs_of,
     targets_of,
 )
 from skmax.problem import BatchSums, Problem, State, Steps
@@ -244,20 +244,11 @@ def predictions(
     if data.X.nnz < data.n_features:
         data, coef = _features_seen(data, coef)
     (k_coef, _), n = coef.shape, data.n_samples if order is None else len(order)
-    k = 2 if k_coef == 1 and method != "decision_function" else k_coef
     rows = _rows(data, k_coef)
-    shape, dtype = ((n,), np.int64) if method == "predict" else ((n, k), data.dtype)
-    out = np.empty(shape, dtype)
     order = None if order is None else np.ascontiguousarray(order, np.int64)
-    weights = {
-        "coef": _laid_out(rows, coef[None]),
-        "intercept": np.ascontiguousarray(intercept, data.dtype),
-        "k": k,
-        "m": 1,
-        "method": METHODS.index(method),
-        "all_finite": 1,
-    }
-    cost = n * data.values_per_row * k
+    out, weights = outputs_of(data, intercept, method, k_coef, n)
+    weights["coef"] = _laid_out(rows, coef[None])
+    cost = n * data.values_per_row * weights["k"]
     n_parts = int(max(1, min(n_threads(), n, cost // WORTH_A_THREAD)))
 
     def run(part: int) -> bool:
@@ -268,7 +259,7 @@ def predictions(
         return bool(job.all_finite)
 
     finite = all(data.backend.each(run, range(n_parts), cost))
-    return out[:, 0] if out.ndim == 2 and k == 1 else out, finite
+    return out[:, 0] if out.shape[1:] == (1,) else out, finite
 
 
 def _features_seen(data: Rows, coef: np.ndarray) -> tuple[Rows, np.ndarray]:
