@@ -3,8 +3,6 @@
 import os
 import warnings
 
-from sphinx_gallery.sorting import ExplicitOrder
-
 import skmax
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # models come with their packages
