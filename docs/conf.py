@@ -24,6 +24,7 @@ extensions = [
     "sphinx_gallery.gen_gallery",
 ]
 exclude_patterns = ["_build", "examples", "auto_examples/**.ipynb", "auto_examples/**.json"]
+toc_object_entries_show_parents = "hide"
 nitpicky = True
 nitpick_ignore_regex = [
     # Of numpydoc's sections: words that are types for readers, not objects.
@@ -72,8 +73,12 @@ html_title = "skmax"
 html_static_path = ["_static"]
 html_css_files = ["skmax.css"]
 html_show_sourcelink = False
+html_sidebars = {page: [] for page in ("get_started", "migration")}  # these have no siblings
 html_theme_options = {
     "logo": {"text": "skmax"},
+    "header_links_before_dropdown": 6,
+    "navbar_persistent": [],
+    "navbar_end": ["search-button", "theme-switcher"],
     "show_toc_level": 2,
     "navigation_with_keys": False,
     "secondary_sidebar_items": ["page-toc"],
