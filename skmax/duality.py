@@ -74,6 +74,17 @@ class Dual:
         self.has_l2, self.has_lasso = problem.l2 > 0, bool(problem.l1.any())
         self.fit_intercept = problem.fit_intercept
         self._known = ~problem.masked
+        self._multiply()
+
+    def _multiply(self) -> None:
+        """What `_square_of_mixture` needs, whatever the weights."""
+        mean, sums = self.mean, self.class_sums
+        inverse = self._inverse[..., : sums.shape[-1]]  # of none, without an intercept
+        with np.errstate(over="ignore", invalid="ignore"):
+            self._weighted_mean = (mean * inverse).swapaxes(1, 2)
+            self._sums_by_mean = (sums @ self._weighted_mean)[..., 0]
+            self._mean_square = _product(mean, mean, inverse)
+            self._sums_square = _product(sums, sums, inverse)
 
     def _class_sums(self, problem: Problem, units: np.ndarray) -> np.ndarray:
         if not problem.fit_intercept:  # then nothing needs to be balanced
@@ -171,13 +182,11 @@ class Dual:
     ) -> np.ndarray:
         """The square of `_balanced`'s V, over l2, from that of V alone."""
         mean, sums, inverse = self.mean, self.class_sums, self._inverse
-        weighted_mean = (mean * inverse).swapaxes(1, 2)
-        of_mean = (G @ weighted_mean - W @ mean.swapaxes(1, 2))[..., 0]
-        of_sums = _product(G, sums, inverse) - np.einsum("mkd,mkd->m", W, sums)
-        crossed = np.sum(common * of_mean, axis=1) - of_sums
-        square = np.sum(common**2, axis=1) * _product(mean, mean, inverse)
-        square -= 2 * np.sum(common * (sums @ weighted_mean)[..., 0], axis=1)
-        square += _product(sums, sums, inverse)
+        across = (G @ self._weighted_mean - W @ mean.swapaxes(1, 2))[..., 0]
+        crossed = np.sum(common * across, axis=1)
+        crossed -= _product(G, sums, inverse) - np.einsum("mkd,mkd->m", W, sums)
+        square = np.sum(common**2, axis=1) * self._mean_square + self._sums_square
+        square -= 2 * np.sum(common * self._sums_by_mean, axis=1)
         return (1 - mixed) ** 2 * VV + 2 * mixed * (1 - mixed) * crossed + mixed**2 * square
 
     def _entropy(

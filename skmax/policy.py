@@ -29,12 +29,14 @@ _PASSES_OF_BLOCKS, _PASSES, _PASSES_OF_DIAGONAL = 12, 25, 50
 _FEW_ROWS_PER_FEATURE, _FEW_ROWS_PER_WEIGHT = 30, 2
 # Rows per feature that L-BFGS first measures the curvature on, and the most values of them.
 _ROWS_PER_FEATURE, _MOST_VALUES = 8, 1 << 25
-# Seconds of a core, in float32: a pass; in it, a value of X, a logit, and a value for a class; a
-# matrix of curvature, per multiply-add; an iteration of L-BFGS; and a step of SGD, per weight.
-# They predict passes of 1.4 to 311 ms on 100,000 x 50 with 2 and 5 classes, 60,000 x 784 with 10,
-# 19,000 x 384 with 50 and 413, and 20,000 x 768 with 1,000 within a fifth.
+# Seconds of a core, in float32: a pass; in it, a value of X, a logit, and a value for a class; to
+# measure a curvature; in it, a matrix, and a multiply-add; an iteration of L-BFGS; and a step of
+# SGD, per weight. They predict passes of 1.4 to 311 ms on 100,000 x 50 with 2 and 5 classes,
+# 60,000 x 784 with 10, 19,000 x 384 with 50 and 413, and 20,000 x 768 with 1,000 within a fifth,
+# and blocks of 0.7 to 1.2 ms, in float64, on 168 x 21 with 20 classes, 520 x 65 with 10 and
+# 808 x 101 with 2 within a third.
 _PER_PASS, _PER_VALUE, _PER_LOGIT, _PER_PRODUCT_OF_X = 4e-5, 1e-10, 1.5e-9, 2e-11
-_PER_MATRIX, _PER_PRODUCT, _PER_ITERATION = 4e-4, 5e-11, 5e-4
+_PER_MEASUREMENT, _PER_MATRIX, _PER_PRODUCT, _PER_ITERATION = 4e-4, 4e-5, 5e-11, 5e-4
 _PER_STEP, _PER_WEIGHT = 2e-6, 2e-10
 # The most entries of all matrices of a stack's curvature: with more, classes share one. With more
 # features, or more entries even so, features stand alone.
@@ -193,12 +195,31 @@ def rows_of_moments(size: Size) -> int:
     return int(min(size.n_rows, most))
 
 
+def rows_of_blocks(size: Size) -> int:
+    """The rows that a matrix per class is first measured on: few, or more, if they cost no pass."""
+    d = size.n_features + 1
+    seconds = _seconds_of_iteration(size) - _seconds_of_matrices(size, 0, size.n_classes)
+    of_a_pass = seconds / (_n_matrices(size, size.n_classes) * _PER_PRODUCT * d**2)
+    return int(min(size.n_rows, max(few_rows(size), min(of_a_pass, _MOST_VALUES / d))))
+
+
 def passes_worth(size: Size, n_rows: int, *, n_blocks: int) -> float:
     """How many passes cost about as much as matrices of curvature on so many rows."""
+    return _seconds_of_matrices(size, n_rows, n_blocks) / _seconds_of_iteration(size)
+
+
+def _n_matrices(size: Size, n_blocks: int) -> int:
+    return 1 if size.n_classes == 2 else n_blocks  # two classes have the same
+
+
+def _seconds_of_matrices(size: Size, n_rows: int, n_blocks: int) -> float:
     d = size.n_features + 1
-    products = n_rows * d**2 + d**3
-    of_matrices = n_blocks * (_PER_MATRIX + _PER_PRODUCT * products)
-    return of_matrices / (_PER_ITERATION + _seconds_of_pass(size))
+    of_each = _PER_MATRIX + _PER_PRODUCT * (n_rows * d**2 + d**3)
+    return _PER_MEASUREMENT + _n_matrices(size, n_blocks) * of_each
+
+
+def _seconds_of_iteration(size: Size) -> float:
+    return _PER_ITERATION + _seconds_of_pass(size)
 
 
 def _seconds_of_pass(size: Size) -> float:

@@ -19,7 +19,14 @@ import numpy as np
 from skmax.backends import Array, Backend, rounding_unit
 from skmax.data import dense, scaled, squared
 from skmax.objective import log_softmax, logits_of
-from skmax.policy import Size, blocks_per_model, few_rows, passes_worth, rows_of_moments
+from skmax.policy import (
+    Size,
+    blocks_per_model,
+    few_rows,
+    passes_worth,
+    rows_of_blocks,
+    rows_of_moments,
+)
 from skmax.problem import Problem, State
 
 # Rows whose curvature is below this share of their class's mean are left out: most rows are.
@@ -293,7 +300,8 @@ class Curvature:
         """The rows that what comes next is first measured on."""
         if self._ladder[0] is Scales:
             return _ROWS_OF_CLASSES
-        return rows_of_moments(self._size) if self._ladder[0] is Shared else few_rows(self._size)
+        rows = {Shared: rows_of_moments, Blocks: rows_of_blocks, Diagonal: few_rows}
+        return rows[self._ladder[0]](self._size)
 
     def _moments_pay(self, problem: Problem) -> bool:
         """Whether second moments are cheap, or features correlated."""
