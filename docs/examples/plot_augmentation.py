@@ -2,14 +2,16 @@
 Augmentation: images that are never the same twice
 ==================================================
 
-A photograph of a garment that lies two pixels further left is still one of it, but nothing in a table
-of pixels says so. Augmentation teaches it: in every epoch, each image is moved by a few pixels at
-random. `fit` wants its rows once and for all; `partial_fit` takes whatever rows the next epoch has.
+A photograph of a garment that lies two pixels further left is still one of it, but nothing in a
+table of pixels says so. Augmentation teaches it: in every epoch, each image is moved by a few
+pixels at random. `fit` wants its rows once and for all; `partial_fit` takes whatever rows the next
+epoch has.
 """
 
 # %%
-# 10,000 images of Fashion-MNIST, and a function that moves each to its own place, by up to `most` pixels
-# in each direction. Seen through a window of 28 by 28 pixels, that is a choice of the window.
+# 10,000 images of Fashion-MNIST, and a function that moves each to its own place, by up to `most`
+# pixels in each direction. Seen through a window of 28 by 28 pixels, that is a choice of the
+# window.
 import numpy as np
 
 from skmax.datasets import fetch_fashion_mnist
@@ -28,9 +30,9 @@ def moved(X, most):
 
 
 # %%
-# The same model twice, for 15 epochs: on the images as they are, and on images moved by up to two pixels,
-# which are new ones in every epoch. Both are tested on images as they are, and on moved ones. The rate of
-# `partial_fit` does not decay; a fixed one makes the two comparable.
+# The same model twice, for 15 epochs: on the images as they are, and on images moved by up to two
+# pixels, which are new ones in every epoch. Both are tested on images as they are, and on moved
+# ones. The rate of `partial_fit` does not decay; a fixed one makes the two comparable.
 from skmax import SoftmaxRegression
 
 X_moved = moved(X_test, 2)
@@ -44,11 +46,12 @@ for name in ("without augmentation", "with augmentation"):
     print("{:21} training {:.2f}, test {:.2f}, test moved {:.2f}".format(name, *scores))
 
 # %%
-# Without augmentation, four moved images in ten are taken for something else. With it they are recognised
-# nearly as well as those that were not moved, and the gap between training and test images closes: there is
-# less to learn by heart where no image comes twice. It has a price. A softmax regression has one weight
-# per pixel and class, and the same weights now serve 25 places, so that it loses on images which are
-# centred as neatly as those of Fashion-MNIST. Augment by what will happen in use, and by no more.
+# Without augmentation, four moved images in ten are taken for something else. With it they are
+# recognised nearly as well as those that were not moved, and the gap between training and test
+# images closes: there is less to learn by heart where no image comes twice. It has a price. A
+# softmax regression has one weight per pixel and class, and the same weights now serve 25 places,
+# so that it loses on images which are centred as neatly as those of Fashion-MNIST. Augment by what
+# will happen in use, and by no more.
 #
 # How far is far enough? All test images moved to the right, by 0 to 5 pixels:
 distances = np.arange(6)
@@ -61,8 +64,8 @@ for name, model in models.items():
     print(f"{name:21}", np.round(by_distance[name], 2))
 
 # %%
-# The picture. Above: these accuracies. Below: the weights of the ten classes. What was learned from moved images
-# is smooth, since a pixel's neighbours get its weight as well.
+# The picture. Above: these accuracies. Below: the weights of the ten classes. What was learned
+# from moved images is smooth, since a pixel's neighbours get its weight as well.
 import matplotlib.pyplot as plt
 
 from skmax.plotting import ClassWeightsDisplay

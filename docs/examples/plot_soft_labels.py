@@ -2,16 +2,17 @@
 Labels that are not sure of themselves
 ======================================
 
-Five people look at a picture; three say "shirt", two say "coat". Who writes down "shirt" has thrown
-away what the votes said of the picture. `SoftmaxRegression` learns from the votes as they are: a
-matrix of shares as `y`. Label smoothing, at last, is what remains when nobody was asked: the same
-doubt for every picture.
+Five people look at a picture; three say "shirt", two say "coat". Who writes down "shirt" has
+thrown away how hard the picture is. `SoftmaxRegression` learns from the votes as they are: a
+matrix of shares as `y`. Label smoothing is what can be done where nobody was asked: the same doubt
+for every picture.
 """
 
 # %%
-# The annotators are played by the data. 2,000 images of Fashion-MNIST are to be labelled, and each of five
-# annotators, when shown one, remembers a garment that looks alike: one of the ten most similar out of
-# 20,000 others, whose label is the vote. So votes differ where garments are hard to tell apart.
+# The annotators are played by the data. 2,000 images of Fashion-MNIST are to be labelled, and each
+# of five annotators, when shown one, remembers a garment that looks alike: one of the ten most
+# similar out of 20,000 others, whose label is the vote. So votes differ where garments are hard to
+# tell apart.
 import numpy as np
 from sklearn.neighbors import NearestNeighbors
 
@@ -32,9 +33,9 @@ print(f"one annotator is right in {np.mean(votes[:, 0] == y[:2000]):.2f} of the 
 print(f"the majority in {np.mean(majority == y[:2000]):.2f}")
 
 # %%
-# Four ways to learn from them, each with penalties of all strengths: from the label of the majority; from
-# the shares; and from the label of the majority, smoothed. A smoothed label is
-# (1 - e) y + e / n_classes (C. Szegedy and others, Rethinking the Inception architecture for computer
+# Four ways to learn from them, each with penalties of all strengths: from the label of the
+# majority; from the shares; and from the label of the majority, smoothed. A smoothed label is (1 -
+# e) y + e / n_classes (C. Szegedy and others, Rethinking the Inception architecture for computer
 # vision, CVPR 2016, section 7). All are tested with true labels.
 from sklearn.metrics import log_loss
 
@@ -60,14 +61,15 @@ for name, (smoothing, labels) in ways.items():
             print(f"{name:25}" + "{:12.2f}{:17.2f}{:10.2f}".format(*numbers))
 
 # %%
-# All name the likeliest class about equally well. They differ in how sure they are. Whoever learns from the
-# majority is surer than right: 0.88 on average, and right in 0.79 of the cases. With the shares
-# confidence and accuracy agree but for two hundredths. Smoothing takes away confidence too, but the same from a
-# trouser, which nobody mistakes, as from a coat.
+# All name the likeliest class about equally well. They differ in how sure they are. Whoever learns
+# from the majority is surer than right: 0.88 on average, and right in 0.79 of the cases. With the
+# shares, confidence and accuracy agree to two hundredths. Smoothing takes confidence away as well,
+# but from a trouser, which nobody mistakes, as much as from a coat.
 #
-# The picture. Left: whatever the penalty, and above all where it is weak, shares give the better
-# probabilities; smoothing is a remedy where the penalty is far too weak. Right: how many of the test
-# images get which confidence. The shares keep the sure ones sure; after smoothing, there are none left.
+# The picture. Left: shares give the best probabilities, but where the penalty is so strong that no
+# way is good; and the weaker it is, the more they gain. Smoothing by 0.1 helps only there. Right:
+# how many of the test images get which confidence. The shares leave the sure ones sure; smoothing
+# by 0.3 leaves none.
 import matplotlib.pyplot as plt
 
 styles = dict(
@@ -79,7 +81,7 @@ for name, (colour, line) in styles.items():
     bins = np.linspace(0.1, 1, 19)
     right.hist(confidence[name], bins, histtype="step", color=colour, linestyle=line, linewidth=2)
 left.set(xscale="log", xlabel="C (a larger one penalises less)", ylabel="log-loss on test images")
-left.set(ylim=(0.5, 1.3), title="What the probabilities are worth")
+left.set(ylim=(0.5, 1.4), title="What the probabilities are worth")
 left.legend()
 right.set(
     xlabel="probability of the likeliest class", ylabel="test images", title="How sure, at C = 1e-5"
