@@ -4,14 +4,14 @@ Augmentation: images that are never the same twice
 
 A photograph of a garment that lies two pixels further left is still one of it, but nothing in a
 table of pixels says so. Augmentation teaches it: in every epoch, each image is moved by a few
-pixels at random. `fit` wants its rows once and for all; `partial_fit` takes whatever rows the next
-epoch has.
+pixels at random. ``fit`` wants its rows once and for all; ``partial_fit`` takes whatever rows the
+next epoch has.
 """
 
 # %%
-# 10,000 images of Fashion-MNIST, and a function that moves each to its own place, by up to `most`
-# pixels in each direction. Seen through a window of 28 by 28 pixels, that is a choice of the
-# window.
+# 10,000 images of Fashion-MNIST, and a function that moves each to its own place, by up to
+# ``most`` pixels in each direction. Seen through a window of 28 by 28 pixels, that is a choice of
+# the window.
 import numpy as np
 
 from skmax.datasets import fetch_fashion_mnist
@@ -32,7 +32,7 @@ def moved(X, most):
 # %%
 # The same model twice, for 15 epochs: on the images as they are, and on images moved by up to two
 # pixels, which are new ones in every epoch. Both are tested on images as they are, and on moved
-# ones. The rate of `partial_fit` does not decay; a fixed one makes the two comparable.
+# ones. The rate of ``partial_fit`` does not decay; a fixed one makes the two comparable.
 from skmax import SoftmaxRegression
 
 X_moved = moved(X_test, 2)

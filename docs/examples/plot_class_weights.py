@@ -21,7 +21,7 @@ is_shirt, is_shirt_test = y_train == 6, y_test == 6
 # %%
 # Two models, which differ in their weights alone. "balanced" makes both classes weigh the same:
 # class k of n_k rows gets the weight s_k = n / (2 n_k), so that a shirt counts nine times as much
-# as anything else. The pixels go from 0 to 255 here, to which a `C` of one in a million is
+# as anything else. The pixels go from 0 to 255 here, to which a ``C`` of one in a million is
 # fitting.
 from skmax import SoftmaxRegression
 
@@ -76,11 +76,12 @@ print(f"threshold: {threshold:.2f}")
 print(f"recall: {recall_score(is_shirt_test, found['plain, lower threshold']):.2f}")
 
 # %%
-# The picture. Left: a threshold takes a model to any point of its curve; marked is what `predict`
-# does. The curves cross: each model is the better one around its own point, since the weights say
-# where a boundary that must be straight should fit best. Right: of the images that got about this
-# probability, which share are shirts. The balanced model's line lies far below the diagonal. The
-# corrected model's lies on it up to 0.7, as the plain model's does; above, both promise too much.
+# The picture. Left: a threshold takes a model to any point of its curve; marked is what
+# ``predict`` does. The curves cross: each model is the better one around its own point, since the
+# weights say where a boundary that must be straight should fit best. Right: of the images that got
+# about this probability, which share are shirts. The balanced model's line lies far below the
+# diagonal. The corrected model's lies on it up to 0.7, as the plain model's does; above, both
+# promise too much.
 import matplotlib.pyplot as plt
 from sklearn.calibration import CalibrationDisplay
 
@@ -108,6 +109,6 @@ right.legend(loc="upper left")
 plt.show()
 
 # %%
-# Use class weights where `predict` has to find the rare class, and correct the intercepts where
+# Use class weights where ``predict`` has to find the rare class, and correct the intercepts where
 # somebody reads the probabilities. Where you have a say in the threshold, you need no weights:
 # :doc:`../guide/probabilities` finds it from the costs of errors.

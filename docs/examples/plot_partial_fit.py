@@ -2,7 +2,7 @@
 A stream that changes: online learning
 ======================================
 
-Data that arrive bit by bit need not be kept: `partial_fit` learns from each batch once, and goes
+Data that arrive bit by bit need not be kept: ``partial_fit`` learns from each batch once, and goes
 on. It also follows where a stream goes. Here a camera above a conveyor belt sorts garments; from a
 quarter of its way on, ever more of them lie upside down, and from the middle on all of them do.
 """
@@ -27,7 +27,7 @@ for rows, turned in zip(order, share, strict=True):
 # Three models stand at the belt. The first is fitted once, to the first 100 batches. The second is
 # fitted anew after every 50 batches, to the last 100, which must be kept for it. The third has
 # seen nothing when it starts, keeps nothing, and takes one step with each batch. How quickly it
-# follows, and forgets, is up to the learning rate, which does not decay in `partial_fit`.
+# follows, and forgets, is up to the learning rate, which does not decay in ``partial_fit``.
 #
 # Each batch is an exam first, and a lesson then: the accuracy is measured before the labels are
 # known. This is called prequential (J. Gama, R. Sebastiao and P. P. Rodrigues, On evaluating
@@ -79,8 +79,8 @@ ax.legend(loc="lower center", ncols=2)
 plt.show()
 
 # %%
-# What was fitted once is soon worth nothing. `partial_fit` comes through the change as well as the
-# model that is fitted anew, and while the stream is steady it stays within two percentage points
-# of it, though it sees each image once, keeps none, and costs the same at every batch. A higher
-# rate follows sooner and is noisier; `learning_rate="auto"` is cautious, and good for long streams
-# that change little.
+# What was fitted once is soon worth nothing. ``partial_fit`` comes through the change as well as
+# the model that is fitted anew, and while the stream is steady it stays within two percentage
+# points of it, though it sees each image once, keeps none, and costs the same at every batch. A
+# higher rate follows sooner and is noisier; ``learning_rate="auto"`` is cautious, and good for
+# long streams that change little.

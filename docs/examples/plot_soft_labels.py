@@ -3,9 +3,9 @@ Labels that are not sure of themselves
 ======================================
 
 Five people look at a picture; three say "shirt", two say "coat". Who writes down "shirt" has
-thrown away how hard the picture is. `SoftmaxRegression` learns from the votes as they are: a
-matrix of shares as `y`. Label smoothing is what can be done where nobody was asked: the same doubt
-for every picture.
+thrown away how hard the picture is. ``SoftmaxRegression`` learns from the votes as they are: a
+matrix of shares as ``y``. Label smoothing is what can be done where nobody was asked: the same
+doubt for every picture.
 """
 
 # %%
@@ -34,9 +34,9 @@ print(f"the majority in {np.mean(majority == y[:2000]):.2f}")
 
 # %%
 # Four ways to learn from them, each with penalties of all strengths: from the label of the
-# majority; from the shares; and from the label of the majority, smoothed. A smoothed label is (1 -
-# e) y + e / n_classes (C. Szegedy and others, Rethinking the Inception architecture for computer
-# vision, CVPR 2016, section 7). All are tested with true labels.
+# majority; from the shares; and from the label of the majority, smoothed. A smoothed label is
+# :math:`(1 - e) y + e / k` with k classes (C. Szegedy and others, Rethinking the Inception
+# architecture for computer vision, CVPR 2016, section 7). All are tested with true labels.
 from sklearn.metrics import log_loss
 
 from skmax import SoftmaxRegression
