@@ -66,7 +66,7 @@ class Checkpoint:
     def teardown(self, estimator, context): ...
     def on_fit_task_begin(self, estimator, context, **_): ...
 
-    def on_fit_task_end(self, estimator, context, *, fitted_estimator=None, **_):
+    def on_fit_task_end(self, _estimator, context, *, fitted_estimator=None, **_):
         if context.task_name == "epoch":
             self.ends.append(len(X.read))
             if fitted_estimator.n_iter_ > self.last_epoch:
@@ -112,10 +112,10 @@ print("likeliest classes of the last rows:", probabilities[-5:].argmax(axis=1))
 
 # %%
 # The picture: which rows were read when. Labels change at the dotted lines. A first pass, in
-# order, is for the means and variances of the features, and the stripe after it a sample, for the
-# learning rate. Then come the epochs. Each stripe is 100 MB of blocks of a megabyte from all over
-# the file, whose rows are mixed in memory while the next ones are read, so that every small batch
-# has rows of all labels. Predictions are made in order.
+# order, is for the means and variances of the features; the two stripes after it are samples, for
+# the curvature and the learning rate. Then come the epochs. Each stripe of theirs is 100 MB of
+# blocks of a megabyte from all over the file, whose rows are mixed in memory while the next ones
+# are read, so that every small batch has rows of all labels. Predictions are made in order.
 import matplotlib.pyplot as plt
 
 first, last = np.transpose(X.read)

@@ -31,7 +31,7 @@ for rows, turned in zip(order, share, strict=True):
 #
 # Each batch is an exam first, and a lesson then: the accuracy is measured before the labels are
 # known. This is called prequential (J. Gama, R. Sebastiao and P. P. Rodrigues, On evaluating
-# stream learning algorithms, Machine Learning 90, 2013, section 2).
+# stream learning algorithms, Machine Learning 90, 2013).
 from skmax import SoftmaxRegression
 
 classes = np.arange(10)
