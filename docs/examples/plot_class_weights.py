@@ -20,9 +20,9 @@ is_shirt, is_shirt_test = y_train == 6, y_test == 6
 
 # %%
 # Two models, which differ in their weights alone. "balanced" makes both classes weigh the same:
-# class k of n_k rows gets the weight s_k = n / (2 n_k), so that a shirt counts nine times as much
-# as anything else. The pixels go from 0 to 255 here, to which a ``C`` of one in a million is
-# fitting.
+# class k, with :math:`n_k` of the n rows, gets the weight :math:`s_k = n / (2 n_k)`, so that a
+# shirt counts nine times as much as anything else. The pixels go from 0 to 255 here, to which a
+# ``C`` of one in a million is fitting.
 from skmax import SoftmaxRegression
 
 plain = SoftmaxRegression(C=1e-6).fit(X_train, is_shirt)
@@ -31,16 +31,16 @@ s = len(is_shirt) / (2 * np.bincount(is_shirt))
 print("weights:", s.round(2))
 
 # %%
-# Where the weights of the classes are s_k, the model learns the probabilities of a population in
-# which class k is s_k times as frequent. By Bayes' theorem, those of the actual one are
-# proportional to
+# Where the weights of the classes are :math:`s_k`, the model learns the probabilities of a
+# population in which class k is :math:`s_k` times as frequent. By Bayes' theorem, those of the
+# actual one are proportional to
 #
 # .. math:: p(k \mid x) \propto p_{\text{weighted}}(k \mid x) \, / \, s_k
 #
 # (M. Saerens, P. Latinne and C. Decaestecker, Adjusting the outputs of a classifier to new a
-# priori probabilities, Neural Computation 14, 2002, section 2). In a softmax model this takes log
-# s_k away from the intercept of each class; with two classes there is one intercept, the
-# difference of both.
+# priori probabilities, Neural Computation 14, 2002, section 2). In a softmax model this takes
+# :math:`\log s_k` away from the intercept of each class; with two classes there is one intercept,
+# the difference of both.
 from copy import deepcopy
 
 corrected = deepcopy(balanced)
@@ -64,7 +64,7 @@ for name, model in models.items():
 # %%
 # Balanced, the model finds twice as many shirts, and two of three alarms are false. Its
 # probabilities add up to far more shirts than there are (one in ten). The correction brings back
-# the probabilities of the plain model, nearly to the log-loss, and with them its decisions.
+# the level of the plain model's probabilities, their log-loss, and with them its decisions.
 #
 # So weights are a way to move the threshold. The plain model has it, too: where it says "shirt"
 # from a probability of one in ten on, instead of one in two, it finds what the balanced one finds.

@@ -4,8 +4,8 @@ A file larger than memory
 
 X may be a file: a ``numpy.memmap``, as here, or an ``h5py.Dataset``, a ``zarr.Array``, or anything
 that has a shape, a dtype, and slices of rows. It is read piece by piece, and never held. The file
-below has 470 MB, so that this page is built quickly; of a hundred times as many rows, no more
-would be in memory.
+below has 470 MB, so that this page is built quickly. Of a hundred times as many rows, memory would
+hold the same pieces, and more labels.
 """
 
 # %%
