@@ -82,7 +82,7 @@ search.fit(X_train, y_train)
 # default fit, float32, X in CuPy                            42
 # default fit, float32, X in NumPy                           89
 # ``LogisticRegression`` on CuPy, to its 100 iterations      264
-# PyTorch, a CUDA graph per epoch, to the same objective     56
+# PyTorch, a CUDA graph per epoch, 4 epochs to the same      56
 # 10 epochs of one model, uint8, X in CuPy                   44
 # 10 epochs of one model, uint8, X in NumPy                  50
 # one epoch of 1 model, uint8                                2.8
@@ -93,7 +93,7 @@ search.fit(X_train, y_train)
 # =========================================================  =======
 #
 # .. plot::
-#    :alt: Seconds of default fits, and milliseconds per epoch and model of 1, 16 and 128 models
+#    :alt: Milliseconds of default fits, and milliseconds per epoch and model of 1, 16 and 128 models
 #
 #    import matplotlib.pyplot as plt
 #
@@ -106,7 +106,7 @@ search.fit(X_train, y_train)
 #    colours = ["0.6", "tab:blue", "0.6", "tab:blue"]
 #    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4))
 #    left.bar_label(left.barh(list(fits), list(fits.values()), color=colours), padding=3)
-#    left.set(xlabel="ms to the same objective", xlim=(0, 310))
+#    left.set(xlabel="ms to reach the objective of LogisticRegression", xlim=(0, 310))
 #    models, epoch = [1, 16, 128], [2.79, 5.35, 15.1]
 #    right.loglog(models, [ms / n for ms, n in zip(epoch, models)], "o-")
 #    right.set(xlabel="models side by side", ylabel="ms per epoch and model")
@@ -117,5 +117,4 @@ search.fit(X_train, y_train)
 # The kernel that does an epoch in one launch is for dense rows and up to 32 classes (16 in
 # float64). Else each operation is a call of CuPy: the same answers, later; an epoch of one model
 # then takes about 0.2 seconds. The first fit on a machine takes seconds longer, in which kernels
-# are compiled. Small data are done sooner on the CPU. See :doc:`../performance` for the rest of
-# the measurements.
+# are compiled. See :doc:`../performance` for the rest of the measurements.
