@@ -67,9 +67,9 @@ for name, (smoothing, labels) in ways.items():
 # but from a trouser, which nobody mistakes, as much as from a coat.
 #
 # The picture. Left: shares give the best probabilities, but where the penalty is so strong that no
-# way is good; and the weaker it is, the more they gain. Smoothing by 0.1 helps only there. Right:
-# how many of the test images get which confidence. The shares leave the sure ones sure; smoothing
-# by 0.3 leaves none.
+# way is good; and the weaker it is, the more they gain. Smoothing by 0.1 helps only where it is
+# weak. Right: how many of the test images get which confidence. The shares leave the sure ones
+# sure; smoothing by 0.3 leaves none.
 import matplotlib.pyplot as plt
 
 styles = dict(
