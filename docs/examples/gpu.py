@@ -93,7 +93,7 @@ search.fit(X_train, y_train)
 # =========================================================  =======
 #
 # .. plot::
-#    :alt: Milliseconds of default fits, and milliseconds per epoch and model of 1, 16 and 128 models
+#    :alt: Milliseconds of fits, and per epoch and model of 1, 16 and 128 models
 #
 #    import matplotlib.pyplot as plt
 #
