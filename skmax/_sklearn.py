@@ -34,7 +34,11 @@ from sklearn.utils.metaestimators import _safe_split
 from sklearn.utils.parallel import _get_threadpool_controller
 from sklearn.utils.validation import _check_feature_names, _check_method_params, _check_n_features
 
+# Attributes that an estimator has while it is being fitted with callbacks, and no longer.
+_OF_A_RUNNING_FIT = ("_callback_fit_ctx", "_skl_callbacks_to_teardown")
+
 __all__ = [
+    "_OF_A_RUNNING_FIT",
     "Interval",
     "Options",
     "SparseCoefMixin",

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
+from skmax._sklearn import _OF_A_RUNNING_FIT
 from skmax.posing import Seen
 from skmax.problem import Epoch, Problem, State
 from skmax.solvers.preconditioner import Moments
@@ -40,8 +41,9 @@ def publish(estimator: Any, attributes: dict[str, Any]) -> None:
 
 
 def packed(state: dict[str, Any]) -> dict[str, Any]:
-    """The state of an estimator that is to be pickled."""
-    return {**state, _FORMAT_KEY: FORMAT}
+    """The state of an estimator that is to be pickled: whatever runs meanwhile stays here."""
+    kept = {name: value for name, value in state.items() if name not in _OF_A_RUNNING_FIT}
+    return {**kept, _FORMAT_KEY: FORMAT}
 
 
 def unpacked(state: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """scikit-learn's callbacks: what they are told, when, and what they may do."""
 
+import pickle
 import re
+import threading
 import warnings
 
 import numpy as np
@@ -438,3 +440,23 @@ def test_a_clone_shares_the_callbacks(data):
     model = estimator().set_callbacks(callback)
     clone(model).fit(*data)
     assert hooks(callback) == whole_fit(EPOCHS)
+
+
+class Checkpoint(Watcher):
+    """Pickles the model after each epoch, and holds what no pickle can."""
+
+    def __init__(self):
+        super().__init__("end", self.keep)
+        self.saved, self.lock = [], threading.Lock()
+
+    def keep(self, _, fitted_estimator):
+        self.saved.append(pickle.dumps(fitted_estimator.set_callbacks()))
+
+
+def test_a_checkpoint_holds_the_model_alone(data):
+    checkpoint = Checkpoint()
+    model = estimator().set_callbacks(checkpoint).fit(*data)
+    assert len(checkpoint.saved) == EPOCHS
+    last = pickle.loads(checkpoint.saved[-1])
+    np.testing.assert_array_equal(last.coef_, model.coef_)
+    assert set(vars(last)) == set(vars(model.set_callbacks()))

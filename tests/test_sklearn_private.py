@@ -166,6 +166,18 @@ def test__fit_context(skip):
         model.set_params(alpha="one").fit(X)
 
 
+def test__OF_A_RUNNING_FIT():
+    """`fitted.packed`: what is bound to a fit that runs, and gone when it ends."""
+    during = set()
+
+    class Listener(Recorder):
+        def on_fit_task_end(self, estimator, context, **_):
+            during.update(vars(estimator))
+
+    model = SoftmaxRegression().set_callbacks(Listener()).fit(X, y)
+    assert during - set(vars(model)) == set(_sklearn._OF_A_RUNNING_FIT)
+
+
 # Data and arrays
 
 
