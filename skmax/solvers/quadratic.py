@@ -237,6 +237,11 @@ def _with_momentum(
         new = _shrunk(ahead - at_ahead / steepness, t / steepness)
         step = new - x
         at_new = gradient + model.times(step)
+        shown, expected = (new - ahead) @ (at_new - at_ahead), (new - ahead) ** 2 @ steepness
+        if shown > expected > 0:  # the largest eigenvalue was underestimated: see `_largest`
+            steepness, ahead, at_ahead = steepness * (_MARGIN * shown / expected), x, gradient
+            theta = 1.0
+            continue
         if (ahead - new) * steepness @ step > 0:
             theta = 1.0
         following = (1 + np.sqrt(1 + 4 * theta * theta)) / 2
