@@ -30,7 +30,13 @@ def import_pyplot(caller_name: str) -> Any:
 
 
 def arrange_axes(
-    plt: Any, ax: Any, grid_shape: tuple[int, int], n_axes: int, *, figsize: tuple[float, float]
+    plt: Any,
+    ax: Any,
+    grid_shape: tuple[int, int],
+    n_axes: int,
+    *,
+    figsize: tuple[float, float],
+    height_ratios: Sequence[float] | None = None,
 ) -> tuple[Axes | None, np.ndarray]:
     """Return the Axes that was subdivided, None if several were given, and an array of `n_axes`.
 
@@ -39,14 +45,16 @@ def arrange_axes(
     if ax is None:
         _, ax = plt.subplots(figsize=figsize, layout="constrained")
     if isinstance(ax, plt.Axes):
-        return ax, _subdivide(ax, grid_shape, n_axes)
+        return ax, _subdivide(ax, grid_shape, n_axes, height_ratios)
     axes = np.asarray(ax, dtype=object)
     if axes.size != n_axes:
         raise ValueError(f"Expected ax to have {n_axes} axes, got {axes.size}.")
     return None, axes
 
 
-def _subdivide(ax: Axes, grid_shape: tuple[int, int], n_axes: int) -> np.ndarray:
+def _subdivide(
+    ax: Axes, grid_shape: tuple[int, int], n_axes: int, height_ratios: Sequence[float] | None
+) -> np.ndarray:
     """Replace an Axes by a grid of Axes."""
     if not ax.axison:
         raise ValueError(
@@ -60,7 +68,7 @@ def _subdivide(ax: Axes, grid_shape: tuple[int, int], n_axes: int) -> np.ndarray
             f"{n_axes} Axes, or one made by plt.subplots or Figure.add_subplot."
         )
     ax.set_axis_off()
-    grid = subplot.subgridspec(*grid_shape)
+    grid = subplot.subgridspec(*grid_shape, height_ratios=height_ratios)
     axes = np.full(grid_shape, None, dtype=object)
     for i in range(n_axes):
         axes.flat[i] = ax.figure.add_subplot(grid[i])
