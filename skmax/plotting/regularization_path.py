@@ -207,7 +207,7 @@ class RegularizationPathDisplay:
         >>> X, y = load_iris(return_X_y=True, as_frame=True)
         >>> display = RegularizationPathDisplay.from_estimator(SoftmaxRegression(), X, y)
         >>> print(f"{display.best_C_:.3g}, {display.one_standard_error_C_:.3g}")
-        2.78, 0.359
+        21.5, 2.78
         """
         import_pyplot(f"{cls.__name__}.from_estimator")
         Cs = _as_grid(Cs)
@@ -496,7 +496,7 @@ def _style(line_kw: dict[str, Any] | None, **defaults: Any) -> dict[str, Any]:
     from matplotlib.cbook import normalize_kwargs
     from matplotlib.lines import Line2D
 
-    return {"linewidth": 1.4, **defaults, **normalize_kwargs(line_kw, Line2D)}
+    return {"linewidth": 1.4, **defaults, **normalize_kwargs(line_kw or {}, Line2D)}
 
 
 def _shorten(names: Sequence[Any]) -> list[str]:
@@ -550,6 +550,6 @@ def _tell_zeros(axes: Any, C: np.ndarray, coef: np.ndarray) -> None:
 def _count(number: int) -> str:
     """A number in a few letters."""
     for unit, letter in (1_000_000, "M"), (1000, "k"):
-        if number >= 10 * unit:
-            return f"{number / unit:.0f}{letter}"
+        if number >= max(unit, 10_000):
+            return f"{number / unit:.3g}{letter}"
     return f"{number:,}"
