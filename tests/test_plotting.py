@@ -335,6 +335,26 @@ class TestAxesOfAGrid:
         with pytest.raises(ValueError, match="Expected ax to have 5 axes, got 4"):
             display.plot(ax=axes)
 
+    @pytest.mark.parametrize("n_images", [2, 10])
+    @pytest.mark.parametrize("subdivided", [False, True])
+    def test_long_titles_do_not_overlap(self, n_images, subdivided):
+        names = [f"{word} rather long name of a class" for word in ["A", "Another"] * 5][:n_images]
+        display = ClassWeightsDisplay(weights=np.ones((n_images, 2, 2)), titles=names)
+        ax = plt.subplots(figsize=(9, 5), layout="constrained")[1] if subdivided else None
+        display.plot(ax=ax).figure_.draw_without_rendering()
+        assert [title.replace("\n", " ") for title in titles(display)] == names
+        assert display.titles == names
+        for row in display.axes_:
+            boxes = [ax.title.get_window_extent() for ax in used(row)]
+            assert all(left.x1 <= right.x0 for left, right in itertools.pairwise(boxes))
+        for above, below in zip(used(display.axes_), used(display.axes_[1:]), strict=False):
+            assert below.title.get_window_extent().y1 <= above.get_window_extent().y0
+
+    def test_titles_without_end_are_cut(self):
+        display = ClassWeightsDisplay(weights=np.ones((5, 2, 2)), titles=["name " * 50] * 5).plot()
+        assert titles(display)[0].count("\n") == 2
+        assert titles(display)[0].endswith("…")
+
     def test_a_band_makes_no_huge_figure(self):
         display = ClassWeightsDisplay(weights=np.ones((1, 1000, 1)), titles=["band"]).plot()
         assert max(display.figure_.get_size_inches()) < 20
