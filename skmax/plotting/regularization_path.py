@@ -84,7 +84,8 @@ class RegularizationPathDisplay:
     -----
     The standard error is that of a mean of `n_splits` scores that do not depend on each other:
     their standard deviation, with `n_splits - 1` in the denominator, over the square root of
-    `n_splits`. Folds share rows to train on, so it is an estimate, and rather too small.
+    `n_splits`. Those of folds do, since folds share rows to train on, and it is then rather too
+    small [3]_.
 
     Sizes of coefficients compare only where features have about the same spread: a feature in
     grammes has a thousandth of the coefficient of the same in kilogrammes. A
@@ -96,6 +97,8 @@ class RegularizationPathDisplay:
        1984, section 3.4.3 (the 1 SE rule).
     .. [2] T. Hastie, R. Tibshirani and J. Friedman, The Elements of Statistical Learning, 2nd
        edition, 2009, section 7.10.1.
+    .. [3] Y. Bengio and Y. Grandvalet, No Unbiased Estimator of the Variance of K-Fold
+       Cross-Validation, Journal of Machine Learning Research 5, 2004.
 
     Examples
     --------
@@ -163,8 +166,8 @@ class RegularizationPathDisplay:
         scoring : str or callable, default=None
             How held-out rows are scored. None: accuracy.
         sample_weight : array-like of shape (n_samples,), default=None
-            Weights of the rows, for fits, and as far as `BatchedGridSearchCV` passes them to the
-            scorer, for scores. Those of a Pipeline are for its last step only.
+            Weights of the rows, in fits and, where the scorer takes weights, in scores. With a
+            Pipeline, they count in the fits of its last step only.
         class_names : sequence of str of length n_classes, default=None
             Names of the classes, in their order; by default the classes themselves.
         feature_names : sequence of str of length n_features, default=None
@@ -232,12 +235,15 @@ class RegularizationPathDisplay:
 
     @property
     def best_C_(self):
-        """The value of C with the greatest mean score."""
+        """The value of C with the greatest mean score, the least one of several."""
         return float(self.C[_best(self.test_scores)])
 
     @property
     def one_standard_error_C_(self):
-        """The least C whose mean score is within one standard error of the greatest."""
+        """The least C whose mean score is at most one standard error below the greatest.
+
+        NaN if there is one split only, which tells nothing of errors.
+        """
         means, best = np.mean(self.test_scores, axis=1), _best(self.test_scores)
         error = _standard_errors(self.test_scores)[best]
         if np.isnan(error):
