@@ -48,7 +48,7 @@ GROWTH: dict[str, tuple[dict[str, int], str, list[int]]] = {
     "texts, values per row": (TEXTS, "values per row", [4, 15, 60, 240]),
     "texts, threads": (TEXTS, "threads", CORES),
 }
-CURVES = {"fit": "#08519c", "epoch": "#d95f02", "predict": "#1b9e77"}
+CURVES = {"fit": ("#08519c", "o"), "epoch": ("#d95f02", "^"), "predict": ("#1b9e77", "s")}
 TOO_LONG = 20.0
 
 
@@ -118,25 +118,27 @@ def draw(measured: list[Row], path: Path) -> None:
     from matplotlib import pyplot as plt
 
     names = list(dict.fromkeys(row["what grows"] for row in measured))
-    figure, grid = plt.subplots(2, 5, figsize=(16, 7), layout="constrained", sharey=True)
+    figure, grid = plt.subplots(3, 3, figsize=(9, 9), layout="constrained", sharey=True)
     for axes in grid.flat[len(names) :]:
         axes.axis("off")
     for name, axes in zip(names, grid.flat, strict=False):
         part = [row for row in measured if row["what grows"] == name]
         values = [row["value"] for row in part]
-        for key, colour in CURVES.items():
-            axes.plot(values, [row[key] for row in part], "o-", c=colour, label=key, ms=4)
+        for key, (colour, marker) in CURVES.items():
+            style = {"c": colour, "ms": 4.5}
+            axes.plot(values, [row[key] for row in part], f"{marker}-", label=key, **style)
             limits = [row[f"{key}, limit"] for row in part]
-            axes.plot(values, limits, "--", c=colour, label=f"{key}, limit", lw=1.2)
+            axes.plot(values, limits, "--", label=f"{key}, limit", lw=1.2, **style)
         peer = [row.get("LogisticRegression", np.nan) for row in part]
-        axes.plot(values, peer, "s-", c="#777777", label="LogisticRegression, fit", ms=4)
+        axes.plot(values, peer, "x-", c="#777777", label="LogisticRegression, fit", ms=5)
         axes.set(xscale="log", yscale="log", xlabel=name)
         axes.set_xticks(values, [f"{v // 1000}k" if v >= 1000 else str(v) for v in values])
         axes.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
         axes.grid(alpha=0.4)
     for axes in grid[:, 0]:
         axes.set_ylabel("Seconds")
-    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="lower right", frameon=False)
+    handles, labels = grid[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=4, frameon=False)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 

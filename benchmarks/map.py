@@ -358,7 +358,7 @@ def draw(report: Record, path: Path) -> None:
 
     panels = [(t, *grid_of(report, t)) for t in ("one", "all")]
     panels = [panel for panel in panels if panel[1]]
-    height = 1.9 + 0.24 * max(len(kinds) for _, kinds, _ in panels)
+    height = 1.5 + 0.25 * max(len(kinds) for _, kinds, _ in panels)
     figure, axes = plt.subplots(
         1,
         len(panels),
@@ -382,7 +382,7 @@ def draw(report: Record, path: Path) -> None:
                 label(cell),
                 ha="center",
                 va="center",
-                fontsize=7.5,
+                fontsize=9,
                 color="white" if dark else "black",
                 weight="bold" if flagged else "normal",
             )
@@ -392,17 +392,20 @@ def draw(report: Record, path: Path) -> None:
                 )
                 ax.add_patch(box)
         image = ax.imshow(ratios, norm=norm, cmap=colours, aspect="auto")
-        ax.set_xticks(range(len(TASKS)), list(TASKS), fontsize=8)
-        ax.set_yticks(range(len(kinds)), kinds, fontsize=8)
+        ax.set_xticks(range(len(TASKS)), list(TASKS), fontsize=9)
+        ax.set_yticks(range(len(kinds)), kinds, fontsize=9)
         ax.xaxis.tick_top()
         ax.tick_params(length=0)
-        ax.set_title("One thread" if threads == "one" else "All cores", loc="left")
+        ax.set_title("One thread" if threads == "one" else "All cores", loc="left", pad=10)
         ax.spines[:].set_visible(False)
-    bar = figure.colorbar(image, ax=axes, location="bottom", shrink=0.6, aspect=60)
+    bar = figure.colorbar(image, ax=axes, location="bottom", shrink=0.7, aspect=50, pad=0.01)
     bar.minorticks_off()
     ticks = [1 / 32, 1 / 8, 1 / 2, 1, 2, 8, 32]
     bar.set_ticks(ticks, labels=["1/32", "1/8", "1/2", "1", "2", "8", "32"])
-    bar.set_label("Time (memory) of the best peer over that of skmax; framed: skmax ends worse")
+    bar.set_label(
+        "Time (memory) of the best peer over that of skmax\n"
+        "framed: skmax ends worse; blank: not measured"
+    )
     figure.savefig(path, dpi=130)
     plt.close(figure)
 

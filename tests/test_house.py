@@ -49,10 +49,11 @@ RANKS = {
     "dask": 12,
     "search": 12,
     "versions": 12,
+    "plotting": 13,
     "": 13,
     "__main__": 13,
 }
-LEAVES = {"plotting", "datasets"}
+LEAVES = {"datasets"}
 
 
 def name_of(path):

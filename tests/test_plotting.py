@@ -1,5 +1,7 @@
 """The displays, judged by what a reader of the picture sees, and the live training curve."""
 
+import copy
+import itertools
 import pickle
 import subprocess
 import sys
@@ -11,9 +13,11 @@ from numpy.testing import assert_array_equal
 from scipy import sparse
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.callback import CallbackSupportMixin, with_callbacks
-from sklearn.datasets import load_iris
+from sklearn.datasets import load_iris, load_wine
 from sklearn.exceptions import NotFittedError
-from sklearn.model_selection import GridSearchCV
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import make_scorer, top_k_accuracy_score
+from sklearn.model_selection import GridSearchCV, StratifiedKFold, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -22,6 +26,7 @@ from skmax.plotting import (
     ClassWeightsDisplay,
     LiveTrainingCurve,
     PredictionGridDisplay,
+    RegularizationPathDisplay,
     TrainingCurveDisplay,
 )
 
@@ -31,6 +36,7 @@ matplotlib.use("agg")
 import matplotlib.pyplot as plt  # noqa: E402
 from matplotlib.colors import same_color, to_rgba  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
+from matplotlib.text import Text  # noqa: E402
 
 RED = "tab:red"
 LOSS = [0.9, 0.6, 0.5]
@@ -329,6 +335,26 @@ class TestAxesOfAGrid:
         with pytest.raises(ValueError, match="Expected ax to have 5 axes, got 4"):
             display.plot(ax=axes)
 
+    @pytest.mark.parametrize("n_images", [2, 10])
+    @pytest.mark.parametrize("subdivided", [False, True])
+    def test_long_titles_do_not_overlap(self, n_images, subdivided):
+        names = [f"{word} rather long name of a class" for word in ["A", "Another"] * 5][:n_images]
+        display = ClassWeightsDisplay(weights=np.ones((n_images, 2, 2)), titles=names)
+        ax = plt.subplots(figsize=(9, 5), layout="constrained")[1] if subdivided else None
+        display.plot(ax=ax).figure_.draw_without_rendering()
+        assert [title.replace("\n", " ") for title in titles(display)] == names
+        assert display.titles == names
+        for row in display.axes_:
+            boxes = [ax.title.get_window_extent() for ax in used(row)]
+            assert all(left.x1 <= right.x0 for left, right in itertools.pairwise(boxes))
+        for above, below in zip(used(display.axes_), used(display.axes_[1:]), strict=False):
+            assert below.title.get_window_extent().y1 <= above.get_window_extent().y0
+
+    def test_titles_without_end_are_cut(self):
+        display = ClassWeightsDisplay(weights=np.ones((5, 2, 2)), titles=["name " * 50] * 5).plot()
+        assert titles(display)[0].count("\n") == 2
+        assert titles(display)[0].endswith("…")
+
     def test_a_band_makes_no_huge_figure(self):
         display = ClassWeightsDisplay(weights=np.ones((1, 1000, 1)), titles=["band"]).plot()
         assert max(display.figure_.get_size_inches()) < 20
@@ -466,6 +492,293 @@ class TestPredictionGrid:
             np.save(tmp_path / "X.npy", self.X)
             return np.load(tmp_path / "X.npy", mmap_mode="r")
         return sparse.csr_array(self.X).asformat(container)
+
+
+def path_of(estimator=None, X=None, y=None, **kwargs):
+    """The path of an estimator on iris, unless something else is given."""
+    if X is None:
+        X, y = load_iris(return_X_y=True)
+    model = SoftmaxRegression() if estimator is None else estimator
+    kwargs = {"Cs": [0.01, 1, 100], "cv": 3, **kwargs}
+    return RegularizationPathDisplay.from_estimator(model, X, y, **kwargs)
+
+
+def written(axes):
+    """What is written beside the lines, from top to bottom."""
+    texts = sorted(axes.texts, key=lambda text: -text.xyann[1])
+    return [text.get_text() for text in texts]
+
+
+def legend(axes):
+    return [text.get_text() for text in axes.get_legend().get_texts()]
+
+
+class TestRegularizationPath:
+    C = (0.1, 1.0, 10.0, 100.0)
+    # Means 0.5, 0.8, 0.9, 0.9. The standard error of the last two is 0.2 / sqrt(3) = 0.115.
+    SCORES = ((0.4, 0.5, 0.6), (0.7, 0.8, 0.9), (0.7, 0.9, 1.1), (0.7, 0.9, 1.1))
+    COEF = np.array([[[1, -2, 0], [-1, 2, 0.5]]]) * np.array([0.1, 1, 2, 3]).reshape(4, 1, 1)
+
+    def display(self, **kwargs):
+        arrays = {"C": self.C, "coef": self.COEF, "test_scores": self.SCORES}
+        return RegularizationPathDisplay(**{**arrays, **kwargs})
+
+    @pytest.mark.parametrize("classes", [[0, 1, 2], [1, 2]])
+    def test_coefficients_are_those_of_logistic_regression(self, classes):
+        X, y = load_iris(return_X_y=True)
+        X, y = X[np.isin(y, classes)], y[np.isin(y, classes)]
+        display = path_of(SoftmaxRegression(tol=1e-10), X, y)
+        for C, coef in zip([0.01, 1, 100], display.coef, strict=True):
+            reference = LogisticRegression(C=C, tol=1e-8, max_iter=10_000, solver="newton-cg")
+            np.testing.assert_allclose(coef, reference.fit(X, y).coef_, rtol=1e-3, atol=1e-4)
+
+    def test_coefficients_under_l1_are_those_of_logistic_regression(self):
+        X, y = load_iris(return_X_y=True)
+        X = StandardScaler().fit_transform(X)
+        display = path_of(SoftmaxRegression(l1_ratio=1, tol=1e-10), X, y, Cs=[0.05, 1])
+        for C, coef in zip([0.05, 1], display.coef, strict=True):
+            reference = LogisticRegression(
+                C=C, l1_ratio=1, solver="saga", tol=1e-7, max_iter=100_000, random_state=0
+            )
+            np.testing.assert_allclose(coef, reference.fit(X, y).coef_, atol=2e-3)
+
+    @pytest.mark.parametrize("scoring", [None, "neg_log_loss"])
+    def test_scores_are_those_of_cross_validation(self, scoring):
+        X, y = load_iris(return_X_y=True)
+        cv = StratifiedKFold(4, shuffle=True, random_state=0)
+        display = path_of(SoftmaxRegression(tol=1e-8), X, y, cv=cv, scoring=scoring)
+        for C, scores in zip([0.01, 1, 100], display.test_scores, strict=True):
+            model = LogisticRegression(C=C, tol=1e-8, max_iter=10_000, solver="newton-cg")
+            expected = cross_val_score(model, X, y, cv=cv, scoring=scoring)
+            np.testing.assert_allclose(scores, expected, atol=1e-3)
+
+    def test_sample_weights_are_rows(self):
+        X, y = load_iris(return_X_y=True)
+        weight = np.resize([1, 2, 1], len(y))
+        model = SoftmaxRegression(tol=1e-10)
+        display = path_of(model, X, y, sample_weight=weight)
+        repeated = LogisticRegression(C=100, tol=1e-8, max_iter=10_000, solver="newton-cg").fit(
+            np.repeat(X, weight, axis=0), np.repeat(y, weight)
+        )
+        np.testing.assert_allclose(display.coef[2], repeated.coef_, rtol=1e-3, atol=1e-4)
+        search = GridSearchCV(model, {"C": [100]}, cv=3).fit(X, y, sample_weight=weight)
+        assert display.test_scores[2].mean() == pytest.approx(search.best_score_)
+
+    def test_a_pipeline(self):
+        wine = load_wine()
+        names = [f"f{j}" for j in range(13)]
+        pipeline = make_pipeline(StandardScaler(), SoftmaxRegression(tol=1e-10))
+        display = path_of(pipeline, wine.data, wine.target, Cs=[0.01, 1], feature_names=names)
+        scaled = StandardScaler().fit_transform(wine.data)
+        alone = LogisticRegression(tol=1e-8, solver="newton-cg").fit(scaled, wine.target)
+        np.testing.assert_allclose(display.coef[1], alone.coef_, rtol=1e-3, atol=1e-4)
+        reference = make_pipeline(StandardScaler(), LogisticRegression())
+        expected = cross_val_score(reference, wine.data, wine.target, cv=3)
+        np.testing.assert_allclose(display.test_scores[1], expected)
+        assert display.feature_names == names
+        weighted = path_of(pipeline, wine.data, wine.target, sample_weight=1 + wine.target)
+        assert not np.allclose(weighted.coef[1], alone.coef_, rtol=0.01)
+
+    def test_a_pipeline_of_one_step(self):
+        assert_array_equal(path_of(make_pipeline(SoftmaxRegression())).coef, path_of().coef)
+
+    def test_sgd_starts_each_value_of_c_anew(self):
+        X, y = load_iris(return_X_y=True)
+        model = SoftmaxRegression(solver="sgd", max_iter=3, random_state=0)
+        display = path_of(model, X, y)
+        for C, coef in zip([0.01, 1, 100], display.coef, strict=True):
+            assert_array_equal(coef, clone(model).set_params(C=C).fit(X, y).coef_)
+
+    def test_leaves_the_estimator_as_it_was(self):
+        model = SoftmaxRegression(C=7)
+        path_of(model)
+        assert vars(model) == vars(SoftmaxRegression(C=7))
+
+    def test_values_of_c(self):
+        np.testing.assert_allclose(path_of(Cs=3).C, [1e-4, 1, 1e4])
+        assert_array_equal(path_of(Cs=(10, 0.1, 10)).C, [0.1, 10])
+
+    def test_names_come_from_the_data(self):
+        data = load_iris(as_frame=True)
+        labels = data.target_names[data.target]
+        display = path_of(SoftmaxRegression(), data.data, labels)
+        assert display.class_names == data.target_names.tolist()
+        assert list(display.feature_names) == data.feature_names
+        pipeline = make_pipeline(StandardScaler(), SoftmaxRegression())
+        assert list(path_of(pipeline, data.data, labels).feature_names) == data.feature_names
+
+    @pytest.mark.parametrize(
+        ("scoring", "negate", "name"),
+        [
+            (None, False, "accuracy"),
+            ("neg_log_loss", False, "negative log loss"),
+            ("neg_log_loss", True, "log loss"),
+            ("balanced_accuracy", True, "negative balanced accuracy"),
+            (make_scorer(top_k_accuracy_score, response_method="predict_proba"), False, "score"),
+            (lambda model, X, y: 0.5, False, "<lambda>"),
+        ],
+    )
+    def test_names_the_score(self, scoring, negate, name):
+        display = path_of(scoring=scoring, negate_score=negate)
+        assert display.axes_[1, 0].get_ylabel() == name
+        sign = -1 if negate else 1
+        np.testing.assert_allclose(
+            display.lines_[-1].get_ydata(), sign * display.test_scores.mean(axis=1)
+        )
+
+    def test_keeps_the_arrays_it_is_given(self):
+        arrays = {"C": list(self.C), "coef": self.COEF, "test_scores": np.array(self.SCORES)}
+        before = copy.deepcopy(arrays)
+        display = RegularizationPathDisplay(**arrays).plot()
+        for name, array in arrays.items():
+            assert getattr(display, name) is array
+            assert_array_equal(array, before[name])
+
+    def test_draws_the_arrays(self):
+        display = self.display().plot()
+        drawn = [list(line.get_ydata()) for line in display.lines_]
+        # The largest at the best C first; of the same size, in their order.
+        pairs = [(0, 1), (1, 1), (0, 0), (1, 0), (1, 2), (0, 2)]
+        assert drawn[:-1] == [list(self.COEF[:, i, j]) for i, j in pairs]
+        np.testing.assert_allclose(drawn[-1], [0.5, 0.8, 0.9, 0.9])
+        band = display.fill_between_.get_paths()[0].vertices[:, 1]
+        assert band.max() == pytest.approx(0.9 + 0.2 / np.sqrt(3))
+        assert band.min() == pytest.approx(0.5 - 0.1 / np.sqrt(3))
+
+    def test_marks_the_best_and_the_simplest_about_as_good(self):
+        display = self.display()
+        assert (display.best_C_, display.one_standard_error_C_) == (10, 1)
+        display.plot()
+        assert legend(display.axes_[1, 0]) == ["best:\nC = 10", "one standard error:\nC = 1"]
+        for ax in display.axes_.flat:
+            marks = [line.get_xdata()[0] for line in ax.lines if len(line.get_xdata()) == 2]
+            assert {10, 1} <= set(marks)
+
+    def test_one_split_has_no_error(self):
+        display = self.display(test_scores=[[0.5], [0.9], [0.8], [0.9]]).plot()
+        assert display.best_C_ == 1
+        assert np.isnan(display.one_standard_error_C_)
+        assert display.fill_between_ is None
+        assert legend(display.axes_[1, 0]) == ["best:\nC = 1"]
+
+    def test_fits_that_failed_are_never_the_best(self):
+        scores = np.array(self.SCORES)
+        scores[2, 0] = np.nan
+        assert self.display(test_scores=scores).plot().best_C_ == 100
+        with pytest.raises(ValueError, match="no C whose scores are all numbers"):
+            self.display(test_scores=np.full((4, 3), np.nan)).plot()
+
+    def test_names_the_largest_and_greys_the_rest(self):
+        display = self.display(feature_names=["a", "b", "c"], class_names=["no", "yes"])
+        display.plot(n_labels=3)
+        upper = display.axes_[0, 0]
+        assert written(upper) == ["b", "a", "b"]
+        assert legend(upper) == ["no", "yes"]
+        assert len(display.grey_lines_.get_paths()) == 2  # one is zero throughout
+        assert display.plot(n_labels=0).axes_[0, 0].get_legend() is None
+        assert len(display.grey_lines_.get_paths()) == 5
+
+    def test_a_line_has_the_colour_of_its_class_and_of_its_name(self):
+        display = self.display(feature_names=["a", "b", "c"]).plot()
+        upper = display.axes_[0, 0]
+        colors = [line.get_color() for line in display.lines_[:-1]]
+        assert colors == [colors[i] for i in (0, 1, 0, 1, 1, 0)]
+        assert colors[0] != colors[1]
+        ends = {line.get_ydata()[-1]: line.get_color() for line in display.lines_[:-1]}
+        for text in upper.texts:
+            assert text.get_color() == ends[text.xy[1]]
+
+    def test_two_classes_speak_for_the_second(self):
+        display = self.display(coef=self.COEF[:, :1], class_names=["no", "yes"]).plot()
+        assert legend(display.axes_[0, 0]) == ["yes"]
+
+    def test_of_many_classes_lines_name_their_own(self):
+        coef = np.arange(1.0, 11) * np.ones((4, 1, 1))
+        display = self.display(coef=coef.transpose(0, 2, 1)).plot(n_labels=8)
+        upper = display.axes_[0, 0]
+        assert upper.get_legend() is None
+        assert written(upper) == [f"x0, {i}" for i in range(9, 1, -1)]
+
+    @pytest.mark.parametrize("n_labels", [12, 60])
+    def test_names_do_not_overlap(self, n_labels):
+        rng = np.random.default_rng(0)
+        coef = rng.normal(size=(3, 40)) * np.ones((4, 1, 1)) + [[[0]], [[1]], [[1]], [[1]]]
+        names = [f"a rather long name of feature {j}" for j in range(40)]
+        display = self.display(coef=coef, feature_names=names).plot(n_labels=n_labels)
+        display.figure_.draw_without_rendering()
+        upper = display.axes_[0, 0]
+        boxes = [Text.get_window_extent(text) for text in upper.texts]  # without their arrows
+        boxes.sort(key=lambda box: box.y0)
+        assert all(below.y1 <= above.y0 + 1 for below, above in itertools.pairwise(boxes))
+        assert boxes[-1].y1 <= display.figure_.bbox.y1
+        assert max(len(text.get_text()) for text in upper.texts) <= 22
+
+    def test_counts_what_is_left_under_l1(self):
+        coef = self.COEF.copy()
+        coef[:2, :, 0] = 0
+        display = self.display(coef=coef).plot()
+        (top,) = display.axes_[0, 0].child_axes
+        assert top.get_xlabel() == "coefficients other than zero"
+        assert [text.get_text() for text in top.get_xticklabels()] == ["3", "3", "5", "5"]
+        assert self.display().plot().axes_[0, 0].child_axes == []
+
+    def test_millions_of_coefficients(self):
+        coef = np.zeros((4, 20, 100_000), dtype=np.float32)
+        coef[2] = np.random.default_rng(0).normal(size=coef.shape[1:])
+        display = self.display(coef=coef).plot()
+        assert len(display.grey_lines_.get_paths()) == 1000
+        (top,) = display.axes_[0, 0].child_axes
+        assert [text.get_text() for text in top.get_xticklabels()] == ["0", "0", "2M", "0"]
+
+    def test_draws_into_two_axes_or_one(self):
+        figure, axes = plt.subplots(2)
+        display = self.display().plot(ax=axes)
+        assert display.axes_ is axes
+        assert display.figure_ is figure
+        _, ax = plt.subplots()
+        assert self.display().plot(ax=ax).bounding_ax_ is ax
+        with pytest.raises(ValueError, match="Expected ax to have 2 axes, got 3"):
+            self.display().plot(ax=plt.subplots(3)[1])
+
+    def test_line_kw_may_use_matplotlib_aliases(self):
+        display = self.display().plot(line_kw={"lw": 4})
+        assert {line.get_linewidth() for line in display.lines_} == {4}
+
+    @pytest.mark.parametrize(
+        ("kwargs", "error", "message"),
+        [
+            ({"Cs": 1}, ValueError, "Cs == 1, must be >= 2"),
+            ({"Cs": [1.0]}, ValueError, "Cs has 1 distinct values. A path needs two or more"),
+            ({"Cs": [1.0, np.inf]}, ValueError, "Cs contains inf, which has no place on a log"),
+            ({"Cs": [0.0, 1.0]}, ValueError, r"Cs contains 0\.0, .* Pass finite values greater"),
+            ({"Cs": [[1.0, 2.0]]}, ValueError, "Cs has 2 dimensions. Pass a number, or a list"),
+            ({"scoring": ["accuracy"]}, TypeError, "asks for several scores. Pass one"),
+            ({"feature_names": ["a"]}, ValueError, "feature_names has 1 names for 4 features"),
+            ({"class_names": ["a"]}, ValueError, r"1 names for 3 classes: \[0, 1, 2\]"),
+            ({"estimator": LogisticRegression()}, TypeError, "of a LogisticRegression. Pass a Sof"),
+            (
+                {"estimator": make_pipeline(StandardScaler(), LogisticRegression())},
+                TypeError,
+                "of a Pipeline that ends with LogisticRegression. Pass a SoftmaxRegression",
+            ),
+        ],
+    )
+    def test_says_what_is_wrong(self, kwargs, error, message):
+        with pytest.raises(error, match=message):
+            path_of(**kwargs)
+
+    @pytest.mark.parametrize(
+        ("kwargs", "message"),
+        [
+            ({"C": [1, 10, 10, 100]}, r"numbers that ascend, got \[1.0, 10.0, 10.0, 100.0\]"),
+            ({"coef": COEF[:3]}, r"coef of shape \(3, 2, 3\) does not fit 4 values of C"),
+            ({"coef": COEF[:, 0]}, r"coef of shape \(4, 3\) .* must have 3 dimensions"),
+            ({"test_scores": [0.1, 0.2, 0.3, 0.4]}, r"test_scores of shape \(4,\) does not fit"),
+        ],
+    )
+    def test_says_which_arrays_do_not_fit(self, kwargs, message):
+        with pytest.raises(ValueError, match=message):
+            self.display(**kwargs).plot()
 
 
 class RecordingCanvas:
@@ -642,6 +955,7 @@ def test_importing_imports_no_matplotlib():
             "PredictionGridDisplay.plot",
         ),
         (lambda: Model().set_callbacks(LiveTrainingCurve()).fit(), "LiveTrainingCurve"),
+        (lambda: path_of(), "RegularizationPathDisplay.from_estimator"),
     ],
 )
 def test_missing_matplotlib(draw, caller, monkeypatch):

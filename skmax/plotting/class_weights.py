@@ -45,6 +45,8 @@ class ClassWeightsDisplay(ImageGrid):
     <...>
     """
 
+    _width_beside = 0.1  # the colour bar's
+
     def __init__(self, *, weights, titles):
         self.weights = weights
         self.titles = titles

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
@@ -30,7 +31,13 @@ def import_pyplot(caller_name: str) -> Any:
 
 
 def arrange_axes(
-    plt: Any, ax: Any, grid_shape: tuple[int, int], n_axes: int, *, figsize: tuple[float, float]
+    plt: Any,
+    ax: Any,
+    grid_shape: tuple[int, int],
+    n_axes: int,
+    *,
+    figsize: tuple[float, float],
+    height_ratios: Sequence[float] | None = None,
 ) -> tuple[Axes | None, np.ndarray]:
     """Return the Axes that was subdivided, None if several were given, and an array of `n_axes`.
 
@@ -39,14 +46,16 @@ def arrange_axes(
     if ax is None:
         _, ax = plt.subplots(figsize=figsize, layout="constrained")
     if isinstance(ax, plt.Axes):
-        return ax, _subdivide(ax, grid_shape, n_axes)
+        return ax, _subdivide(ax, grid_shape, n_axes, height_ratios)
     axes = np.asarray(ax, dtype=object)
     if axes.size != n_axes:
         raise ValueError(f"Expected ax to have {n_axes} axes, got {axes.size}.")
     return None, axes
 
 
-def _subdivide(ax: Axes, grid_shape: tuple[int, int], n_axes: int) -> np.ndarray:
+def _subdivide(
+    ax: Axes, grid_shape: tuple[int, int], n_axes: int, height_ratios: Sequence[float] | None
+) -> np.ndarray:
     """Replace an Axes by a grid of Axes."""
     if not ax.axison:
         raise ValueError(
@@ -60,7 +69,7 @@ def _subdivide(ax: Axes, grid_shape: tuple[int, int], n_axes: int) -> np.ndarray
             f"{n_axes} Axes, or one made by plt.subplots or Figure.add_subplot."
         )
     ax.set_axis_off()
-    grid = subplot.subgridspec(*grid_shape)
+    grid = subplot.subgridspec(*grid_shape, height_ratios=height_ratios)
     axes = np.full(grid_shape, None, dtype=object)
     for i in range(n_axes):
         axes.flat[i] = ax.figure.add_subplot(grid[i])
@@ -70,16 +79,25 @@ def _subdivide(ax: Axes, grid_shape: tuple[int, int], n_axes: int) -> np.ndarray
 class ImageGrid:
     """Drawing of a grid of images, one to an Axes."""
 
+    _width_beside = 0.0  # what is drawn beside the images, as a share of the figure
+
     def _plot_images(self, images, titles, *, ax, n_cols, im_kw):
         """Draw titled images and set `axes_`, `bounding_ax_`, `figure_` and `im_`."""
         plt = import_pyplot(f"{type(self).__name__}.plot")
         check_scalar(n_cols, "n_cols", Integral, min_val=1)
         n_cols = min(n_cols, len(images))
         shape = math.ceil(len(images) / n_cols), n_cols
-        size = _figure_size(*shape, images.shape[1:], titles)
+        cell_width = max(1.75, 4 / n_cols)
+        if ax is None:
+            titles = _wrap(titles, cell_width * 72, plt.rcParams["font.size"])
+        width, height = _figure_size(*shape, cell_width, images.shape[1:], titles)
+        size = width / (1 - self._width_beside), height
         self.bounding_ax_, self.axes_ = arrange_axes(plt, ax, shape, len(images), figsize=size)
         self.im_ = []
         used = self.axes_.flat[: len(images)]  # the last row of the grid may have room for more
+        if ax is not None:
+            points = used[0].get_window_extent().width * 72 / used[0].figure.dpi
+            titles = _wrap(titles, points, plt.rcParams["font.size"])
         for axes, image, title in zip(used, images, titles, strict=True):
             self.im_.append(axes.imshow(image, **im_kw))
             axes.set_title(title, fontsize="medium")
@@ -88,15 +106,25 @@ class ImageGrid:
 
 
 def _figure_size(
-    n_rows: int, n_cols: int, image_shape: tuple[int, int], titles: Sequence[str]
+    n_rows: int,
+    n_cols: int,
+    cell_width: float,
+    image_shape: tuple[int, int],
+    titles: Sequence[str],
 ) -> tuple[float, float]:
     """Return width and height in inches for a grid of images with titles."""
     height, width = image_shape
     title_lines = 1 + max(title.count("\n") for title in titles)
-    cell_width = max(1.75, 4 / n_cols)
     # Images that are bands rather than rectangles must not make the figure huge.
     cell_height = cell_width * min(max(height / width, 0.25), 4) + 0.2 * title_lines
     return n_cols * cell_width, n_rows * cell_height
+
+
+def _wrap(titles: Sequence[str], width: float, font_size: float) -> list[str]:
+    """Titles in lines that do not run into the title of the next image; sizes in points."""
+    n_letters = max(8, int(width / (0.6 * font_size)))  # which take 0.6 of their size on average
+    wrapper = textwrap.TextWrapper(n_letters, max_lines=3, placeholder="\u2026")
+    return ["\n".join(map(wrapper.fill, title.split("\n"))) for title in titles]
 
 
 def check_has(estimator: Any, attribute: str) -> None:
