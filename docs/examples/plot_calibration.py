@@ -70,7 +70,7 @@ for (name, steps), (top, bottom) in zip(results.items(), axes.T):
         n = np.histogram(sure, edges)[0]
         enough = n >= 30
         said = np.histogram(sure, edges, weights=sure)[0][enough] / n[enough]
-        true = np.histogram(sure, edges, weights=right)[0][enough] / n[enough]
+        true = np.histogram(sure, edges, weights=right.astype(float))[0][enough] / n[enough]
         top.plot(said, true, marker=marker, color=colour, label=step)
         bottom.stairs(n / len(sure), edges, color=colour, fill=step == "as fitted", alpha=0.7)
     top.set(title=name, xlim=(0, 1), ylim=(0, 1))
