@@ -73,7 +73,7 @@ for (name, steps), (top, bottom) in zip(results.items(), axes.T):
         true = np.histogram(sure, edges, weights=right.astype(float))[0][enough] / n[enough]
         top.plot(said, true, marker=marker, color=colour, label=step)
         bottom.stairs(n / len(sure), edges, color=colour, fill=step == "as fitted", alpha=0.7)
-    top.set(title=name, xlim=(0, 1), ylim=(0, 1))
+    top.set(title=name, xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
     bottom.set(xlabel="probability of the answer")
 axes[0, 0].set_ylabel("share that is right")
 axes[1, 0].set_ylabel("share of answers")

@@ -62,9 +62,9 @@ for name, key, colour, style in (
 ):
     ax.plot(coverage, risk_of(new[np.argsort(key, kind="stable")]), style, color=colour, label=name)
 ax.plot(answered.mean(), wrong[new][answered].mean(), "o", color="#D55E00", label="chosen")
-ax.set(xlabel="coverage: share answered", ylabel="risk: share wrong", ylim=(-0.005, 0.2))
+ax.set(xlabel="coverage: share answered", ylabel="risk: share wrong", ylim=(-0.005, 0.225))
 ax.spines[["top", "right"]].set_visible(False)
-ax.legend(loc="upper left")
+ax.legend(loc="upper left", ncols=2)
 for ax, i in zip(right.subplots(2, 3).flat, new[np.argsort(-nats[new])[:6]]):
     ax.imshow(test.data[i].reshape(28, 28), cmap="gray_r")
     first, second = (test.target_names[k] for k in np.argsort(-p[i])[:2])
