@@ -63,9 +63,10 @@ edges = np.linspace(0, 1, 11)
 fig, axes = plt.subplots(
     2, 2, figsize=(8, 5.4), layout="constrained", sharex=True, sharey="row", height_ratios=[3, 1]
 )
-for (name, steps), (top, bottom) in zip(results.items(), axes.T):
+for (name, steps), (top, bottom) in zip(results.items(), axes.T, strict=True):
     top.plot([0, 1], [0, 1], color="black", linewidth=1, linestyle="--")
-    for (step, p), colour, marker in zip(steps.items(), ("#D55E00", "#0072B2"), "so"):
+    for step, colour, marker in (("as fitted", "#D55E00", "s"), ("temperature", "#0072B2", "o")):
+        p = steps[step]
         sure, right = p.max(axis=1), p.argmax(axis=1) == y_test
         n = np.histogram(sure, edges)[0]
         enough = n >= 30

@@ -60,16 +60,15 @@ for score in scores:
 # %%
 # Both keep the promise: over the splits, nine sets in ten contain the right class, and single
 # splits are as far from it as chance has it. But the common threshold of "lac" pays with the
-# shirts, which look like T-shirts, pullovers and coats: theirs are far fewer than 90 %, and trousers
-# and boots are covered more than was asked for. "aps" names more classes where the model is
-# unsure, and comes close to the promise for every class but that one.
+# shirts, which look like T-shirts, pullovers and coats: theirs are far fewer than 90 %, while
+# trousers and boots are covered more than was asked for. "aps" names more classes where the model
+# is unsure, and comes close to the promise for every class but that one.
 
 fig, (left, right) = plt.subplots(1, 2, figsize=(9, 4), layout="constrained", width_ratios=[2, 3])
-colours = {"lac": "#0072B2", "aps": "#D55E00"}
-for score, marker in zip(scores, "os"):
-    bins = np.arange(0.865, 0.94, 0.005)
-    left.hist(covered[score], bins, histtype="step", linewidth=2, color=colours[score])
-    right.plot(by_class[score], range(10), marker, color=colours[score], label=score)
+bins = np.arange(0.865, 0.94, 0.005)
+for score, marker, colour in (("lac", "o", "#0072B2"), ("aps", "s", "#D55E00")):
+    left.hist(covered[score], bins, histtype="step", linewidth=2, color=colour)
+    right.plot(by_class[score], range(10), marker, color=colour, label=score)
 left.set(xlabel="share of sets with the right class", ylabel=f"splits, of {n_splits}")
 right.set(xlabel="the same, per class", yticks=range(10), yticklabels=test.target_names)
 right.grid(axis="y", alpha=0.3)

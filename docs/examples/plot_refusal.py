@@ -65,7 +65,8 @@ ax.plot(answered.mean(), wrong[new][answered].mean(), "o", color="#D55E00", labe
 ax.set(xlabel="coverage: share answered", ylabel="risk: share wrong", ylim=(-0.005, 0.225))
 ax.spines[["top", "right"]].set_visible(False)
 ax.legend(loc="upper left", ncols=2)
-for ax, i in zip(right.subplots(2, 3).flat, new[np.argsort(-nats[new])[:6]]):
+least_sure = new[np.argsort(-nats[new])[:6]]
+for ax, i in zip(right.subplots(2, 3).flat, least_sure, strict=True):
     ax.imshow(test.data[i].reshape(28, 28), cmap="gray_r")
     first, second = (test.target_names[k] for k in np.argsort(-p[i])[:2])
     ax.set_title(f"{nats[i]:.2f} nats\n{first} or\n{second}", fontsize=9)
