@@ -42,19 +42,20 @@ for name, C in (("weak penalty, C=1e-3", 1e-3), ("tuned penalty, C=3e-6", 3e-6))
     model = SoftmaxRegression(C=C, random_state=0).fit(X_train, y_train)
     calibrated = CalibratedClassifierCV(FrozenEstimator(model), method="temperature")
     calibrated.fit(X_held, y_held)
-    results[name] = {"as fitted": probabilities(model), "temperature": probabilities(calibrated)}
-    for step, p in results[name].items():
+    steps = {"as fitted": probabilities(model), "temperature": probabilities(calibrated)}
+    results[name] = steps
+    print(name)
+    for step, p in steps.items():
         right = np.mean(p.argmax(axis=1) == y_test)
-        print(
-            f"{name}, {step}: right {right:.3f}, mean probability of the answer "
-            f"{p.max(axis=1).mean():.3f}, cross-entropy {log_loss(y_test, p):.2f} nats"
-        )
+        print(f"{step:>11}: right {right:.3f}, said {p.max(axis=1).mean():.3f}", end=", ")
+        print(f"cross-entropy {log_loss(y_test, p):.2f} nats")
 
 # %%
-# As fitted, the weakly penalised model is right with three answers in four and speaks of more than
-# nine in ten. The temperature takes away nearly all of that. The tuned model was nearly right from
-# the start, is right more often, and its cross-entropy stays the lower one: a temperature mends
-# how sure a model is, not what it has learned.
+# What a model said is the mean probability of its answers. As fitted, the weakly penalised model is
+# right with three answers in four, and said more than nine in ten. The temperature takes away
+# nearly all of the difference. The tuned model had little to mend, is right more often, and its
+# cross-entropy stays the lower one: a temperature mends how sure a model is, not what it has
+# learned.
 #
 # The diagrams put answers into tenths by their probability: above, how many of each were right; on
 # the diagonal, as many as was said. Below, how many answers there were.
