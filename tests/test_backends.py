@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import sklearn
 from scipy import sparse
+from sklearn.datasets import load_digits
 from sklearn.utils._array_api import _convert_to_numpy
 from threadpoolctl import ThreadpoolController, threadpool_limits
 
@@ -140,6 +141,17 @@ def test_results_are_where_X_is(dispatch, place, dtype, trained_in):
         expected.predict_proba(values),
         atol=1e-4 if trained_in == "float32" else 1e-8,
     )
+
+
+@everywhere
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_lbfgs_reaches_the_same_optimum(dispatch, place, dtype):
+    X, y = load_digits(return_X_y=True)
+    X, y = X[:300].astype(dtype), y[:300]
+    model = SoftmaxRegression(C=0.01, solver="lbfgs").fit(place(X), place(y))
+    expected = SoftmaxRegression(C=0.01, solver="lbfgs").fit(X, y)
+    assert dtype_name(model.coef_) == dtype
+    np.testing.assert_allclose(model.loss_curve_[-1], expected.loss_curve_[-1], rtol=1e-4)
 
 
 @everywhere

@@ -14,7 +14,9 @@ import sklearn
 from scipy import sparse
 from sklearn.base import clone, is_classifier
 from sklearn.calibration import CalibratedClassifierCV
+from sklearn.datasets import load_digits
 from sklearn.exceptions import UnsetMetadataPassedError
+from sklearn.frozen import FrozenEstimator
 from sklearn.metrics import accuracy_score, log_loss
 from sklearn.model_selection import (
     GridSearchCV,
@@ -376,6 +378,24 @@ def test_calibration(ensemble):
     model.fit(X, NAMES[Y], sample_weight=WEIGHT)
     assert model.score(X, NAMES[Y]) > 0.6
     np.testing.assert_allclose(model.predict_proba(X).sum(axis=1), 1)
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_temperature_of_tensors(dtype, frozen):
+    torch = pytest.importorskip("torch")
+    rows, labels = load_digits(return_X_y=True)
+    rows, labels = rows[:600].astype(dtype), labels[:600]
+
+    def probabilities(X, y):
+        model = SoftmaxRegression(C=0.01)
+        model = FrozenEstimator(model.fit(X[:300], y[:300])) if frozen else model
+        model = CalibratedClassifierCV(model, method="temperature", cv=3)
+        return model.fit(X[300:], y[300:]).predict_proba(X)
+
+    with sklearn.config_context(array_api_dispatch=True):
+        there = probabilities(torch.asarray(rows), torch.asarray(labels))
+    np.testing.assert_allclose(there.numpy(), probabilities(rows, labels), atol=0.01)
 
 
 # Metadata routing

@@ -107,7 +107,8 @@ class Backend:
 
     def solved(self, factors: Array, columns: Array) -> Array:
         """Solutions (..., p, r) of linear systems of factored matrices (..., p, p)."""
-        return factors @ columns
+        # PyTorch multiplies no matrices of different dtypes.
+        return factors @ self.xp.astype(columns, factors.dtype, copy=False)
 
     def computing(self) -> AbstractContextManager[Any]:
         """What to enter around heavy work: its device, and the threads that are best for it."""
