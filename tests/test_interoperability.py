@@ -311,7 +311,9 @@ def test_to_sklearn_takes_a_model_of_CuPy_arrays_to_a_process_without_CuPy(cuda,
 # SHAP
 
 
-@pytest.mark.filterwarnings("ignore:The set_bad function:PendingDeprecationWarning")  # by shap
+@pytest.mark.filterwarnings(
+    "ignore:The set_(bad|over|under) function:PendingDeprecationWarning"
+)  # by shap
 @pytest.mark.parametrize("k", [2, 3])
 @pytest.mark.parametrize("export", [False, True], ids=["itself", "to_sklearn"])
 def test_shap_values_and_their_base_sum_to_the_logits(k, export):
