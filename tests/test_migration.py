@@ -205,6 +205,29 @@ def test_torch_takes_the_same_steps(k, C, targets, label_smoothing):
     assert_same_weights(model, coef, intercept, atol=1e-12)
 
 
+def test_torch_with_one_output_takes_the_same_steps_at_twice_the_rate():
+    torch = pytest.importorskip("torch")
+    decay, y = 0.02, Y % 2
+    layer = torch.nn.Linear(X.shape[1], 1, dtype=torch.float64)
+    torch.nn.init.zeros_(layer.weight)
+    torch.nn.init.zeros_(layer.bias)
+    groups = [{"params": [layer.weight], "weight_decay": decay}, {"params": [layer.bias]}]
+    optimizer = torch.optim.SGD(groups, lr=0.2, momentum=0.9)
+    for _ in range(3):
+        for first in range(0, N, 32):
+            rows = slice(first, first + 32)
+            optimizer.zero_grad()
+            logits, labels = layer(torch.tensor(X[rows]))[:, 0], torch.tensor(y[rows] * 1.0)
+            torch.nn.functional.binary_cross_entropy_with_logits(logits, labels).backward()
+            optimizer.step()
+    model = SoftmaxRegression(
+        C=1 / (decay * N), batch_size=32, learning_rate=0.1, max_iter=3, **STEPS
+    ).fit(X, y)
+    assert_same_weights(
+        model, layer.weight.detach().numpy(), layer.bias.detach().numpy(), atol=1e-12
+    )
+
+
 def test_torch_takes_the_same_steps_with_class_weights_in_full_batches():
     weight, C = [1.0, 2.0, 5.0], 0.5
     total = np.sum(np.asarray(weight)[Y])
@@ -221,6 +244,18 @@ def test_torch_takes_the_same_steps_with_class_weights_in_full_batches():
 
 
 # statsmodels
+
+
+def test_mnlogit_starts_where_skmax_ends():
+    statsmodels = pytest.importorskip("statsmodels.api")
+    exog = statsmodels.add_constant(X)
+    model = SoftmaxRegression(C=np.inf, tol=1e-10).fit(X, Y)
+    weights = np.column_stack([model.intercept_, model.coef_])
+    start = (weights - weights[0])[1:].ravel()
+    result = statsmodels.MNLogit(Y, exog).fit(start_params=start, disp=0)
+    expected = statsmodels.MNLogit(Y, exog).fit(disp=0)
+    assert result.mle_retvals["iterations"] <= 1 < expected.mle_retvals["iterations"]
+    np.testing.assert_allclose(result.bse, expected.bse, rtol=1e-4)
 
 
 def test_mnlogit_has_the_coefficients_less_those_of_the_first_class():
