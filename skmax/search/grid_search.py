@@ -25,7 +25,8 @@ class BatchedGridSearchCV(GridSearchCV):
 
     It has the interface, the parameters and the fitted attributes of
     :class:`~sklearn.model_selection.GridSearchCV`, for a :class:`SoftmaxRegression` or a
-    :class:`~sklearn.pipeline.Pipeline` that ends with one. Candidates that differ in `C`,
+    :class:`~sklearn.pipeline.Pipeline` that ends with one, or one of imbalanced-learn's, which may
+    resample what is learned from. Candidates that differ in `C`,
     `l1_ratio`, `learning_rate`, `momentum`, `label_smoothing`, `class_weight`, `max_iter`,
     `schedule`, `tol`, `n_iter_no_change` or `validation_fraction` train as one stacked model, which
     reads each minibatch once for all of them and for all folds; those that differ in anything else

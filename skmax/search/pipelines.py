@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from copy import deepcopy
 from typing import Any
 
@@ -40,8 +41,15 @@ class CachedStep:
 
 
 def steps_of(estimator: Any) -> list[Any]:
-    """The steps of a pipeline; any other estimator, as a subclass of Pipeline, is its only one."""
-    return [step for _, step in estimator.steps] if type(estimator) is Pipeline else [estimator]
+    """The steps of a pipeline; any other estimator, as a subclass of Pipeline, is its only one.
+
+    imbalanced-learn's pipeline counts as one: its steps may resample the rows that are learned
+    from, and leave alone those that are scored.
+    """
+    resampling = getattr(sys.modules.get("imblearn.pipeline"), "Pipeline", Pipeline)
+    if type(estimator) in (Pipeline, resampling):
+        return [step for _, step in estimator.steps]
+    return [estimator]
 
 
 def prefix_key(estimator: Any, parameters: dict[str, Any]) -> str | None:
@@ -63,7 +71,7 @@ def fit_prefix(pipeline: Any, X: Any, y: Any, params: dict[str, Any]) -> tuple[A
         recorder._metadata_request = deepcopy(last._metadata_request)
     pipeline.set_params(**{name: recorder}).fit(X, y, **params)
     for number, (name, step) in enumerate(pipeline.steps[:-1]):
-        if step not in (None, "passthrough"):
+        if hasattr(step, "transform"):  # neither "passthrough" nor what resamples
             pipeline.steps[number] = name, CachedStep(step)
     return pipeline, pipeline.steps[-1][1].arguments_
 
@@ -81,4 +89,4 @@ def with_last_step(pipeline: Any, model: Any) -> Any:
     """A model after the other steps, if there are any."""
     if pipeline is None:
         return model
-    return Pipeline([*pipeline.steps[:-1], (pipeline.steps[-1][0], model)])
+    return type(pipeline)([*pipeline.steps[:-1], (pipeline.steps[-1][0], model)])
