@@ -86,8 +86,8 @@ def _unconverged(ending: Ending, params: Hyperparameters, solver: str) -> str:
     where = f"the objective is {known} above its least value, and tol={params.tol:g} is asked for"
     if ending.reason is Reason.STALLED:
         return (
-            f"{name} can get no further in the precision of X: {where}. Pass X as float64, scale "
-            "it, or increase tol."
+            f"{name} can get no further in the precision of X: {where}. Scale X, pass it as "
+            "float64 if it is not, or increase tol."
         )
     return (
         f"{name} had not converged after {ending.n_iter} iterations: {where}. Increase max_iter or "
