@@ -73,7 +73,9 @@ html_title = "skmax"
 html_static_path = ["_static"]
 html_css_files = ["skmax.css"]
 html_show_sourcelink = False
-html_sidebars = {page: [] for page in ("get_started", "migration", "interoperability")}  # these have no siblings
+html_sidebars = {
+    page: [] for page in ("get_started", "migration", "interoperability")
+}  # these have no siblings
 html_theme_options = {
     "logo": {"text": "skmax"},
     "header_links_before_dropdown": 6,
