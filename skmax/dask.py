@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal, NoReturn, Self
 
 import array_api_compat
 import numpy as np
@@ -26,6 +26,7 @@ from sklearn.utils.validation import check_is_fitted, column_or_1d
 
 from skmax import fitted, kernels
 from skmax._sklearn import _check_feature_names, _fit_context
+from skmax.annotations import BackendName, ClassWeight, Data, RandomState, ScheduleName, SolverName
 from skmax.backends import Array, float_dtype_for, resolve
 from skmax.data import source
 from skmax.estimator import SoftmaxRegression
@@ -882,29 +883,29 @@ class DaskSoftmaxRegression(SoftmaxRegression):
     def __init__(
         self,
         *,
-        C=1.0,
-        l1_ratio=0.0,
-        fit_intercept=True,
-        class_weight=None,
-        label_smoothing=0.0,
-        solver="auto",
-        preconditioner="diagonal",
-        learning_rate="auto",
-        schedule="cosine",
-        max_iter=None,
-        batch_size="auto",
-        momentum=0.9,
-        shuffle=True,
-        tol=1e-4,
-        n_iter_no_change=None,
-        early_stopping=False,
-        validation_fraction=0.1,
-        warm_start=False,
-        random_state=None,
-        verbose=0,
-        backend="auto",
-        client=None,
-    ):
+        C: float = 1.0,
+        l1_ratio: float = 0.0,
+        fit_intercept: bool = True,
+        class_weight: ClassWeight = None,
+        label_smoothing: float = 0.0,
+        solver: SolverName = "auto",
+        preconditioner: Literal["diagonal"] | None = "diagonal",
+        learning_rate: float | Literal["auto"] = "auto",
+        schedule: ScheduleName = "cosine",
+        max_iter: int | None = None,
+        batch_size: int | Literal["auto"] = "auto",
+        momentum: float = 0.9,
+        shuffle: bool = True,
+        tol: float = 1e-4,
+        n_iter_no_change: float | None = None,
+        early_stopping: bool = False,
+        validation_fraction: float = 0.1,
+        warm_start: bool = False,
+        random_state: RandomState = None,
+        verbose: int = 0,
+        backend: BackendName = "auto",
+        client: Client | None = None,
+    ) -> None:
         super().__init__(
             C=C,
             l1_ratio=l1_ratio,
@@ -931,7 +932,16 @@ class DaskSoftmaxRegression(SoftmaxRegression):
         self.client = client
 
     @_fit_context(prefer_skip_nested_validation=True)
-    def fit(self, X, y, sample_weight=None, *, X_val=None, y_val=None, sample_weight_val=None):
+    def fit(
+        self,
+        X: Data,
+        y: Data,
+        sample_weight: Data | None = None,
+        *,
+        X_val: Data | None = None,
+        y_val: Data | None = None,
+        sample_weight_val: Data | None = None,
+    ) -> Self:
         """Fit the model to data that are on a cluster.
 
         Parameters
@@ -1017,22 +1027,29 @@ class DaskSoftmaxRegression(SoftmaxRegression):
         return followed(first, method.first_epochs, problem, LBFGS())
 
     @available_if(_has_no_partial_fit)
-    def partial_fit(self, X, y, classes=None, sample_weight=None):
+    def partial_fit(
+        self,
+        X: Data,
+        y: Data,
+        classes: Data | None = None,
+        sample_weight: Data | None = None,
+    ) -> NoReturn:
         """Not available: see `SoftmaxRegression`."""
+        raise NotImplementedError  # never reached
 
-    def decision_function(self, X, *, out=None):
+    def decision_function(self, X: Data, *, out: Any = None) -> Any:
         """Logits, as those of `SoftmaxRegression`: of what is Dask's, a lazy Dask array."""
         return self._lazy(X, "decision_function", out)
 
-    def predict(self, X, *, out=None):
+    def predict(self, X: Data, *, out: Any = None) -> Any:
         """Labels, as those of `SoftmaxRegression`: of what is Dask's, a lazy Dask array."""
         return self._lazy(X, "predict", out)
 
-    def predict_proba(self, X, *, out=None):
+    def predict_proba(self, X: Data, *, out: Any = None) -> Any:
         """Probabilities, as those of `SoftmaxRegression`: of what is Dask's, a lazy Dask array."""
         return self._lazy(X, "predict_proba", out)
 
-    def predict_log_proba(self, X, *, out=None):
+    def predict_log_proba(self, X: Data, *, out: Any = None) -> Any:
         """Their logarithms, likewise."""
         return self._lazy(X, "predict_log_proba", out)
 
@@ -1066,7 +1083,7 @@ class DaskSoftmaxRegression(SoftmaxRegression):
         shape = {"drop_axis": 1} if meta.ndim == 1 else {"chunks": (X.chunks[0], meta.shape[1:])}
         return X.map_blocks(call, model=model, dtype=meta.dtype, meta=meta, **shape)
 
-    def score(self, X, y, sample_weight=None):
+    def score(self, X: Data, y: Data, sample_weight: Data | None = None) -> float:
         """Accuracy, computed at once.
 
         Parameters
@@ -1091,7 +1108,7 @@ class DaskSoftmaxRegression(SoftmaxRegression):
         correct, total = map(float, sums)
         return correct / total if total > 0 else np.nan
 
-    def optimality_gap(self, X, y, sample_weight=None):
+    def optimality_gap(self, X: Data, y: Data, sample_weight: Data | None = None) -> float:
         """How far above its least value the objective is at most, as a share of itself.
 
         Parameters
@@ -1118,7 +1135,7 @@ class DaskSoftmaxRegression(SoftmaxRegression):
         problem, _ = _pose(params, table, self.classes_, masked)
         return optimality_gap(problem, fitted.state_of(self, problem))
 
-    def to_local(self):
+    def to_local(self) -> SoftmaxRegression:
         """A plain `SoftmaxRegression` with the same parameters and fitted attributes.
 
         Returns

@@ -17,6 +17,8 @@ from skmax._sklearn import _convert_to_numpy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
 
 
 def import_pyplot(caller_name: str) -> Any:
@@ -70,7 +72,20 @@ def _subdivide(ax: Axes, grid_shape: tuple[int, int], n_axes: int) -> np.ndarray
 class ImageGrid:
     """Drawing of a grid of images, one to an Axes."""
 
-    def _plot_images(self, images, titles, *, ax, n_cols, im_kw):
+    axes_: np.ndarray
+    bounding_ax_: Axes | None
+    figure_: Figure
+    im_: list[AxesImage]
+
+    def _plot_images(
+        self,
+        images: np.ndarray,
+        titles: Sequence[str],
+        *,
+        ax: Any,
+        n_cols: int,
+        im_kw: dict[str, Any],
+    ) -> None:
         """Draw titled images and set `axes_`, `bounding_ax_`, `figure_` and `im_`."""
         plt = import_pyplot(f"{type(self).__name__}.plot")
         check_scalar(n_cols, "n_cols", Integral, min_val=1)
@@ -84,7 +99,7 @@ class ImageGrid:
             self.im_.append(axes.imshow(image, **im_kw))
             axes.set_title(title, fontsize="medium")
             axes.set(xticks=[], yticks=[])
-        self.figure_ = self.im_[0].figure
+        self.figure_ = used[0].figure
 
 
 def _figure_size(
