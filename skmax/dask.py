@@ -62,6 +62,8 @@ except ImportError as error:
         f'skmax.dask needs Dask, which cannot be imported ({error}): pip install "skmax[dask]".'
     ) from error
 
+__all__ = ["DaskSoftmaxRegression"]
+
 # Bytes of a shard at most, unless a single partition has more: what moves at once when a worker is
 # lost. Bytes that are sent with every task that needs them. And the sums that one task adds up.
 _SHARD_BYTES, _LARGE, _FAN_IN = 1 << 30, 100_000, 8
@@ -831,16 +833,46 @@ class DaskSoftmaxRegression(SoftmaxRegression):
 
     Parameters
     ----------
-    C, l1_ratio, fit_intercept, class_weight, label_smoothing, preconditioner, max_iter, tol
-        See `SoftmaxRegression`.
+    C : float, default=1.0
+        As in `SoftmaxRegression`.
+    l1_ratio : float, default=0.0
+        As in `SoftmaxRegression`.
+    fit_intercept : bool, default=True
+        As in `SoftmaxRegression`.
+    class_weight : dict or "balanced", default=None
+        As in `SoftmaxRegression`.
+    label_smoothing : float, default=0.0
+        As in `SoftmaxRegression`.
     solver : {"auto", "lbfgs"}, default="auto"
         Both are L-BFGS. Others raise an error.
-    learning_rate, schedule, batch_size, momentum, shuffle
-        They are of "sgd", so that anything but the default raises an error.
-    n_iter_no_change, early_stopping, validation_fraction
-        See `SoftmaxRegression`; `early_stopping` needs `X_val`.
-    warm_start, random_state, verbose
-        See `SoftmaxRegression`.
+    preconditioner : {"diagonal"} or None, default="diagonal"
+        As in `SoftmaxRegression`.
+    learning_rate : float or "auto", default="auto"
+        Of "sgd": anything but the default raises an error.
+    schedule : {"cosine", "linear", "constant", "invscaling"}, default="cosine"
+        Of "sgd": anything but the default raises an error.
+    max_iter : int, default=None
+        As in `SoftmaxRegression`.
+    batch_size : int or "auto", default="auto"
+        Of "sgd": anything but the default raises an error.
+    momentum : float, default=0.9
+        Of "sgd": anything but the default raises an error.
+    shuffle : bool, default=True
+        Of "sgd": anything but the default raises an error.
+    tol : float, default=1e-4
+        As in `SoftmaxRegression`.
+    n_iter_no_change : int or np.inf, default=None
+        As in `SoftmaxRegression`.
+    early_stopping : bool, default=False
+        As in `SoftmaxRegression`, but it needs `X_val`.
+    validation_fraction : float, default=0.1
+        Not used: no rows are held out.
+    warm_start : bool, default=False
+        As in `SoftmaxRegression`.
+    random_state : int, RandomState instance or None, default=None
+        As in `SoftmaxRegression`.
+    verbose : int, default=0
+        As in `SoftmaxRegression`.
     backend : {"auto", "numpy", "cupy"}, default="auto"
         What workers compute with. "auto": CuPy for blocks of CuPy arrays, which need
         SCIPY_ARRAY_API=1 in the workers' environment; else NumPy.
@@ -850,8 +882,17 @@ class DaskSoftmaxRegression(SoftmaxRegression):
 
     Attributes
     ----------
-    coef_, intercept_, classes_ : ndarray
-        See `SoftmaxRegression`, as for all others.
+    coef_ : ndarray of shape (n_classes, n_features), or (1, n_features) for two classes
+        Coefficients of the features as given.
+    intercept_ : ndarray of shape (n_classes,), or (1,)
+        Intercepts.
+    classes_ : ndarray of shape (n_classes,)
+        Class labels, sorted; ``arange(n_classes)`` where y is a matrix. All other attributes are
+        those of `SoftmaxRegression`.
+
+    See Also
+    --------
+    skmax.SoftmaxRegression : The same model, for data of one machine.
 
     Notes
     -----
@@ -973,6 +1014,21 @@ class DaskSoftmaxRegression(SoftmaxRegression):
             Workers ran out of memory.
         ConnectionError
             The scheduler went away. As after any error, the estimator is as it was.
+
+        Warns
+        -----
+        ConvergenceWarning
+            As in `SoftmaxRegression.fit`.
+
+        Examples
+        --------
+        >>> import dask.array as da
+        >>> from sklearn.datasets import load_iris
+        >>> from skmax.dask import DaskSoftmaxRegression
+        >>> X, y = load_iris(return_X_y=True)
+        >>> X, y = da.from_array(X, chunks=(50, 4)), da.from_array(y, chunks=50)
+        >>> DaskSoftmaxRegression(C=0.1).fit(X, y).coef_.shape
+        (3, 4)
         """
         metadata = {} if sample_weight is None else {"sample_weight": sample_weight}
         arguments = {"X": X, "y": y, "metadata": metadata}
@@ -1034,23 +1090,164 @@ class DaskSoftmaxRegression(SoftmaxRegression):
         classes: Data | None = None,
         sample_weight: Data | None = None,
     ) -> NoReturn:
-        """Not available: see `SoftmaxRegression`."""
+        """Not available: to look it up raises an AttributeError, which says what to do instead.
+
+        Parameters
+        ----------
+        X : object
+            Not used.
+        y : object
+            Not used.
+        classes : object, default=None
+            Not used.
+        sample_weight : object, default=None
+            Not used.
+
+        Returns
+        -------
+        never : NoReturn
+            Nothing.
+        """
         raise NotImplementedError  # never reached
 
     def decision_function(self, X: Data, *, out: Any = None) -> Any:
-        """Logits, as those of `SoftmaxRegression`: of what is Dask's, a lazy Dask array."""
+        """The logits of each row.
+
+        Parameters
+        ----------
+        X : Dask array or dataframe, or array-like, of shape (n_samples, n_features)
+            The rows.
+        out : array-like of shape (n_samples,) or (n_samples, n_classes), default=None
+            Where to write what is made of an X that is not Dask's, as in `SoftmaxRegression`.
+
+        Returns
+        -------
+        logits : Dask array of shape (n_samples,) or (n_samples, n_classes)
+            Not computed yet; of what is not Dask's, an array.
+
+        Raises
+        ------
+        sklearn.exceptions.NotFittedError
+            The estimator is not fitted.
+        ValueError
+            `out` is given for what is Dask's; or X has other features than those fitted to.
+
+        Examples
+        --------
+        >>> import dask.array as da
+        >>> from sklearn.datasets import load_iris
+        >>> from skmax.dask import DaskSoftmaxRegression
+        >>> X, y = load_iris(return_X_y=True)
+        >>> X, y = da.from_array(X, chunks=(50, 4)), da.from_array(y, chunks=50)
+        >>> model = DaskSoftmaxRegression().fit(X, y)
+        >>> model.decision_function(X)
+        dask.array<...shape=(150, 3)...>
+        """
         return self._lazy(X, "decision_function", out)
 
     def predict(self, X: Data, *, out: Any = None) -> Any:
-        """Labels, as those of `SoftmaxRegression`: of what is Dask's, a lazy Dask array."""
+        """The likeliest class of each row.
+
+        Parameters
+        ----------
+        X : Dask array or dataframe, or array-like, of shape (n_samples, n_features)
+            The rows.
+        out : array-like of shape (n_samples,), default=None
+            Where to write what is made of an X that is not Dask's, as in `SoftmaxRegression`.
+
+        Returns
+        -------
+        y : Dask array or series of shape (n_samples,)
+            Not computed yet; of what is not Dask's, an array.
+
+        Raises
+        ------
+        sklearn.exceptions.NotFittedError
+            The estimator is not fitted.
+        ValueError
+            `out` is given for what is Dask's; or X has other features than those fitted to.
+
+        Examples
+        --------
+        >>> import dask.array as da
+        >>> from sklearn.datasets import load_iris
+        >>> from skmax.dask import DaskSoftmaxRegression
+        >>> X, y = load_iris(return_X_y=True)
+        >>> X, y = da.from_array(X, chunks=(50, 4)), da.from_array(y, chunks=50)
+        >>> model = DaskSoftmaxRegression().fit(X, y)
+        >>> model.predict(X)[[0, 50, 100]].compute()
+        array([0, 1, 2])
+        """
         return self._lazy(X, "predict", out)
 
     def predict_proba(self, X: Data, *, out: Any = None) -> Any:
-        """Probabilities, as those of `SoftmaxRegression`: of what is Dask's, a lazy Dask array."""
+        """The probabilities of the classes.
+
+        Parameters
+        ----------
+        X : Dask array or dataframe, or array-like, of shape (n_samples, n_features)
+            The rows.
+        out : array-like of shape (n_samples, n_classes), default=None
+            Where to write what is made of an X that is not Dask's, as in `SoftmaxRegression`.
+
+        Returns
+        -------
+        probabilities : Dask array of shape (n_samples, n_classes)
+            Not computed yet; of what is not Dask's, an array.
+
+        Raises
+        ------
+        sklearn.exceptions.NotFittedError
+            The estimator is not fitted.
+        ValueError
+            `out` is given for what is Dask's; or X has other features than those fitted to.
+
+        Examples
+        --------
+        >>> import dask.array as da
+        >>> from sklearn.datasets import load_iris
+        >>> from skmax.dask import DaskSoftmaxRegression
+        >>> X, y = load_iris(return_X_y=True)
+        >>> X, y = da.from_array(X, chunks=(50, 4)), da.from_array(y, chunks=50)
+        >>> model = DaskSoftmaxRegression().fit(X, y)
+        >>> model.predict_proba(X)[:1].compute().round(2)
+        array([[0.98, 0.02, 0.  ]])
+        """
         return self._lazy(X, "predict_proba", out)
 
     def predict_log_proba(self, X: Data, *, out: Any = None) -> Any:
-        """Their logarithms, likewise."""
+        """The logarithms of the probabilities of the classes.
+
+        Parameters
+        ----------
+        X : Dask array or dataframe, or array-like, of shape (n_samples, n_features)
+            The rows.
+        out : array-like of shape (n_samples, n_classes), default=None
+            Where to write what is made of an X that is not Dask's, as in `SoftmaxRegression`.
+
+        Returns
+        -------
+        log_probabilities : Dask array of shape (n_samples, n_classes)
+            In nats. Not computed yet; of what is not Dask's, an array.
+
+        Raises
+        ------
+        sklearn.exceptions.NotFittedError
+            The estimator is not fitted.
+        ValueError
+            `out` is given for what is Dask's; or X has other features than those fitted to.
+
+        Examples
+        --------
+        >>> import dask.array as da
+        >>> from sklearn.datasets import load_iris
+        >>> from skmax.dask import DaskSoftmaxRegression
+        >>> X, y = load_iris(return_X_y=True)
+        >>> X, y = da.from_array(X, chunks=(50, 4)), da.from_array(y, chunks=50)
+        >>> model = DaskSoftmaxRegression().fit(X, y)
+        >>> model.predict_log_proba(X).max(axis=0).compute() < 0
+        array([ True,  True,  True])
+        """
         return self._lazy(X, "predict_log_proba", out)
 
     def _lazy(self, X: Any, method: str, out: Any) -> Any:
@@ -1099,7 +1296,25 @@ class DaskSoftmaxRegression(SoftmaxRegression):
         Returns
         -------
         accuracy : float
-            The (weighted) share of rows that are classified rightly.
+            The (weighted) share of rows that are classified rightly, from 0 to 1.
+
+        Raises
+        ------
+        sklearn.exceptions.NotFittedError
+            The estimator is not fitted.
+        ValueError
+            y does not go with X; or X has other features than those fitted to.
+
+        Examples
+        --------
+        >>> import dask.array as da
+        >>> from sklearn.datasets import load_iris
+        >>> from skmax.dask import DaskSoftmaxRegression
+        >>> X, y = load_iris(return_X_y=True)
+        >>> X, y = da.from_array(X, chunks=(50, 4)), da.from_array(y, chunks=50)
+        >>> model = DaskSoftmaxRegression().fit(X, y)
+        >>> model.score(X, y)
+        0.97...
         """
         check_is_fitted(self, "coef_")
         runner = _runner(self.client)
@@ -1123,7 +1338,25 @@ class DaskSoftmaxRegression(SoftmaxRegression):
         Returns
         -------
         gap : float
-            See `SoftmaxRegression.optimality_gap`.
+            From 0, at the optimum, to 1. See `SoftmaxRegression.optimality_gap`.
+
+        Raises
+        ------
+        sklearn.exceptions.NotFittedError
+            The estimator is not fitted.
+        ValueError
+            y does not go with X; or X has other features than those fitted to.
+
+        Examples
+        --------
+        >>> import dask.array as da
+        >>> from sklearn.datasets import load_iris
+        >>> from skmax.dask import DaskSoftmaxRegression
+        >>> X, y = load_iris(return_X_y=True)
+        >>> X, y = da.from_array(X, chunks=(50, 4)), da.from_array(y, chunks=50)
+        >>> model = DaskSoftmaxRegression(tol=1e-6).fit(X, y)
+        >>> model.optimality_gap(X, y) <= 1e-6
+        True
         """
         check_is_fitted(self, "coef_")
         table = Table.read(_runner(self.client), X, y, sample_weight)
@@ -1142,6 +1375,17 @@ class DaskSoftmaxRegression(SoftmaxRegression):
         -------
         model : SoftmaxRegression
             It shares its arrays with this one.
+
+        Examples
+        --------
+        >>> import dask.array as da
+        >>> from sklearn.datasets import load_iris
+        >>> from skmax.dask import DaskSoftmaxRegression
+        >>> X, y = load_iris(return_X_y=True)
+        >>> X, y = da.from_array(X, chunks=(50, 4)), da.from_array(y, chunks=50)
+        >>> model = DaskSoftmaxRegression().fit(X, y)
+        >>> model.to_local()
+        SoftmaxRegression()
         """
         params = self.get_params(deep=False)
         del params["client"]

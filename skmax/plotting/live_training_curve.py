@@ -182,7 +182,7 @@ class _Notebook:
 
     def show(self, figure: Any) -> None:
         import matplotlib.pyplot as plt
-        from IPython.display import display  # type: ignore[import-not-found, unused-ignore]
+        from IPython.display import display
 
         if self._output is not None:
             self._output.update(figure)
@@ -202,7 +202,7 @@ def _find_screen() -> _Window | _Notebook | None:
 
     backend = matplotlib.get_backend().lower()
     if "inline" in backend:
-        from IPython import get_ipython  # type: ignore[import-not-found, unused-ignore]
+        from IPython import get_ipython
 
         return None if get_ipython() is None else _Notebook()
     writes_files = backend in backend_registry.list_builtin(BackendFilter.NON_INTERACTIVE)
