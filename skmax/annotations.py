@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol, SupportsFloat, TypeAlias
 
 import numpy as np
@@ -44,6 +44,7 @@ class HasCurves(Protocol):
 
 
 Data: TypeAlias = ArrayLike | HasShape
+HostRows: TypeAlias = np.ndarray | Sequence[Any]  # what is surely answered by an ndarray
 RandomState: TypeAlias = int | np.random.RandomState | None
 ClassWeight: TypeAlias = Mapping[Any, SupportsFloat] | Literal["balanced"] | None
 SolverName: TypeAlias = Literal["auto", "sgd", "lbfgs", "newton"]

@@ -26,7 +26,15 @@ from sklearn.utils.validation import check_is_fitted, column_or_1d
 
 from skmax import fitted, kernels
 from skmax._sklearn import _check_feature_names, _fit_context
-from skmax.annotations import BackendName, ClassWeight, Data, RandomState, ScheduleName, SolverName
+from skmax.annotations import (
+    BackendName,
+    ClassWeight,
+    Data,
+    RandomState,
+    ScheduleName,
+    SolverName,
+    TakesRows,
+)
 from skmax.backends import Array, float_dtype_for, resolve
 from skmax.data import source
 from skmax.estimator import SoftmaxRegression
@@ -1110,7 +1118,7 @@ class DaskSoftmaxRegression(SoftmaxRegression):
         """
         raise NotImplementedError  # never reached
 
-    def decision_function(self, X: Data, *, out: Any = None) -> Any:
+    def decision_function(self, X: Data, *, out: TakesRows | None = None) -> Any:
         """The logits of each row.
 
         Parameters
@@ -1145,7 +1153,7 @@ class DaskSoftmaxRegression(SoftmaxRegression):
         """
         return self._lazy(X, "decision_function", out)
 
-    def predict(self, X: Data, *, out: Any = None) -> Any:
+    def predict(self, X: Data, *, out: TakesRows | None = None) -> Any:
         """The likeliest class of each row.
 
         Parameters
@@ -1180,7 +1188,7 @@ class DaskSoftmaxRegression(SoftmaxRegression):
         """
         return self._lazy(X, "predict", out)
 
-    def predict_proba(self, X: Data, *, out: Any = None) -> Any:
+    def predict_proba(self, X: Data, *, out: TakesRows | None = None) -> Any:
         """The probabilities of the classes.
 
         Parameters
@@ -1215,7 +1223,7 @@ class DaskSoftmaxRegression(SoftmaxRegression):
         """
         return self._lazy(X, "predict_proba", out)
 
-    def predict_log_proba(self, X: Data, *, out: Any = None) -> Any:
+    def predict_log_proba(self, X: Data, *, out: TakesRows | None = None) -> Any:
         """The logarithms of the probabilities of the classes.
 
         Parameters

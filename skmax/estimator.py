@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import cache
 from numbers import Integral, Real
-from typing import Any, Literal, Self, TypeVar, overload
+from typing import Any, Literal, Self, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,12 +33,13 @@ from skmax.annotations import (
     BackendName,
     ClassWeight,
     Data,
+    HostRows,
     RandomState,
     ScheduleName,
     SolverName,
     TakesRows,
 )
-from skmax.backends import float_dtype_for, resolve
+from skmax.backends import Array, float_dtype_for, resolve
 from skmax.callbacks import Callbacks
 from skmax.data import Blocks, opened, source
 from skmax.ending import warn_unless_good
@@ -67,8 +68,6 @@ from skmax.validation import (
     like,
     to_host,
 )
-
-Rows = TypeVar("Rows", bound=TakesRows)
 
 
 class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, BaseEstimator):
@@ -220,16 +219,16 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
     array([[0.98, 0.02, 0.  ]])
     """
 
-    coef_: NDArray[np.floating]
-    intercept_: NDArray[np.floating]
-    classes_: NDArray[Any]
+    coef_: Array  # of the library that X is of, or sparse
+    intercept_: Array
+    classes_: Array
     solver_: Literal["sgd", "lbfgs", "newton"]
     n_iter_: int
     learning_rate_: float
     loss_curve_: list[float]
     accuracy_curve_: list[float]
     best_loss_: float
-    validation_scores_: list[float] | Any
+    validation_scores_: list[float] | Any  # whoever gave validation data knows it is no None
     validation_loss_curve_: list[float] | Any
     best_validation_score_: float | Any
     n_features_in_: int
@@ -646,12 +645,12 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
     # Prediction
 
     @overload
-    def decision_function(self, X: Data, *, out: None = None) -> NDArray[np.floating]: ...
+    def decision_function(self, X: HostRows, *, out: None = None) -> NDArray[np.floating]: ...
 
     @overload
-    def decision_function(self, X: Data, *, out: Rows) -> Rows: ...
+    def decision_function(self, X: Data, *, out: TakesRows | None = None) -> Array: ...
 
-    def decision_function(self, X: Data, *, out: Any = None) -> Any:
+    def decision_function(self, X: Data, *, out: TakesRows | None = None) -> Array:
         """The logits of each row.
 
         Parameters
@@ -690,12 +689,12 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
         return self._map_logits(X, "decision_function", out)
 
     @overload
-    def predict(self, X: Data, *, out: None = None) -> NDArray[Any]: ...
+    def predict(self, X: HostRows, *, out: None = None) -> NDArray[Any]: ...
 
     @overload
-    def predict(self, X: Data, *, out: Rows) -> Rows: ...
+    def predict(self, X: Data, *, out: TakesRows | None = None) -> Array: ...
 
-    def predict(self, X: Data, *, out: Any = None) -> Any:
+    def predict(self, X: Data, *, out: TakesRows | None = None) -> Array:
         """The likeliest class of each row.
 
         Parameters
@@ -737,12 +736,12 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
         return labels if labels.dtype.kind in "OUST" else like(index, labels)
 
     @overload
-    def predict_proba(self, X: Data, *, out: None = None) -> NDArray[np.floating]: ...
+    def predict_proba(self, X: HostRows, *, out: None = None) -> NDArray[np.floating]: ...
 
     @overload
-    def predict_proba(self, X: Data, *, out: Rows) -> Rows: ...
+    def predict_proba(self, X: Data, *, out: TakesRows | None = None) -> Array: ...
 
-    def predict_proba(self, X: Data, *, out: Any = None) -> Any:
+    def predict_proba(self, X: Data, *, out: TakesRows | None = None) -> Array:
         """The probabilities of the classes.
 
         Parameters
@@ -785,12 +784,12 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
         return self._map_logits(X, "predict_proba", out)
 
     @overload
-    def predict_log_proba(self, X: Data, *, out: None = None) -> NDArray[np.floating]: ...
+    def predict_log_proba(self, X: HostRows, *, out: None = None) -> NDArray[np.floating]: ...
 
     @overload
-    def predict_log_proba(self, X: Data, *, out: Rows) -> Rows: ...
+    def predict_log_proba(self, X: Data, *, out: TakesRows | None = None) -> Array: ...
 
-    def predict_log_proba(self, X: Data, *, out: Any = None) -> Any:
+    def predict_log_proba(self, X: Data, *, out: TakesRows | None = None) -> Array:
         """The logarithms of the probabilities of the classes.
 
         They are not logarithms of probabilities that have been rounded to zero: they are finite
