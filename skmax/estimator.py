@@ -194,7 +194,7 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
     --------
     sklearn.linear_model.LogisticRegression : The same objective, by full-batch solvers.
     sklearn.linear_model.SGDClassifier : One-versus-rest linear classifiers by SGD.
-    DaskSoftmaxRegression : The same model on a cluster: `skmax.dask`.
+    skmax.dask.DaskSoftmaxRegression : The same model on a cluster.
     BatchedGridSearchCV : Candidates and folds trained side by side.
 
     Notes

@@ -126,7 +126,6 @@ class BatchedGridSearchCV(GridSearchCV):
     n_splits_: int
     refit_time_: float
     multimetric_: bool
-    n_features_in_: int
     feature_names_in_: NDArray[np.object_]
 
     def __init__(
