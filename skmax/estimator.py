@@ -385,7 +385,7 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
         >>> model.best_validation_score_ > 0.9
         True
 
-        So may be their probabilities, here of a worker who is sure of 9 labels in 10:
+        Instead of labels, y may be probabilities, here of somebody 91 % sure of each label:
 
         >>> import numpy as np
         >>> soft = 0.9 * np.eye(10)[y] + 0.01
