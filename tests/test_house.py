@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from packaging.requirements import Requirement
+from sklearn.model_selection import GridSearchCV
 from sklearn.utils._param_validation import InvalidParameterError
 
 import skmax
@@ -395,6 +396,17 @@ def test_attributes_are_documented_and_typed_alike(public):
         # What is inherited from scikit-learn as a property has no annotation.
         computed = {name for name in documented if hasattr(public, name)}
         assert documented - computed == set(_annotations(public))
+
+
+def test_the_search_takes_what_a_grid_search_takes():
+    ours, theirs = (
+        {
+            name: (parameter.kind, repr(parameter.default))
+            for name, parameter in inspect.signature(search).parameters.items()
+        }
+        for search in (skmax.BatchedGridSearchCV, GridSearchCV)
+    )
+    assert ours == theirs
 
 
 # SoftmaxRegression
