@@ -246,13 +246,12 @@ def _draw(model: SoftmaxRegression, data: Data, folder: Path) -> None:
 
     from skmax.plotting import ClassWeightsDisplay, PredictionGridDisplay, TrainingCurveDisplay
 
-    names = {"class_names": data.class_names}
-    X, y = data.X_test, data.y_test
+    X, y, names = data.X_test, data.y_test, data.class_names
     confusion = ConfusionMatrixDisplay.from_estimator(
         model,
         X,
         y,
-        display_labels=data.class_names,
+        display_labels=names,
         xticks_rotation=45,
         colorbar=False,
         cmap="Blues",
@@ -261,9 +260,9 @@ def _draw(model: SoftmaxRegression, data: Data, folder: Path) -> None:
     figures = {
         "learning-curves": TrainingCurveDisplay.from_estimator(model).figure_,
         "predictions": PredictionGridDisplay.from_estimator(
-            model, X, y, n_images=20, **names
+            model, X, y, n_images=20, class_names=names
         ).figure_,
-        "weights": ClassWeightsDisplay.from_estimator(model, **names).figure_,
+        "weights": ClassWeightsDisplay.from_estimator(model, class_names=names).figure_,
         "confusion-matrix": confusion.figure_,
     }
     for name, figure in figures.items():

@@ -4,7 +4,11 @@ Private names may move in any minor version, so scikit-learn is capped below the
 test holds each name here to what skmax expects of it. Nothing else imports a private name.
 """
 
-from sklearn.base import _fit_context
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
 from sklearn.linear_model._base import SparseCoefMixin
 from sklearn.metrics._scorer import _MultimetricScorer
 from sklearn.model_selection._validation import (
@@ -28,7 +32,6 @@ from sklearn.utils._param_validation import (
     Options,
     StrOptions,
     validate_parameter_constraints,
-    validate_params,
 )
 from sklearn.utils.metaestimators import _safe_split
 from sklearn.utils.parallel import _get_threadpool_controller
@@ -36,6 +39,18 @@ from sklearn.utils.validation import _check_feature_names, _check_method_params,
 
 # Attributes that an estimator has while it is being fitted with callbacks, and no longer.
 _OF_A_RUNNING_FIT = ("_callback_fit_ctx", "_skl_callbacks_to_teardown")
+
+if TYPE_CHECKING:  # scikit-learn has no types, and what it decorates would lose its own
+    Function = TypeVar("Function", bound=Callable[..., Any])
+
+    def _fit_context(*, prefer_skip_nested_validation: bool) -> Callable[[Function], Function]: ...
+
+    def validate_params(
+        parameter_constraints: dict[str, Any], *, prefer_skip_nested_validation: bool
+    ) -> Callable[[Function], Function]: ...
+else:
+    from sklearn.base import _fit_context
+    from sklearn.utils._param_validation import validate_params
 
 __all__ = [
     "_OF_A_RUNNING_FIT",

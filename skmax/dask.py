@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal, NoReturn, Self
 
 import array_api_compat
 import numpy as np
@@ -26,6 +26,15 @@ from sklearn.utils.validation import check_is_fitted, column_or_1d
 
 from skmax import fitted, kernels
 from skmax._sklearn import _check_feature_names, _fit_context
+from skmax.annotations import (
+    BackendName,
+    ClassWeight,
+    Data,
+    RandomState,
+    ScheduleName,
+    SolverName,
+    TakesRows,
+)
 from skmax.backends import Array, float_dtype_for, resolve
 from skmax.data import source
 from skmax.estimator import SoftmaxRegression
@@ -60,6 +69,8 @@ except ImportError as error:
     raise ImportError(
         f'skmax.dask needs Dask, which cannot be imported ({error}): pip install "skmax[dask]".'
     ) from error
+
+__all__ = ["DaskSoftmaxRegression"]
 
 # Bytes of a shard at most, unless a single partition has more: what moves at once when a worker is
 # lost. Bytes that are sent with every task that needs them. And the sums that one task adds up.
@@ -830,16 +841,46 @@ class DaskSoftmaxRegression(SoftmaxRegression):
 
     Parameters
     ----------
-    C, l1_ratio, fit_intercept, class_weight, label_smoothing, preconditioner, max_iter, tol
-        See `SoftmaxRegression`.
+    C : float, default=1.0
+        As in `SoftmaxRegression`.
+    l1_ratio : float, default=0.0
+        As in `SoftmaxRegression`.
+    fit_intercept : bool, default=True
+        As in `SoftmaxRegression`.
+    class_weight : dict or "balanced", default=None
+        As in `SoftmaxRegression`.
+    label_smoothing : float, default=0.0
+        As in `SoftmaxRegression`.
     solver : {"auto", "lbfgs"}, default="auto"
         Both are L-BFGS. Others raise an error.
-    learning_rate, schedule, batch_size, momentum, shuffle
-        They are of "sgd", so that anything but the default raises an error.
-    n_iter_no_change, early_stopping, validation_fraction
-        See `SoftmaxRegression`; `early_stopping` needs `X_val`.
-    warm_start, random_state, verbose
-        See `SoftmaxRegression`.
+    preconditioner : {"diagonal"} or None, default="diagonal"
+        As in `SoftmaxRegression`.
+    learning_rate : float or "auto", default="auto"
+        Of "sgd": anything but the default raises an error.
+    schedule : {"cosine", "linear", "constant", "invscaling"}, default="cosine"
+        Of "sgd": anything but the default raises an error.
+    max_iter : int, default=None
+        As in `SoftmaxRegression`.
+    batch_size : int or "auto", default="auto"
+        Of "sgd": anything but the default raises an error.
+    momentum : float, default=0.9
+        Of "sgd": anything but the default raises an error.
+    shuffle : bool, default=True
+        Of "sgd": anything but the default raises an error.
+    tol : float, default=1e-4
+        As in `SoftmaxRegression`.
+    n_iter_no_change : int or np.inf, default=None
+        As in `SoftmaxRegression`.
+    early_stopping : bool, default=False
+        As in `SoftmaxRegression`, but it needs `X_val`.
+    validation_fraction : float, default=0.1
+        Not used: no rows are held out.
+    warm_start : bool, default=False
+        As in `SoftmaxRegression`.
+    random_state : int, RandomState instance or None, default=None
+        As in `SoftmaxRegression`.
+    verbose : int, default=0
+        As in `SoftmaxRegression`.
     backend : {"auto", "numpy", "cupy"}, default="auto"
         What workers compute with. "auto": CuPy for blocks of CuPy arrays, which need
         SCIPY_ARRAY_API=1 in the workers' environment; else NumPy.
@@ -849,8 +890,17 @@ class DaskSoftmaxRegression(SoftmaxRegression):
 
     Attributes
     ----------
-    coef_, intercept_, classes_ : ndarray
-        See `SoftmaxRegression`, as for all others.
+    coef_ : ndarray of shape (n_classes, n_features), or (1, n_features) for two classes
+        Coefficients of the features as given.
+    intercept_ : ndarray of shape (n_classes,), or (1,)
+        Intercepts.
+    classes_ : ndarray of shape (n_classes,)
+        Class labels, sorted; ``arange(n_classes)`` where y is a matrix. All other attributes are
+        those of `SoftmaxRegression`.
+
+    See Also
+    --------
+    skmax.SoftmaxRegression : The same model, for data of one machine.
 
     Notes
     -----
@@ -882,29 +932,29 @@ class DaskSoftmaxRegression(SoftmaxRegression):
     def __init__(
         self,
         *,
-        C=1.0,
-        l1_ratio=0.0,
-        fit_intercept=True,
-        class_weight=None,
-        label_smoothing=0.0,
-        solver="auto",
-        preconditioner="diagonal",
-        learning_rate="auto",
-        schedule="cosine",
-        max_iter=None,
-        batch_size="auto",
-        momentum=0.9,
-        shuffle=True,
-        tol=1e-4,
-        n_iter_no_change=None,
-        early_stopping=False,
-        validation_fraction=0.1,
-        warm_start=False,
-        random_state=None,
-        verbose=0,
-        backend="auto",
-        client=None,
-    ):
+        C: float = 1.0,
+        l1_ratio: float = 0.0,
+        fit_intercept: bool = True,
+        class_weight: ClassWeight = None,
+        label_smoothing: float = 0.0,
+        solver: SolverName = "auto",
+        preconditioner: Literal["diagonal"] | None = "diagonal",
+        learning_rate: float | Literal["auto"] = "auto",
+        schedule: ScheduleName = "cosine",
+        max_iter: int | None = None,
+        batch_size: int | Literal["auto"] = "auto",
+        momentum: float = 0.9,
+        shuffle: bool = True,
+        tol: float = 1e-4,
+        n_iter_no_change: float | None = None,
+        early_stopping: bool = False,
+        validation_fraction: float = 0.1,
+        warm_start: bool = False,
+        random_state: RandomState = None,
+        verbose: int = 0,
+        backend: BackendName = "auto",
+        client: Client | None = None,
+    ) -> None:
         super().__init__(
             C=C,
             l1_ratio=l1_ratio,
@@ -931,7 +981,16 @@ class DaskSoftmaxRegression(SoftmaxRegression):
         self.client = client
 
     @_fit_context(prefer_skip_nested_validation=True)
-    def fit(self, X, y, sample_weight=None, *, X_val=None, y_val=None, sample_weight_val=None):
+    def fit(
+        self,
+        X: Data,
+        y: Data,
+        sample_weight: Data | None = None,
+        *,
+        X_val: Data | None = None,
+        y_val: Data | None = None,
+        sample_weight_val: Data | None = None,
+    ) -> Self:
         """Fit the model to data that are on a cluster.
 
         Parameters
@@ -963,6 +1022,21 @@ class DaskSoftmaxRegression(SoftmaxRegression):
             Workers ran out of memory.
         ConnectionError
             The scheduler went away. As after any error, the estimator is as it was.
+
+        Warns
+        -----
+        ConvergenceWarning
+            As in `SoftmaxRegression.fit`.
+
+        Examples
+        --------
+        >>> import dask.array as da
+        >>> from sklearn.datasets import load_iris
+        >>> from skmax.dask import DaskSoftmaxRegression
+        >>> X, y = load_iris(return_X_y=True)
+        >>> X, y = da.from_array(X, chunks=(50, 4)), da.from_array(y, chunks=50)
+        >>> DaskSoftmaxRegression(C=0.1).fit(X, y).coef_.shape
+        (3, 4)
         """
         metadata = {} if sample_weight is None else {"sample_weight": sample_weight}
         arguments = {"X": X, "y": y, "metadata": metadata}
@@ -1017,23 +1091,171 @@ class DaskSoftmaxRegression(SoftmaxRegression):
         return followed(first, method.first_epochs, problem, LBFGS())
 
     @available_if(_has_no_partial_fit)
-    def partial_fit(self, X, y, classes=None, sample_weight=None):
-        """Not available: see `SoftmaxRegression`."""
+    def partial_fit(
+        self,
+        X: Data,
+        y: Data,
+        classes: Data | None = None,
+        sample_weight: Data | None = None,
+    ) -> NoReturn:
+        """Not available: to look it up raises an AttributeError, which says what to do instead.
 
-    def decision_function(self, X, *, out=None):
-        """Logits, as those of `SoftmaxRegression`: of what is Dask's, a lazy Dask array."""
+        Parameters
+        ----------
+        X : object
+            Not used.
+        y : object
+            Not used.
+        classes : object, default=None
+            Not used.
+        sample_weight : object, default=None
+            Not used.
+
+        Returns
+        -------
+        never : NoReturn
+            Nothing.
+        """
+        raise NotImplementedError  # never reached
+
+    def decision_function(self, X: Data, *, out: TakesRows | None = None) -> Any:
+        """The logits of each row.
+
+        Parameters
+        ----------
+        X : Dask array or dataframe, or array-like, of shape (n_samples, n_features)
+            The rows.
+        out : array-like of shape (n_samples,) or (n_samples, n_classes), default=None
+            Where to write what is made of an X that is not Dask's, as in `SoftmaxRegression`.
+
+        Returns
+        -------
+        logits : Dask array of shape (n_samples,) or (n_samples, n_classes)
+            Not computed yet; of what is not Dask's, an array.
+
+        Raises
+        ------
+        sklearn.exceptions.NotFittedError
+            The estimator is not fitted.
+        ValueError
+            `out` is given for what is Dask's; or X has other features than those fitted to.
+
+        Examples
+        --------
+        >>> import dask.array as da
+        >>> from sklearn.datasets import load_iris
+        >>> from skmax.dask import DaskSoftmaxRegression
+        >>> X, y = load_iris(return_X_y=True)
+        >>> X, y = da.from_array(X, chunks=(50, 4)), da.from_array(y, chunks=50)
+        >>> model = DaskSoftmaxRegression().fit(X, y)
+        >>> model.decision_function(X)
+        dask.array<...shape=(150, 3)...>
+        """
         return self._lazy(X, "decision_function", out)
 
-    def predict(self, X, *, out=None):
-        """Labels, as those of `SoftmaxRegression`: of what is Dask's, a lazy Dask array."""
+    def predict(self, X: Data, *, out: TakesRows | None = None) -> Any:
+        """The likeliest class of each row.
+
+        Parameters
+        ----------
+        X : Dask array or dataframe, or array-like, of shape (n_samples, n_features)
+            The rows.
+        out : array-like of shape (n_samples,), default=None
+            Where to write what is made of an X that is not Dask's, as in `SoftmaxRegression`.
+
+        Returns
+        -------
+        y : Dask array or series of shape (n_samples,)
+            Not computed yet; of what is not Dask's, an array.
+
+        Raises
+        ------
+        sklearn.exceptions.NotFittedError
+            The estimator is not fitted.
+        ValueError
+            `out` is given for what is Dask's; or X has other features than those fitted to.
+
+        Examples
+        --------
+        >>> import dask.array as da
+        >>> from sklearn.datasets import load_iris
+        >>> from skmax.dask import DaskSoftmaxRegression
+        >>> X, y = load_iris(return_X_y=True)
+        >>> X, y = da.from_array(X, chunks=(50, 4)), da.from_array(y, chunks=50)
+        >>> model = DaskSoftmaxRegression().fit(X, y)
+        >>> model.predict(X)[[0, 50, 100]].compute()
+        array([0, 1, 2])
+        """
         return self._lazy(X, "predict", out)
 
-    def predict_proba(self, X, *, out=None):
-        """Probabilities, as those of `SoftmaxRegression`: of what is Dask's, a lazy Dask array."""
+    def predict_proba(self, X: Data, *, out: TakesRows | None = None) -> Any:
+        """The probabilities of the classes.
+
+        Parameters
+        ----------
+        X : Dask array or dataframe, or array-like, of shape (n_samples, n_features)
+            The rows.
+        out : array-like of shape (n_samples, n_classes), default=None
+            Where to write what is made of an X that is not Dask's, as in `SoftmaxRegression`.
+
+        Returns
+        -------
+        probabilities : Dask array of shape (n_samples, n_classes)
+            Not computed yet; of what is not Dask's, an array.
+
+        Raises
+        ------
+        sklearn.exceptions.NotFittedError
+            The estimator is not fitted.
+        ValueError
+            `out` is given for what is Dask's; or X has other features than those fitted to.
+
+        Examples
+        --------
+        >>> import dask.array as da
+        >>> from sklearn.datasets import load_iris
+        >>> from skmax.dask import DaskSoftmaxRegression
+        >>> X, y = load_iris(return_X_y=True)
+        >>> X, y = da.from_array(X, chunks=(50, 4)), da.from_array(y, chunks=50)
+        >>> model = DaskSoftmaxRegression().fit(X, y)
+        >>> model.predict_proba(X)[:1].compute().round(2)
+        array([[0.98, 0.02, 0.  ]])
+        """
         return self._lazy(X, "predict_proba", out)
 
-    def predict_log_proba(self, X, *, out=None):
-        """Their logarithms, likewise."""
+    def predict_log_proba(self, X: Data, *, out: TakesRows | None = None) -> Any:
+        """The logarithms of the probabilities of the classes.
+
+        Parameters
+        ----------
+        X : Dask array or dataframe, or array-like, of shape (n_samples, n_features)
+            The rows.
+        out : array-like of shape (n_samples, n_classes), default=None
+            Where to write what is made of an X that is not Dask's, as in `SoftmaxRegression`.
+
+        Returns
+        -------
+        log_probabilities : Dask array of shape (n_samples, n_classes)
+            In nats. Not computed yet; of what is not Dask's, an array.
+
+        Raises
+        ------
+        sklearn.exceptions.NotFittedError
+            The estimator is not fitted.
+        ValueError
+            `out` is given for what is Dask's; or X has other features than those fitted to.
+
+        Examples
+        --------
+        >>> import dask.array as da
+        >>> from sklearn.datasets import load_iris
+        >>> from skmax.dask import DaskSoftmaxRegression
+        >>> X, y = load_iris(return_X_y=True)
+        >>> X, y = da.from_array(X, chunks=(50, 4)), da.from_array(y, chunks=50)
+        >>> model = DaskSoftmaxRegression().fit(X, y)
+        >>> model.predict_log_proba(X).max(axis=0).compute() < 0
+        array([ True,  True,  True])
+        """
         return self._lazy(X, "predict_log_proba", out)
 
     def _lazy(self, X: Any, method: str, out: Any) -> Any:
@@ -1066,7 +1288,7 @@ class DaskSoftmaxRegression(SoftmaxRegression):
         shape = {"drop_axis": 1} if meta.ndim == 1 else {"chunks": (X.chunks[0], meta.shape[1:])}
         return X.map_blocks(call, model=model, dtype=meta.dtype, meta=meta, **shape)
 
-    def score(self, X, y, sample_weight=None):
+    def score(self, X: Data, y: Data, sample_weight: Data | None = None) -> float:
         """Accuracy, computed at once.
 
         Parameters
@@ -1082,7 +1304,25 @@ class DaskSoftmaxRegression(SoftmaxRegression):
         Returns
         -------
         accuracy : float
-            The (weighted) share of rows that are classified rightly.
+            The (weighted) share of rows that are classified rightly, from 0 to 1.
+
+        Raises
+        ------
+        sklearn.exceptions.NotFittedError
+            The estimator is not fitted.
+        ValueError
+            y does not go with X; or X has other features than those fitted to.
+
+        Examples
+        --------
+        >>> import dask.array as da
+        >>> from sklearn.datasets import load_iris
+        >>> from skmax.dask import DaskSoftmaxRegression
+        >>> X, y = load_iris(return_X_y=True)
+        >>> X, y = da.from_array(X, chunks=(50, 4)), da.from_array(y, chunks=50)
+        >>> model = DaskSoftmaxRegression().fit(X, y)
+        >>> model.score(X, y)
+        0.97...
         """
         check_is_fitted(self, "coef_")
         runner = _runner(self.client)
@@ -1091,7 +1331,7 @@ class DaskSoftmaxRegression(SoftmaxRegression):
         correct, total = map(float, sums)
         return correct / total if total > 0 else np.nan
 
-    def optimality_gap(self, X, y, sample_weight=None):
+    def optimality_gap(self, X: Data, y: Data, sample_weight: Data | None = None) -> float:
         """How far above its least value the objective is at most, as a share of itself.
 
         Parameters
@@ -1106,7 +1346,25 @@ class DaskSoftmaxRegression(SoftmaxRegression):
         Returns
         -------
         gap : float
-            See `SoftmaxRegression.optimality_gap`.
+            From 0, at the optimum, to 1. See `SoftmaxRegression.optimality_gap`.
+
+        Raises
+        ------
+        sklearn.exceptions.NotFittedError
+            The estimator is not fitted.
+        ValueError
+            y does not go with X; or X has other features than those fitted to.
+
+        Examples
+        --------
+        >>> import dask.array as da
+        >>> from sklearn.datasets import load_iris
+        >>> from skmax.dask import DaskSoftmaxRegression
+        >>> X, y = load_iris(return_X_y=True)
+        >>> X, y = da.from_array(X, chunks=(50, 4)), da.from_array(y, chunks=50)
+        >>> model = DaskSoftmaxRegression(tol=1e-6).fit(X, y)
+        >>> model.optimality_gap(X, y) <= 1e-6
+        True
         """
         check_is_fitted(self, "coef_")
         table = Table.read(_runner(self.client), X, y, sample_weight)
@@ -1118,13 +1376,24 @@ class DaskSoftmaxRegression(SoftmaxRegression):
         problem, _ = _pose(params, table, self.classes_, masked)
         return optimality_gap(problem, fitted.state_of(self, problem))
 
-    def to_local(self):
+    def to_local(self) -> SoftmaxRegression:
         """A plain `SoftmaxRegression` with the same parameters and fitted attributes.
 
         Returns
         -------
         model : SoftmaxRegression
             It shares its arrays with this one.
+
+        Examples
+        --------
+        >>> import dask.array as da
+        >>> from sklearn.datasets import load_iris
+        >>> from skmax.dask import DaskSoftmaxRegression
+        >>> X, y = load_iris(return_X_y=True)
+        >>> X, y = da.from_array(X, chunks=(50, 4)), da.from_array(y, chunks=50)
+        >>> model = DaskSoftmaxRegression().fit(X, y)
+        >>> model.to_local()
+        SoftmaxRegression()
         """
         params = self.get_params(deep=False)
         del params["client"]

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import cache
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, Literal, Self, overload
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import sparse
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.callback import CallbackSupportMixin
@@ -28,7 +29,17 @@ from skmax._sklearn import (
     check_same_namespace,
     validate_parameter_constraints,
 )
-from skmax.backends import float_dtype_for, resolve
+from skmax.annotations import (
+    BackendName,
+    ClassWeight,
+    Data,
+    HostRows,
+    RandomState,
+    ScheduleName,
+    SolverName,
+    TakesRows,
+)
+from skmax.backends import Array, float_dtype_for, resolve
 from skmax.callbacks import Callbacks
 from skmax.data import Blocks, opened, source
 from skmax.ending import warn_unless_good
@@ -179,16 +190,18 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
     feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Names of the features, where X has names that are all strings.
 
+    See Also
+    --------
+    sklearn.linear_model.LogisticRegression : The same objective, by full-batch solvers.
+    sklearn.linear_model.SGDClassifier : One-versus-rest linear classifiers by SGD.
+    skmax.dask.DaskSoftmaxRegression : The same model on a cluster.
+    BatchedGridSearchCV : Candidates and folds trained side by side.
+
     Notes
     -----
     Rows of weight zero are as good as absent, and so is a class without any other: its probability
     is zero, it takes no part in label smoothing, and where two classes are left, the objective is
     that of two.
-
-    See Also
-    --------
-    sklearn.linear_model.LogisticRegression : The same objective, by full-batch solvers.
-    sklearn.linear_model.SGDClassifier : One-versus-rest linear classifiers by SGD.
 
     References
     ----------
@@ -205,6 +218,21 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
     >>> model.predict_proba(X[:1]).round(2)
     array([[0.98, 0.02, 0.  ]])
     """
+
+    coef_: Array  # of the library that X is of, or sparse
+    intercept_: Array
+    classes_: Array
+    solver_: Literal["sgd", "lbfgs", "newton"]
+    n_iter_: int
+    learning_rate_: float
+    loss_curve_: list[float]
+    accuracy_curve_: list[float]
+    best_loss_: float
+    validation_scores_: list[float] | Any  # whoever gave validation data knows it is no None
+    validation_loss_curve_: list[float] | Any
+    best_validation_score_: float | Any
+    n_features_in_: int
+    feature_names_in_: NDArray[np.object_]
 
     # Where to write is nothing that a pipeline would know.
     __metadata_request__decision_function = {"out": UNUSED}  # noqa: RUF012
@@ -243,28 +271,28 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
     def __init__(
         self,
         *,
-        C=1.0,
-        l1_ratio=0.0,
-        fit_intercept=True,
-        class_weight=None,
-        label_smoothing=0.0,
-        solver="auto",
-        preconditioner="diagonal",
-        learning_rate="auto",
-        schedule="cosine",
-        max_iter=None,
-        batch_size="auto",
-        momentum=0.9,
-        shuffle=True,
-        tol=1e-4,
-        n_iter_no_change=None,
-        early_stopping=False,
-        validation_fraction=0.1,
-        warm_start=False,
-        random_state=None,
-        verbose=0,
-        backend="auto",
-    ):
+        C: float = 1.0,
+        l1_ratio: float = 0.0,
+        fit_intercept: bool = True,
+        class_weight: ClassWeight = None,
+        label_smoothing: float = 0.0,
+        solver: SolverName = "auto",
+        preconditioner: Literal["diagonal"] | None = "diagonal",
+        learning_rate: float | Literal["auto"] = "auto",
+        schedule: ScheduleName = "cosine",
+        max_iter: int | None = None,
+        batch_size: int | Literal["auto"] = "auto",
+        momentum: float = 0.9,
+        shuffle: bool = True,
+        tol: float = 1e-4,
+        n_iter_no_change: float | None = None,
+        early_stopping: bool = False,
+        validation_fraction: float = 0.1,
+        warm_start: bool = False,
+        random_state: RandomState = None,
+        verbose: int = 0,
+        backend: BackendName = "auto",
+    ) -> None:
         self.C = C
         self.l1_ratio = l1_ratio
         self.fit_intercept = fit_intercept
@@ -288,7 +316,16 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
         self.backend = backend
 
     @_fit_context(prefer_skip_nested_validation=True)
-    def fit(self, X, y, sample_weight=None, *, X_val=None, y_val=None, sample_weight_val=None):
+    def fit(
+        self,
+        X: Data,
+        y: Data,
+        sample_weight: Data | None = None,
+        *,
+        X_val: Data | None = None,
+        y_val: Data | None = None,
+        sample_weight_val: Data | None = None,
+    ) -> Self:
         """Fit the model to data.
 
         Parameters
@@ -330,6 +367,30 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
             there; or the precision of X allows no further step.
         UserWarning
             SGD ended above the objective of a model which knows nothing.
+
+        Examples
+        --------
+        Labels may be of any kind. Validation data are scored after each epoch:
+
+        >>> from sklearn.datasets import load_digits
+        >>> from sklearn.model_selection import train_test_split
+        >>> from skmax import SoftmaxRegression
+        >>> X, y = load_digits(return_X_y=True)
+        >>> X, X_val, y, y_val = train_test_split(X, y, random_state=0)
+        >>> model = SoftmaxRegression(solver="sgd", max_iter=10, random_state=0)
+        >>> model.fit(X, y, X_val=X_val, y_val=y_val)
+        SoftmaxRegression(max_iter=10, random_state=0, solver='sgd')
+        >>> len(model.loss_curve_), len(model.validation_scores_)
+        (10, 10)
+        >>> model.best_validation_score_ > 0.9
+        True
+
+        Instead of labels, y may be probabilities, here of somebody 91 % sure of each label:
+
+        >>> import numpy as np
+        >>> soft = 0.9 * np.eye(10)[y] + 0.01
+        >>> model.fit(X, soft).predict_proba(X).shape
+        (1347, 10)
         """
         metadata = {} if sample_weight is None else {"sample_weight": sample_weight}
         arguments = {"X": X, "y": y, "metadata": metadata}
@@ -344,7 +405,7 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
         )
 
         rng = self._new_rng()
-        order = np.arange(X.shape[0])
+        order = np.arange(len(targets.values))
         if self.early_stopping and validation is None:
             order, held_out = self._split(targets, weight, order, rng)
             validation = X, targets, weight, held_out
@@ -363,7 +424,7 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
         rng: np.random.Generator,
         arguments: dict[str, Any],
         learned: dict[str, Any],
-    ) -> SoftmaxRegression:
+    ) -> Self:
         """Minimise; the estimator is as it was until that is done.
 
         `watched` are the same models on validation rows, `arguments` what callbacks are told, and
@@ -410,7 +471,13 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
         return run([method], [params], problem, state, rng, np.array([len(problem.order)]))
 
     @_fit_context(prefer_skip_nested_validation=True)
-    def partial_fit(self, X, y, classes=None, sample_weight=None):
+    def partial_fit(
+        self,
+        X: Data,
+        y: Data,
+        classes: Data | None = None,
+        sample_weight: Data | None = None,
+    ) -> Self:
         """Go on with one pass over more rows, at a constant learning rate.
 
         The penalty is that of all rows seen so far: the sum of all their weights scales `C`. The
@@ -438,6 +505,18 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
         ValueError
             y has a label that is not among the classes; or `class_weight="balanced"`,
             `early_stopping`, `solver="lbfgs"` or "newton", which need all rows at once.
+
+        Examples
+        --------
+        >>> from sklearn.datasets import load_digits
+        >>> from skmax import SoftmaxRegression
+        >>> X, y = load_digits(return_X_y=True)
+        >>> model = SoftmaxRegression(batch_size=10, random_state=0)
+        >>> for first in range(0, 1500, 100):
+        ...     rows = slice(first, first + 100)
+        ...     model = model.partial_fit(X[rows], y[rows], classes=range(10))
+        >>> model.score(X[1500:], y[1500:]) > 0.8
+        True
         """
         self._check_can_continue()
         params = Hyperparameters.of(self)
@@ -451,7 +530,7 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
         before = fitted.Continuation(self._new_rng())
         if hasattr(self, "_continuation"):
             before = fitted.Continuation.from_dict(self._continuation)
-        order = np.arange(X.shape[0])
+        order = np.arange(len(targets.values))
         share = Share.of(targets, weight, order, self.class_weight, complete=False)
         problem, seen = _pose(params, X, share, before.seen)
         state = State.start(problem) if first else fitted.state_of(self, problem)
@@ -565,8 +644,14 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
 
     # Prediction
 
-    def decision_function(self, X, *, out=None):
-        """Logits of each row.
+    @overload
+    def decision_function(self, X: HostRows, *, out: None = None) -> NDArray[np.floating]: ...
+
+    @overload
+    def decision_function(self, X: Data, *, out: TakesRows | None = None) -> Array: ...
+
+    def decision_function(self, X: Data, *, out: TakesRows | None = None) -> Array:
+        """The logits of each row.
 
         Parameters
         ----------
@@ -581,10 +666,35 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
         logits : array of shape (n_samples,) or (n_samples, n_classes)
             Columns are in the order of `classes_`. With two classes, one logit: positive where
             ``classes_[1]`` is the likelier one.
+
+        Raises
+        ------
+        sklearn.exceptions.NotFittedError
+            The estimator is not fitted.
+        ValueError
+            X is not valid, or has other features than the data that the estimator was fitted to.
+
+        Examples
+        --------
+        >>> from sklearn.datasets import load_iris
+        >>> from skmax import SoftmaxRegression
+        >>> X, y = load_iris(return_X_y=True)
+        >>> model = SoftmaxRegression().fit(X, y)
+        >>> logits = model.decision_function(X)
+        >>> logits.shape
+        (150, 3)
+        >>> bool((logits.argmax(axis=1) == model.predict(X)).all())
+        True
         """
         return self._map_logits(X, "decision_function", out)
 
-    def predict(self, X, *, out=None):
+    @overload
+    def predict(self, X: HostRows, *, out: None = None) -> NDArray[Any]: ...
+
+    @overload
+    def predict(self, X: Data, *, out: TakesRows | None = None) -> Array: ...
+
+    def predict(self, X: Data, *, out: TakesRows | None = None) -> Array:
         """The likeliest class of each row.
 
         Parameters
@@ -599,6 +709,22 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
         -------
         y : array of shape (n_samples,)
             Labels, as in `classes_`.
+
+        Raises
+        ------
+        sklearn.exceptions.NotFittedError
+            The estimator is not fitted.
+        ValueError
+            X is not valid, or has other features than the data that the estimator was fitted to.
+
+        Examples
+        --------
+        >>> from sklearn.datasets import load_iris
+        >>> from skmax import SoftmaxRegression
+        >>> X, y = load_iris(return_X_y=True)
+        >>> model = SoftmaxRegression().fit(X, y)
+        >>> model.predict(X[[0, 50, 100]])
+        array([0, 1, 2])
         """
         check_is_fitted(self, "coef_")
         classes = to_host(self.classes_)
@@ -609,8 +735,14 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
         labels = classes[to_host(index)]
         return labels if labels.dtype.kind in "OUST" else like(index, labels)
 
-    def predict_proba(self, X, *, out=None):
-        """Probabilities of the classes.
+    @overload
+    def predict_proba(self, X: HostRows, *, out: None = None) -> NDArray[np.floating]: ...
+
+    @overload
+    def predict_proba(self, X: Data, *, out: TakesRows | None = None) -> Array: ...
+
+    def predict_proba(self, X: Data, *, out: TakesRows | None = None) -> Array:
+        """The probabilities of the classes.
 
         Parameters
         ----------
@@ -624,11 +756,41 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
         -------
         probabilities : array of shape (n_samples, n_classes)
             Columns are in the order of `classes_`; rows sum to 1.
+
+        Raises
+        ------
+        sklearn.exceptions.NotFittedError
+            The estimator is not fitted.
+        ValueError
+            X is not valid, or has other features than the data that the estimator was fitted to.
+
+        Examples
+        --------
+        >>> from sklearn.datasets import load_iris
+        >>> from skmax import SoftmaxRegression
+        >>> X, y = load_iris(return_X_y=True)
+        >>> model = SoftmaxRegression().fit(X, y)
+        >>> model.predict_proba(X[[0, 100]]).round(2)
+        array([[0.98, 0.02, 0.  ],
+               [0.  , 0.  , 1.  ]])
+
+        Into an array of one's own, which may be a file:
+
+        >>> import numpy as np
+        >>> out = np.empty((150, 3), dtype=np.float16)
+        >>> model.predict_proba(X, out=out) is out
+        True
         """
         return self._map_logits(X, "predict_proba", out)
 
-    def predict_log_proba(self, X, *, out=None):
-        """Logarithms of the probabilities of the classes.
+    @overload
+    def predict_log_proba(self, X: HostRows, *, out: None = None) -> NDArray[np.floating]: ...
+
+    @overload
+    def predict_log_proba(self, X: Data, *, out: TakesRows | None = None) -> Array: ...
+
+    def predict_log_proba(self, X: Data, *, out: TakesRows | None = None) -> Array:
+        """The logarithms of the probabilities of the classes.
 
         They are not logarithms of probabilities that have been rounded to zero: they are finite
         wherever the logits are.
@@ -644,7 +806,25 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
         Returns
         -------
         log_probabilities : array of shape (n_samples, n_classes)
-            Columns are in the order of `classes_`.
+            In nats. Columns are in the order of `classes_`.
+
+        Raises
+        ------
+        sklearn.exceptions.NotFittedError
+            The estimator is not fitted.
+        ValueError
+            X is not valid, or has other features than the data that the estimator was fitted to.
+
+        Examples
+        --------
+        >>> from sklearn.datasets import load_iris
+        >>> from skmax import SoftmaxRegression
+        >>> X, y = load_iris(return_X_y=True)
+        >>> model = SoftmaxRegression().fit(X, y)
+        >>> model.predict_proba(1000 * X[[100]])
+        array([[0., 0., 1.]])
+        >>> model.predict_log_proba(1000 * X[[100]]) < -1000
+        array([[ True,  True, False]])
         """
         return self._map_logits(X, "predict_log_proba", out)
 
@@ -673,7 +853,7 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
             check_X(self, X)
         return values
 
-    def score(self, X, y, sample_weight=None):
+    def score(self, X: Data, y: Data, sample_weight: Data | None = None) -> float:
         """Accuracy.
 
         Parameters
@@ -688,7 +868,23 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
         Returns
         -------
         accuracy : float
-            The (weighted) share of rows that are classified rightly.
+            The (weighted) share of rows that are classified rightly, from 0 to 1.
+
+        Raises
+        ------
+        sklearn.exceptions.NotFittedError
+            The estimator is not fitted.
+        ValueError
+            X is not valid, or has other features than the data that the estimator was fitted to.
+
+        Examples
+        --------
+        >>> from sklearn.datasets import load_iris
+        >>> from skmax import SoftmaxRegression
+        >>> X, y = load_iris(return_X_y=True)
+        >>> model = SoftmaxRegression().fit(X, y)
+        >>> model.score(X, y)
+        0.97...
         """
         shape = getattr(y, "shape", None) or np.shape(y)
         if len(shape) == 2 and shape[1] > 1:
@@ -698,7 +894,7 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
             return accuracy_score(y, to_host(self.predict(X)), sample_weight=sample_weight)
         return super().score(X, y, sample_weight)
 
-    def optimality_gap(self, X, y, sample_weight=None):
+    def optimality_gap(self, X: Data, y: Data, sample_weight: Data | None = None) -> float:
         """How far above its least value the objective is at most, as a share of itself.
 
         An upper bound of ``(F(W) - F*) / F(W)``, F being the objective divided by C and the sum of
@@ -724,16 +920,34 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
         gap : float
             From 0, at the optimum, to 1.
 
+        Raises
+        ------
+        sklearn.exceptions.NotFittedError
+            The estimator is not fitted.
+        ValueError
+            X is not valid, or has other features than the data that the estimator was fitted to.
+
         References
         ----------
         S. Shalev-Shwartz and T. Zhang, Accelerated proximal stochastic dual coordinate ascent for
         regularized loss minimization, Mathematical Programming 155, 2016.
+
+        Examples
+        --------
+        >>> from sklearn.datasets import load_iris
+        >>> from skmax import SoftmaxRegression
+        >>> X, y = load_iris(return_X_y=True)
+        >>> SoftmaxRegression(tol=1e-6).fit(X, y).optimality_gap(X, y) <= 1e-6
+        True
+        >>> model = SoftmaxRegression(solver="sgd", max_iter=3, random_state=0).fit(X, y)
+        >>> 0.001 < model.optimality_gap(X, y) < 1
+        True
         """
         check_is_fitted(self, "coef_")
         X, y, _ = check_X_y(self, X, y, reset=False)
         targets = Targets.read(y, to_host(self.classes_))
         weight = check_weights(sample_weight, X)
-        params, order = Hyperparameters.of(self), np.arange(X.shape[0])
+        params, order = Hyperparameters.of(self), np.arange(len(targets.values))
         share = Share.of(targets, weight, order, self.class_weight, complete=False)
         masked = share.masked | np.isneginf(fitted.intercept_at(self, None))
         if (masked & (share.targets.mass(share.weight, order) > 0)).any():
@@ -743,7 +957,66 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
             problem = precondition(problem, Moments.of(problem))
         return optimality_gap(problem, fitted.state_of(self, problem))
 
-    def to_sklearn(self):
+    def sparsify(self) -> Self:
+        """Make `coef_` a sparse matrix.
+
+        With an L1 penalty, most coefficients may be zero; then it takes less memory and time to
+        predict. With less than about half of them zero, it takes more. `fit` makes it dense again.
+
+        Returns
+        -------
+        self : SoftmaxRegression
+            The fitted estimator.
+
+        Raises
+        ------
+        sklearn.exceptions.NotFittedError
+            The estimator is not fitted.
+
+        See Also
+        --------
+        densify : The way back.
+
+        Examples
+        --------
+        >>> from sklearn.datasets import load_digits
+        >>> from skmax import SoftmaxRegression
+        >>> X, y = load_digits(return_X_y=True)
+        >>> model = SoftmaxRegression(C=0.01, l1_ratio=1).fit(X, y).sparsify()
+        >>> 0 < model.coef_.nnz < 320  # of 640
+        True
+        """
+        return super().sparsify()
+
+    def densify(self) -> Self:
+        """Make `coef_` an array again.
+
+        Returns
+        -------
+        self : SoftmaxRegression
+            The fitted estimator.
+
+        Raises
+        ------
+        sklearn.exceptions.NotFittedError
+            The estimator is not fitted.
+
+        See Also
+        --------
+        sparsify : The way there.
+
+        Examples
+        --------
+        >>> from sklearn.datasets import load_iris
+        >>> from skmax import SoftmaxRegression
+        >>> X, y = load_iris(return_X_y=True)
+        >>> model = SoftmaxRegression(l1_ratio=1).fit(X, y).sparsify()
+        >>> model.densify().coef_.shape
+        (3, 4)
+        """
+        return super().densify()
+
+    def to_sklearn(self) -> LogisticRegression:
         """A fitted scikit-learn model with the same predictions.
 
         Whatever reads `LogisticRegression` (ONNX converters, SHAP, skops) reads it.
@@ -753,6 +1026,23 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
         model : sklearn.linear_model.LogisticRegression
             With NumPy attributes. Fitting it anew minimises the same objective, label smoothing
             apart.
+
+        Raises
+        ------
+        sklearn.exceptions.NotFittedError
+            The estimator is not fitted.
+
+        Examples
+        --------
+        >>> from sklearn.datasets import load_iris
+        >>> from skmax import SoftmaxRegression
+        >>> X, y = load_iris(return_X_y=True)
+        >>> model = SoftmaxRegression().fit(X, y)
+        >>> theirs = model.to_sklearn()
+        >>> theirs
+        LogisticRegression()
+        >>> bool((theirs.predict(X) == model.predict(X)).all())
+        True
         """
         check_is_fitted(self, "coef_")
         model = LogisticRegression(

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from packaging.requirements import Requirement
+from sklearn.model_selection import GridSearchCV
 from sklearn.utils._param_validation import InvalidParameterError
 
 import skmax
@@ -27,6 +28,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 # as there is no cycle.
 RANKS = {
     "_sklearn": 0,
+    "annotations": 0,
     "messages": 0,
     "hyperparameters": 0,
     "backends": 1,
@@ -117,7 +119,7 @@ def test_imports_point_one_way(module):
         there = room(imported)
         if there == here:
             continue
-        if there == "_sklearn":
+        if there in ("_sklearn", "annotations"):
             continue
         assert here not in LEAVES, f"{module} is a leaf, but imports {imported}"
         if there in LEAVES:
@@ -262,15 +264,18 @@ def test_the_reader_of_lengths_leaves_out_docstrings():
 # What is public
 
 
-def _public_objects():
-    for name in skmax.__all__:
-        yield pytest.param(getattr(skmax, name, None), id=name)
-    for module in ("skmax.datasets", "skmax.plotting"):
+def _public_names():
+    """Names of modules, and of what they make public."""
+    for module in ("skmax", "skmax.dask", "skmax.datasets", "skmax.plotting"):
         for name in importlib.import_module(module).__all__:
-            if name not in skmax.__all__:
-                yield pytest.param(
-                    getattr(importlib.import_module(module), name, None), id=f"{module}.{name}"
-                )
+            yield module, name
+
+
+def _public_objects():
+    for module, name in _public_names():
+        yield pytest.param(
+            getattr(importlib.import_module(module), name, None), id=f"{module}.{name}"
+        )
 
 
 def _methods(cls):
@@ -341,6 +346,68 @@ def test_all_modules_can_be_imported():
     for info in pkgutil.walk_packages([str(ROOT)], "skmax."):
         if not info.name.endswith(("__main__", "libskmax")):  # a library, which only looks like one
             importlib.import_module(info.name)
+
+
+def test_the_reference_has_all_that_is_public():
+    pages = Path(__file__).parents[1] / "docs"
+    if not pages.exists():
+        pytest.skip("the documentation is not here")
+    module, found = "", []
+    for line in (pages / "reference.rst").read_text(encoding="utf-8").splitlines():
+        module = line.removeprefix(".. currentmodule:: ") if "currentmodule" in line else module
+        if re.fullmatch(r"   \w+", line):
+            found.append((module, line.strip()))
+    assert sorted(found) == sorted(_public_names())
+
+
+def _annotations(cls):
+    """Annotations of public attributes, inherited ones too, as they are written."""
+    return {
+        name: kind
+        for parent in cls.__mro__
+        for name, kind in inspect.get_annotations(parent).items()
+        if parent.__module__.startswith("skmax") and name.endswith("_") and name[0] != "_"
+    }
+
+
+@pytest.mark.parametrize("public", list(_public_objects()))
+def test_public_signatures_are_typed(public):
+    functions = [public] if inspect.isfunction(public) else [public.__init__]
+    if inspect.isclass(public):
+        functions += [method for _, method in _methods(public) if not _is_made(method)]
+    for function in functions:
+        signature = inspect.signature(function)
+        assert signature.return_annotation is not inspect.Signature.empty, function
+        for name, parameter in signature.parameters.items():
+            if name not in ("self", "cls"):
+                assert parameter.annotation is not inspect.Parameter.empty, (function, name)
+
+
+def _is_made(method):
+    """Whether a method is made by scikit-learn, for metadata routing."""
+    return method.__name__.endswith("_request")
+
+
+@pytest.mark.parametrize(
+    "public", [public for public in _public_objects() if inspect.isclass(public.values[0])]
+)
+def test_attributes_are_documented_and_typed_alike(public):
+    documented = set(_section(public.__doc__ or "", "Attributes"))
+    if public.__name__ != "DaskSoftmaxRegression":  # which says: all others are inherited
+        # What is inherited from scikit-learn as a property has no annotation.
+        computed = {name for name in documented if hasattr(public, name)}
+        assert documented - computed == set(_annotations(public))
+
+
+def test_the_search_takes_what_a_grid_search_takes():
+    ours, theirs = (
+        {
+            name: (parameter.kind, repr(parameter.default))
+            for name, parameter in inspect.signature(search).parameters.items()
+        }
+        for search in (skmax.BatchedGridSearchCV, GridSearchCV)
+    )
+    assert ours == theirs
 
 
 # SoftmaxRegression

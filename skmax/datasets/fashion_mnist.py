@@ -10,7 +10,7 @@ import math
 import os
 import zlib
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -106,6 +106,26 @@ copyright 2017 Zalando SE.
 """
 
 
+@overload
+def fetch_fashion_mnist(
+    *,
+    subset: Literal["train", "test", "all"] = "train",
+    data_home: str | os.PathLike[str] | None = None,
+    download_if_missing: bool = True,
+    return_X_y: Literal[False] = False,
+) -> Bunch: ...
+
+
+@overload
+def fetch_fashion_mnist(
+    *,
+    subset: Literal["train", "test", "all"] = "train",
+    data_home: str | os.PathLike[str] | None = None,
+    download_if_missing: bool = True,
+    return_X_y: Literal[True],
+) -> tuple[NDArray[np.uint8], NDArray[np.int64]]: ...
+
+
 @validate_params(
     {
         "subset": [StrOptions({"train", "test", "all"})],
@@ -117,7 +137,7 @@ copyright 2017 Zalando SE.
 )
 def fetch_fashion_mnist(
     *,
-    subset: str = "train",
+    subset: Literal["train", "test", "all"] = "train",
     data_home: str | os.PathLike[str] | None = None,
     download_if_missing: bool = True,
     return_X_y: bool = False,

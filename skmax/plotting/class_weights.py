@@ -1,8 +1,19 @@
 """What a model learned: its weights as images."""
 
-import numpy as np
+from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from skmax.annotations import AxesLike
 from skmax.plotting.common import ImageGrid, as_images, check_has, name_classes, to_numpy
+
+if TYPE_CHECKING:
+    from matplotlib.colorbar import Colorbar
+    from matplotlib.colors import Colormap
 
 
 class ClassWeightsDisplay(ImageGrid):
@@ -36,6 +47,10 @@ class ClassWeightsDisplay(ImageGrid):
     colorbar_ : matplotlib Colorbar
         The scale.
 
+    See Also
+    --------
+    PredictionGridDisplay : Images with what was predicted for them.
+
     Examples
     --------
     >>> import numpy as np
@@ -47,22 +62,24 @@ class ClassWeightsDisplay(ImageGrid):
 
     _width_beside = 0.1  # the colour bar's
 
-    def __init__(self, *, weights, titles):
+    colorbar_: Colorbar
+
+    def __init__(self, *, weights: NDArray[Any], titles: Sequence[str]) -> None:
         self.weights = weights
         self.titles = titles
 
     @classmethod
     def from_estimator(
         cls,
-        estimator,
+        estimator: Any,
         *,
-        image_shape=None,
-        class_names=None,
-        ax=None,
-        n_cols=5,
-        cmap="RdBu_r",
-        im_kw=None,
-    ):
+        image_shape: Sequence[int] | None = None,
+        class_names: Sequence[str] | None = None,
+        ax: AxesLike = None,
+        n_cols: int = 5,
+        cmap: str | Colormap = "RdBu_r",
+        im_kw: dict[str, Any] | None = None,
+    ) -> Self:
         """Draw the weights of a fitted estimator.
 
         Of two classes there is one image: the weights that speak for the second and against the
@@ -119,7 +136,14 @@ class ClassWeightsDisplay(ImageGrid):
         display = cls(weights=weights, titles=titles)
         return display.plot(ax=ax, n_cols=n_cols, cmap=cmap, im_kw=im_kw)
 
-    def plot(self, ax=None, *, n_cols=5, cmap="RdBu_r", im_kw=None):
+    def plot(
+        self,
+        ax: AxesLike = None,
+        *,
+        n_cols: int = 5,
+        cmap: str | Colormap = "RdBu_r",
+        im_kw: dict[str, Any] | None = None,
+    ) -> Self:
         """Draw the weights.
 
         Parameters
@@ -146,6 +170,15 @@ class ClassWeightsDisplay(ImageGrid):
             If Matplotlib is not installed.
         ValueError
             If `ax` has another number of Axes than there are images.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from skmax.plotting import ClassWeightsDisplay
+        >>> weights = np.random.default_rng(0).normal(size=(3, 8, 8))
+        >>> display = ClassWeightsDisplay(weights=weights, titles=["cat", "cow", "dog"])
+        >>> display.plot(n_cols=3, cmap="PuOr", im_kw={"vmin": -3, "vmax": 3}).axes_.shape
+        (1, 3)
         """
         sizes = np.abs(self.weights[self.weights != 0])  # an L1 penalty leaves few, to be seen
         limit = float(np.percentile(sizes, 95)) if sizes.size else 1.0

@@ -18,6 +18,8 @@ from skmax._sklearn import _convert_to_numpy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
 
 
 def import_pyplot(caller_name: str) -> Any:
@@ -81,7 +83,20 @@ class ImageGrid:
 
     _width_beside = 0.0  # what is drawn beside the images, as a share of the figure
 
-    def _plot_images(self, images, titles, *, ax, n_cols, im_kw):
+    axes_: np.ndarray
+    bounding_ax_: Axes | None
+    figure_: Figure
+    im_: list[AxesImage]
+
+    def _plot_images(
+        self,
+        images: np.ndarray,
+        titles: Sequence[str],
+        *,
+        ax: Any,
+        n_cols: int,
+        im_kw: dict[str, Any],
+    ) -> None:
         """Draw titled images and set `axes_`, `bounding_ax_`, `figure_` and `im_`."""
         plt = import_pyplot(f"{type(self).__name__}.plot")
         check_scalar(n_cols, "n_cols", Integral, min_val=1)
@@ -102,7 +117,7 @@ class ImageGrid:
             self.im_.append(axes.imshow(image, **im_kw))
             axes.set_title(title, fontsize="medium")
             axes.set(xticks=[], yticks=[])
-        self.figure_ = self.im_[0].figure
+        self.figure_ = used[0].figure
 
 
 def _figure_size(

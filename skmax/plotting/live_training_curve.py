@@ -1,11 +1,18 @@
 """How a model is training, drawn during the fit."""
 
+from __future__ import annotations
+
 import math
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from skmax.annotations import AxesLike
 from skmax.plotting.common import import_pyplot
 from skmax.plotting.training_curve import TrainingCurveDisplay, curves_of, erase
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from sklearn.callback import CallbackContext
 
 
 class LiveTrainingCurve:
@@ -55,17 +62,17 @@ class LiveTrainingCurve:
     """
 
     display_: TrainingCurveDisplay
-    figure_: Any
+    figure_: Figure
     _fit: Any = None  # teardown asks for it even where setup has failed
 
-    def __init__(self, *, ax=None, interval=0.2):
+    def __init__(self, *, ax: AxesLike = None, interval: float = 0.2) -> None:
         self.ax = ax
         self.interval = interval
 
     def __getstate__(self):
         return {"ax": None, "interval": self.interval}
 
-    def setup(self, estimator, context):  # noqa: ARG002
+    def setup(self, estimator: Any, context: CallbackContext) -> None:  # noqa: ARG002
         """Get ready for a fit.
 
         Parameters
@@ -89,7 +96,7 @@ class LiveTrainingCurve:
         self._undrawn: Any = None
         self._draw_after = -math.inf
 
-    def on_fit_task_begin(self, estimator, context):
+    def on_fit_task_begin(self, estimator: Any, context: CallbackContext) -> None:
         """Do nothing: there is nothing to draw yet.
 
         Parameters
@@ -100,7 +107,13 @@ class LiveTrainingCurve:
             Context of the task.
         """
 
-    def on_fit_task_end(self, estimator, context, *, fitted_estimator=None):  # noqa: ARG002
+    def on_fit_task_end(
+        self,
+        estimator: Any,  # noqa: ARG002
+        context: CallbackContext,
+        *,
+        fitted_estimator: Any = None,
+    ) -> None:
         """Draw the curves up to the epoch that has ended, unless drawn a moment ago.
 
         Parameters
@@ -118,7 +131,7 @@ class LiveTrainingCurve:
             if self._screen is not None and perf_counter() >= self._draw_after:
                 self._draw()
 
-    def teardown(self, estimator, context):  # noqa: ARG002
+    def teardown(self, estimator: Any, context: CallbackContext) -> None:  # noqa: ARG002
         """Draw the last epoch and forget the fit.
 
         Parameters
@@ -169,7 +182,7 @@ class _Notebook:
 
     def show(self, figure: Any) -> None:
         import matplotlib.pyplot as plt
-        from IPython.display import display  # type: ignore[import-not-found, unused-ignore]
+        from IPython.display import display
 
         if self._output is not None:
             self._output.update(figure)
@@ -189,7 +202,7 @@ def _find_screen() -> _Window | _Notebook | None:
 
     backend = matplotlib.get_backend().lower()
     if "inline" in backend:
-        from IPython import get_ipython  # type: ignore[import-not-found, unused-ignore]
+        from IPython import get_ipython
 
         return None if get_ipython() is None else _Notebook()
     writes_files = backend in backend_registry.list_builtin(BackendFilter.NON_INTERACTIVE)

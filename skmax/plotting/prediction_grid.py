@@ -1,14 +1,22 @@
 """Where a model errs: images with what was predicted for them."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
 from numbers import Integral
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
+from numpy.typing import NDArray
 from sklearn.utils import check_consistent_length, check_scalar
 from sklearn.utils.multiclass import unique_labels
 
 from skmax._sklearn import _safe_indexing
+from skmax.annotations import AxesLike, Data
 from skmax.plotting.common import ImageGrid, as_images, name_classes, to_numpy
+
+if TYPE_CHECKING:
+    from matplotlib.colors import Colormap
 
 
 class PredictionGridDisplay(ImageGrid):
@@ -52,7 +60,13 @@ class PredictionGridDisplay(ImageGrid):
     <...>
     """
 
-    def __init__(self, *, images, true_names, predicted_names):
+    def __init__(
+        self,
+        *,
+        images: NDArray[Any],
+        true_names: Sequence[str],
+        predicted_names: Sequence[str],
+    ) -> None:
         self.images = images
         self.true_names = true_names
         self.predicted_names = predicted_names
@@ -60,18 +74,18 @@ class PredictionGridDisplay(ImageGrid):
     @classmethod
     def from_estimator(
         cls,
-        estimator,
-        X,
-        y,
+        estimator: Any,
+        X: Data,
+        y: Data,
         *,
-        n_images=10,
-        image_shape=None,
-        class_names=None,
-        ax=None,
-        n_cols=5,
-        cmap="gray",
-        im_kw=None,
-    ):
+        n_images: int = 10,
+        image_shape: Sequence[int] | None = None,
+        class_names: Sequence[str] | None = None,
+        ax: AxesLike = None,
+        n_cols: int = 5,
+        cmap: str | Colormap = "gray",
+        im_kw: dict[str, Any] | None = None,
+    ) -> Self:
         """Predict and draw the first images of X; the rest of X is not touched.
 
         Parameters
@@ -140,19 +154,19 @@ class PredictionGridDisplay(ImageGrid):
     @classmethod
     def from_predictions(
         cls,
-        X,
-        y_true,
-        y_pred,
+        X: Data,
+        y_true: Data,
+        y_pred: Data,
         *,
-        n_images=10,
-        labels=None,
-        image_shape=None,
-        class_names=None,
-        ax=None,
-        n_cols=5,
-        cmap="gray",
-        im_kw=None,
-    ):
+        n_images: int = 10,
+        labels: Data | None = None,
+        image_shape: Sequence[int] | None = None,
+        class_names: Sequence[str] | None = None,
+        ax: AxesLike = None,
+        n_cols: int = 5,
+        cmap: str | Colormap = "gray",
+        im_kw: dict[str, Any] | None = None,
+    ) -> Self:
         """Draw the first images of X with what was predicted for them.
 
         Parameters
@@ -216,7 +230,14 @@ class PredictionGridDisplay(ImageGrid):
         )
         return display.plot(ax=ax, n_cols=n_cols, cmap=cmap, im_kw=im_kw)
 
-    def plot(self, ax=None, *, n_cols=5, cmap="gray", im_kw=None):
+    def plot(
+        self,
+        ax: AxesLike = None,
+        *,
+        n_cols: int = 5,
+        cmap: str | Colormap = "gray",
+        im_kw: dict[str, Any] | None = None,
+    ) -> Self:
         """Draw the images.
 
         Parameters
@@ -242,6 +263,17 @@ class PredictionGridDisplay(ImageGrid):
             If Matplotlib is not installed.
         ValueError
             If `ax` has another number of Axes than there are images.
+
+        Examples
+        --------
+        >>> from sklearn.datasets import load_digits
+        >>> from skmax.plotting import PredictionGridDisplay
+        >>> images = load_digits().images[:4]
+        >>> display = PredictionGridDisplay(
+        ...     images=images, true_names=list("0123"), predicted_names=list("0173")
+        ... )
+        >>> display.plot(n_cols=2).axes_.shape
+        (2, 2)
         """
         pairs = list(zip(self.true_names, self.predicted_names, strict=True))
         titles = [f"true: {true}\npredicted: {predicted}" for true, predicted in pairs]

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from numbers import Integral
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.optimize import isotonic_regression
 from sklearn.base import clone
 from sklearn.pipeline import Pipeline
 from sklearn.utils import check_scalar
 
+from skmax.annotations import AxesLike, Data
 from skmax.estimator import SoftmaxRegression
 from skmax.plotting.common import arrange_axes, import_pyplot, name_classes, to_numpy
 from skmax.search import BatchedGridSearchCV
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.collections import LineCollection, PolyCollection
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
 # Told apart by most of the colour-blind, on black and on white: M. Okabe and K. Ito, Color
 # Universal Design, 2008, without its black and its yellow.
@@ -114,12 +122,26 @@ class RegularizationPathDisplay:
     10.0
     """
 
+    axes_: np.ndarray
+    bounding_ax_: Axes | None
+    figure_: Figure
+    lines_: list[Line2D]
+    grey_lines_: LineCollection
+    fill_between_: PolyCollection | None
+
     def __init__(
-        self, *, C, coef, test_scores, class_names=None, feature_names=None, score_name=None
-    ):
-        self.C = C
+        self,
+        *,
+        C: ArrayLike,
+        coef: ArrayLike,
+        test_scores: ArrayLike,
+        class_names: Sequence[str] | None = None,
+        feature_names: Sequence[str] | None = None,
+        score_name: str | None = None,
+    ) -> None:
+        self.C: Any = C
         self.coef = coef
-        self.test_scores = test_scores
+        self.test_scores: Any = test_scores
         self.class_names = class_names
         self.feature_names = feature_names
         self.score_name = score_name
@@ -127,22 +149,22 @@ class RegularizationPathDisplay:
     @classmethod
     def from_estimator(
         cls,
-        estimator,
-        X,
-        y,
+        estimator: Any,
+        X: Data,
+        y: Data,
         *,
-        Cs=10,
-        cv=None,
-        scoring=None,
-        sample_weight=None,
-        class_names=None,
-        feature_names=None,
-        score_name=None,
-        negate_score=False,
-        n_labels=12,
-        ax=None,
-        line_kw=None,
-    ):
+        Cs: int | ArrayLike = 10,
+        cv: Any = None,
+        scoring: str | Callable[..., Any] | None = None,
+        sample_weight: Data | None = None,
+        class_names: Sequence[str] | None = None,
+        feature_names: Sequence[str] | None = None,
+        score_name: str | None = None,
+        negate_score: bool = False,
+        n_labels: int = 12,
+        ax: AxesLike = None,
+        line_kw: dict[str, Any] | None = None,
+    ) -> Self:
         """Compute and draw the path of an estimator.
 
         The scores are those of a :class:`~skmax.BatchedGridSearchCV` over C, the coefficients those
@@ -234,12 +256,12 @@ class RegularizationPathDisplay:
         return display.plot(ax=ax, negate_score=negate_score, n_labels=n_labels, line_kw=line_kw)
 
     @property
-    def best_C_(self):
+    def best_C_(self) -> float:
         """The value of C with the greatest mean score, the least one of several."""
         return float(self.C[_best(self.test_scores)])
 
     @property
-    def one_standard_error_C_(self):
+    def one_standard_error_C_(self) -> float:
         """The least C whose mean score is at most one standard error below the greatest.
 
         NaN if there is one split only, which tells nothing of errors.
@@ -250,7 +272,14 @@ class RegularizationPathDisplay:
             return float("nan")
         return float(self.C[np.flatnonzero(means >= means[best] - error)[0]])
 
-    def plot(self, ax=None, *, negate_score=False, n_labels=12, line_kw=None):
+    def plot(
+        self,
+        ax: AxesLike = None,
+        *,
+        negate_score: bool = False,
+        n_labels: int = 12,
+        line_kw: dict[str, Any] | None = None,
+    ) -> Self:
         """Draw the path.
 
         Parameters
@@ -278,6 +307,17 @@ class RegularizationPathDisplay:
         ValueError
             If `ax` has another number of Axes than one or two, or the arrays of the display do not
             fit each other.
+
+        Examples
+        --------
+        >>> from skmax.plotting import RegularizationPathDisplay
+        >>> display = RegularizationPathDisplay(
+        ...     C=[0.1, 1.0, 10.0],
+        ...     coef=[[[0.1, 0.0]], [[0.5, -0.1]], [[0.9, -0.3]]],
+        ...     test_scores=[[0.7, 0.8, 0.7], [0.8, 0.9, 0.9], [0.9, 0.9, 0.9]],
+        ... )
+        >>> display.plot(n_labels=1).axes_.shape
+        (2, 1)
         """
         plt = import_pyplot(f"{type(self).__name__}.plot")
         check_scalar(n_labels, "n_labels", Integral, min_val=0)

@@ -1,10 +1,19 @@
 """How a model trained: loss and accuracy after each epoch."""
 
-from typing import Any
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from skmax.annotations import AxesLike, HasCurves
 from skmax.plotting.common import arrange_axes, check_has, import_pyplot
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
 # Markers help to read a few epochs, and are all there is to see of one; many would merge.
 _MAX_EPOCHS_WITH_MARKERS = 30
@@ -18,11 +27,11 @@ class TrainingCurveDisplay:
     Parameters
     ----------
     loss : array-like of shape (n_epochs,)
-        Training objective, penalty included.
+        Training objective, penalty included, in nats per row.
     accuracy : array-like of shape (n_epochs,)
         Accuracy on the training data.
     validation_loss : array-like of shape (n_epochs,), default=None
-        Mean cross-entropy of the validation data.
+        Mean cross-entropy of the validation data, in nats.
     validation_accuracy : array-like of shape (n_epochs,), default=None
         Accuracy on the validation data.
 
@@ -49,14 +58,32 @@ class TrainingCurveDisplay:
     <...>
     """
 
-    def __init__(self, *, loss, accuracy, validation_loss=None, validation_accuracy=None):
+    axes_: np.ndarray
+    bounding_ax_: Axes | None
+    figure_: Figure
+    lines_: list[Line2D]
+
+    def __init__(
+        self,
+        *,
+        loss: Sequence[float],
+        accuracy: Sequence[float],
+        validation_loss: Sequence[float] | None = None,
+        validation_accuracy: Sequence[float] | None = None,
+    ) -> None:
         self.loss = loss
         self.accuracy = accuracy
         self.validation_loss = validation_loss
         self.validation_accuracy = validation_accuracy
 
     @classmethod
-    def from_estimator(cls, estimator, *, ax=None, line_kw=None):
+    def from_estimator(
+        cls,
+        estimator: HasCurves,
+        *,
+        ax: AxesLike = None,
+        line_kw: dict[str, Any] | None = None,
+    ) -> Self:
         """Draw the training curves of a fitted estimator.
 
         Parameters
@@ -94,7 +121,7 @@ class TrainingCurveDisplay:
         """
         return cls(**curves_of(estimator)).plot(ax=ax, line_kw=line_kw)
 
-    def plot(self, ax=None, *, line_kw=None):
+    def plot(self, ax: AxesLike = None, *, line_kw: dict[str, Any] | None = None) -> Self:
         """Draw the curves.
 
         Parameters
@@ -115,10 +142,17 @@ class TrainingCurveDisplay:
             If Matplotlib is not installed.
         ValueError
             If `ax` has another number of Axes than one or two.
+
+        Examples
+        --------
+        >>> from skmax.plotting import TrainingCurveDisplay
+        >>> display = TrainingCurveDisplay(loss=[0.9, 0.5, 0.4], accuracy=[0.7, 0.8, 0.9])
+        >>> display.plot(line_kw={"linestyle": "--"}).lines_
+        [<matplotlib.lines.Line2D ...>, <matplotlib.lines.Line2D ...>]
         """
         plt = import_pyplot(f"{type(self).__name__}.plot")
         self.bounding_ax_, self.axes_ = arrange_axes(plt, ax, (1, 2), 2, figsize=(8, 3.2))
-        self.lines_: list[Any] = []
+        self.lines_ = []
         left, right = self.axes_.flat
         self._plot_panel(left, "loss", self.loss, self.validation_loss, line_kw)
         self._plot_panel(right, "accuracy", self.accuracy, self.validation_accuracy, line_kw)
@@ -142,7 +176,7 @@ class TrainingCurveDisplay:
         axes.legend()
 
 
-def curves_of(estimator: Any) -> dict[str, list[float] | None]:
+def curves_of(estimator: Any) -> dict[str, Any]:
     """Return copies of an estimator's curves, named as `TrainingCurveDisplay` wants them."""
     check_has(estimator, "loss_curve_")
     curves = {

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, Literal, Self, TypeAlias
 
+import numpy as np
+from numpy.typing import NDArray
 from sklearn.base import clone, is_classifier
 from sklearn.model_selection import GridSearchCV, ParameterGrid, check_cv
 from sklearn.utils import indexable
@@ -16,8 +19,11 @@ from skmax._sklearn import (
     _MultimetricScorer,
     _warn_or_raise_about_fit_failures,
 )
+from skmax.annotations import Data
 from skmax.search.evaluation import Evaluation
 from skmax.search.scoring import Scoring
+
+ParamGrid: TypeAlias = Mapping[str, Sequence[Any] | NDArray[Any]]
 
 
 class BatchedGridSearchCV(GridSearchCV):
@@ -88,6 +94,10 @@ class BatchedGridSearchCV(GridSearchCV):
     feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Names of the features, where X has names that are all strings.
 
+    See Also
+    --------
+    sklearn.model_selection.GridSearchCV : One fit after the other.
+
     Notes
     -----
     A model of a fold sees the batches of the whole data, less the rows held out: as many steps per
@@ -96,10 +106,6 @@ class BatchedGridSearchCV(GridSearchCV):
     With a solver that goes to the optimum, they agree as far as `tol` goes: every model ends where
     a fit of its own would, within `tol` of the optimum or with a ConvergenceWarning, but makes
     fewer iterations. With `early_stopping`, which depends on the way there, nothing follows.
-
-    See Also
-    --------
-    sklearn.model_selection.GridSearchCV : One fit after the other.
 
     Examples
     --------
@@ -112,8 +118,46 @@ class BatchedGridSearchCV(GridSearchCV):
     {'C': 100.0}
     """
 
+    cv_results_: dict[str, Any]
+    best_estimator_: Any
+    best_score_: float
+    best_params_: dict[str, Any]
+    best_index_: int
+    scorer_: Any
+    n_splits_: int
+    refit_time_: float
+    multimetric_: bool
+    feature_names_in_: NDArray[np.object_]
+
+    def __init__(
+        self,
+        estimator: Any,
+        param_grid: ParamGrid | Sequence[ParamGrid],
+        *,
+        scoring: str | Callable[..., Any] | Collection[str] | Mapping[str, Any] | None = None,
+        n_jobs: int | None = None,
+        refit: bool | str | Callable[..., Any] = True,
+        cv: Any = None,
+        verbose: int = 0,
+        pre_dispatch: int | str = "2*n_jobs",
+        error_score: float | Literal["raise"] = np.nan,
+        return_train_score: bool = False,
+    ) -> None:
+        super().__init__(
+            estimator,
+            param_grid,
+            scoring=scoring,
+            n_jobs=n_jobs,
+            refit=refit,
+            cv=cv,
+            verbose=verbose,
+            pre_dispatch=pre_dispatch,
+            error_score=error_score,
+            return_train_score=return_train_score,
+        )
+
     @_fit_context(prefer_skip_nested_validation=False)  # the estimator is not validated yet
-    def fit(self, X, y=None, **params):
+    def fit(self, X: Data, y: Data | None = None, **params: Any) -> Self:
         """Score all candidates on all splits, and fit the best one to all data.
 
         Parameters
@@ -139,6 +183,17 @@ class BatchedGridSearchCV(GridSearchCV):
         -----
         FitFailedWarning
             Some fits failed: their candidates, and why.
+
+        Examples
+        --------
+        >>> from sklearn.datasets import load_iris
+        >>> from skmax import BatchedGridSearchCV, SoftmaxRegression
+        >>> X, y = load_iris(return_X_y=True)
+        >>> search = BatchedGridSearchCV(SoftmaxRegression(), {"C": [1e-4, 1.0]}, cv=3)
+        >>> search.fit(X, y).cv_results_["rank_test_score"]
+        array([2, 1], dtype=int32)
+        >>> search.best_estimator_
+        SoftmaxRegression()
         """
         scorers, refit_metric = self._get_scorers()
         X, y = indexable(X, y)
