@@ -1,10 +1,10 @@
-"""
+r"""
 Softmax regression from first principles
 ========================================
 
 Softmax regression is small enough to be written down whole: a matrix product, a softmax, a loss, a
-gradient, and a loop. Here it is in plain NumPy, on the pictures of clothes of Fashion-MNIST [1]_, in
-the order in which a textbook builds it up (chapter 4 of [2]_). Beside it stands the one line of
+gradient, and a loop. Here it is in plain NumPy, on the pictures of clothes of Fashion-MNIST [1]_,
+in the order in which a textbook builds it up (chapter 4 of [2]_). Beside it stands the one call of
 skmax that does the same; at the end, the two hold the same numbers.
 """
 
@@ -18,16 +18,16 @@ from skmax.plotting import PredictionGridDisplay
 # %%
 # The data
 # --------
-# 60,000 pictures of 28 x 28 grey pixels, each a row of 784 numbers, in ten classes. We bring the
-# pixels to the range from 0 to 1, so that a step of 0.1 is a sensible one, and the rows into a
-# random order: each minibatch should be a fair sample of all pictures. Double precision is more than
-# training needs; it shows below that the two programs differ by rounding only.
+# 60,000 pictures of 28 x 28 grey pixels, each a row of 784 numbers, in ten classes. The pixels are
+# brought to the range from 0 to 1, where a step of 0.1 is a sensible one, and the rows into a
+# random order, so that each minibatch is a fair sample of all pictures. Double precision is more
+# than training needs; it will show that the two programs differ by rounding only.
 
 train, test = fetch_fashion_mnist(), fetch_fashion_mnist(subset="test")
 order = np.random.default_rng(0).permutation(len(train.data))
 X, y = train.data[order] / 255.0, train.target[order]
 X_test, y_test = test.data / 255.0, test.target
-X.shape, X_test.shape
+print(X.shape, X_test.shape)
 
 # %%
 # The parameters
@@ -64,8 +64,8 @@ np.exp(log_softmax(np.array([[1000.0, 1001.0, 0.0]]))).round(3)
 # --------
 # The cross-entropy of a picture is :math:`-\log p_y`, the surprise at its true class in nats: zero
 # if the model was certain of it, and without bound as its probability goes to zero. Summed over
-# independent pictures, it is minus the logarithm of the likelihood (section 4.1 of [2]_). Weights of
-# zero make all ten classes equally likely, so that training has to start from
+# independent pictures, it is minus the logarithm of the likelihood (section 4.1 of [2]_). Weights
+# of zero make all ten classes equally likely, so that training has to start from
 # :math:`\log 10 \approx 2.303`.
 
 
@@ -117,9 +117,9 @@ for _ in range(n_epochs):
     loss = correct = 0
     for start in range(0, len(X), batch_size):
         X_batch, y_batch = X[start : start + batch_size], y[start : start + batch_size]
-        gradient_W, gradient_b, log_p = gradient(X_batch, y_batch, W, b)
-        W -= learning_rate * gradient_W
-        b -= learning_rate * gradient_b
+        slope, slope_0, log_p = gradient(X_batch, y_batch, W, b)
+        W -= learning_rate * slope
+        b -= learning_rate * slope_0
         loss += cross_entropy(log_p, y_batch).sum()
         correct += accuracy(log_p, y_batch) * len(y_batch)
     loss_curve.append(loss / len(X))
