@@ -116,7 +116,7 @@ for number, (i, j) in enumerate(pairs[:6], start=1):
 # lines are short: what the probe confuses is what the network, too, holds for the same subject.
 
 layout = [["loss", "map"], ["accuracy", "map"]]
-fig, axes = plt.subplot_mosaic(layout, figsize=(10, 5), layout="constrained", width_ratios=(2, 3))
+fig, axes = plt.subplot_mosaic(layout, figsize=(8.5, 5), layout="constrained", width_ratios=(2, 3))
 C, results = search.param_grid["C"], search.cv_results_
 axes["loss"].semilogx(C, -results["mean_test_neg_log_loss"], "o-", color="#0072B2", ms=4)
 axes["loss"].set(ylabel="validation log loss", xticklabels=[])

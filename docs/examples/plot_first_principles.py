@@ -184,11 +184,13 @@ right.legend()
 # %%
 # Predictions
 # -----------
-# The likeliest class is that of the largest logit: to predict, no exponential is needed. Of the
-# first ten test pictures, these are what the model takes them for, errors in red.
+# The likeliest class is that of the largest logit: to predict, no exponential is needed. The first
+# test pictures, with what they are and what the model takes them for, errors in red:
 
-assert (model.predict(X_test) == (X_test @ W + b).argmax(axis=1)).all()
-PredictionGridDisplay.from_estimator(model, X_test, y_test, class_names=test.target_names)
+np.testing.assert_array_equal(model.predict(X_test), (X_test @ W + b).argmax(axis=1))
+PredictionGridDisplay.from_estimator(
+    model, X_test, y_test, n_images=15, class_names=test.target_names
+)
 plt.show()
 
 # %%
