@@ -1,6 +1,6 @@
 """
-A linear probe on sentence embeddings, with hundreds of classes
-===============================================================
+A linear probe with hundreds of classes
+=======================================
 
 A pretrained network turns a sentence into a vector, its embedding. How much of what one wants to
 know is in that vector? A linear probe [1]_ answers: a softmax regression on top of the network,
@@ -12,7 +12,6 @@ classes, as their docstrings give them; the classes are the modules they come fr
 """
 
 import ast
-from collections import defaultdict
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -32,24 +31,31 @@ from skmax import BatchedGridSearchCV, SoftmaxRegression
 # The docstrings are read from the source of four packages, without importing them. Of every module
 # that has a dozen different ones, we take the first sixteen.
 
+
+def summaries_in(path):
+    """The first paragraph of each docstring of a module, if it has four words or more."""
+    for node in ast.parse(path.read_bytes()).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            summary = (ast.get_docstring(node) or "").split("\n\n")[0]
+            if len(summary.split()) >= 4:
+                yield summary
+
+
 packages = ["networkx", "scipy", "sklearn", "sympy"]
-summaries = defaultdict(list)
+summaries = {}
 for package in packages:
     root = Path(find_spec(package).origin).parent
     for path in sorted(root.rglob("*.py")):
         parts = path.relative_to(root).with_suffix("").parts
         if not {"tests", "externals", "_external", "array_api_compat"} & set(parts):
             module = ".".join((package, *parts)).removesuffix(".__init__")
-            for node in ast.parse(path.read_bytes()).body:
-                if isinstance(node, ast.FunctionDef | ast.ClassDef):
-                    summary = (ast.get_docstring(node) or "").split("\n\n")[0]
-                    if len(summary.split()) >= 4 and summary not in summaries[module]:
-                        summaries[module].append(summary)
+            summaries[module] = list(dict.fromkeys(summaries_in(path)))
 
 modules = [module for module, texts in summaries.items() if len(texts) >= 12]
 texts = [text for module in modules for text in summaries[module][:16]]
 y = np.array([module for module in modules for _ in summaries[module][:16]])
-print(f"{len(texts)} texts of {len(modules)} classes, such as {texts[0]!r} ({y[0]})")
+print(f"{len(texts)} texts of {len(modules)} classes, such as")
+print(f"{texts[0]!r} ({y[0]})")
 
 # %%
 # Embeddings
@@ -91,7 +97,7 @@ print(f"the right module among the first five: {top_5:.2f}, by guessing: {5 / le
 questions = ["the shortest way between two nodes", "design a low-pass filter", "prime factors"]
 for question, p in zip(questions, probe.predict_proba(network.encode(questions)), strict=True):
     best = probe.classes_[np.argsort(p)[:-4:-1]]
-    print(f"{question}: {', '.join(best)}")
+    print(question, *best, sep="\n    ")
 
 # %%
 # What it takes for what

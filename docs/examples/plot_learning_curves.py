@@ -18,7 +18,8 @@ from skmax.plotting import TrainingCurveDisplay
 # A thousand pictures of clothes to learn from are few for 784 pixels. Another thousand, of our own
 # choice, are the validation set; the 10,000 test pictures are for the judgement at the end.
 
-train, test = fetch_fashion_mnist(), fetch_fashion_mnist(subset="test")
+train = fetch_fashion_mnist()
+test = fetch_fashion_mnist(subset="test")
 X, y = train.data[:1000], train.target[:1000]
 X_val, y_val = train.data[1000:2000], train.target[1000:2000]
 

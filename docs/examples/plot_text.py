@@ -96,7 +96,7 @@ print(f"{dense_bytes / 1e6:.1f} MB dense, {sparse_bytes / 1e6:.2f} MB sparse")
 print(f"predictions that differ: {(model.predict(X_test) != before).sum()}")
 
 # %%
-# Languages that are taken for each other are relatives:
+# Languages that are taken for each other are mostly relatives:
 
 wrong = before != y_test
 pairs = Counter(zip(y_test[wrong], before[wrong], strict=True))
