@@ -114,13 +114,14 @@ for number, (i, j) in enumerate(pairs[:6], start=1):
     print(f"{number}: {probe.classes_[i]} and {probe.classes_[j]}")
 
 # %%
-# For the network, too, they are about the same subject. Of the forty pairs that share the most, so
-# many are among the three closest of all classes by the average of their embeddings:
+# For the network, too, most are about the same subject. By the average embeddings of the classes,
+# many of the forty pairs that share the most are close neighbours:
 
 centres = np.array([X_train[y_train == module].mean(axis=0) for module in probe.classes_])
 rank = np.argsort(np.argsort(cosine_distances(centres), axis=1), axis=1)
 i, j = pairs.T
-print((np.minimum(rank[i, j], rank[j, i]) <= 3).sum())
+near = np.minimum(rank[i, j], rank[j, i]) <= 3
+print(f"one of the other's three nearest: {near.sum()} of {len(pairs)}")
 
 # %%
 # The picture

@@ -166,7 +166,7 @@ np.testing.assert_allclose(model.loss_curve_, loss_curve, rtol=1e-12)
 np.testing.assert_allclose(model.validation_scores_, test_curve)
 
 # %%
-# So do the curves, which lie on top of each other. Training accuracy is that of the weights as they
+# The curves lie on top of each other. Training accuracy is that of the weights as they
 # were during the epoch, test accuracy that of those at its end.
 
 fig, (left, right) = plt.subplots(1, 2, figsize=(8, 3.4), layout="constrained")
@@ -183,6 +183,7 @@ left.set(xlabel="epoch", ylabel="mean cross-entropy (nats)", xticks=epochs)
 right.set(xlabel="epoch", ylabel="accuracy", xticks=epochs)
 left.legend()
 right.legend()
+plt.show()
 
 # %%
 # Predictions
