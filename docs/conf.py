@@ -65,6 +65,10 @@ sphinx_gallery_conf = {
     "backreferences_dir": "reference/examples",
     "doc_module": ("skmax",),
     "write_computation_times": False,
+    "subsection_order": [
+        f"examples/{part}" for part in ("learning", "labels", "probabilities", "data")
+    ],
+    "within_subsection_order": "FileNameSortKey",
 }
 
 templates_path = ["_templates"]

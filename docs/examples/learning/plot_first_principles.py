@@ -153,8 +153,8 @@ model = SoftmaxRegression(
     tol=0,
 ).fit(X, y, X_val=X_test, y_val=y_test)
 
-loss, correct = model.loss_curve_[-1], model.accuracy_curve_[-1]
-print(f"loss {loss:.3f}, accuracy {correct:.3f}, test {model.validation_scores_[-1]:.3f}")
+last = model.loss_curve_[-1], model.accuracy_curve_[-1], model.validation_scores_[-1]
+print("loss {:.3f}, accuracy {:.3f}, test {:.3f}".format(*last))
 
 # %%
 # After 2,350 steps, all 7,850 parameters agree to twelve decimal places, and the test accuracies

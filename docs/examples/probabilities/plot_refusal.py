@@ -52,7 +52,7 @@ print(f"wrong among those left to a person: {wrong[new][~answered].mean():.2f}")
 # model is the least sure, with its two best guesses.
 
 fig = plt.figure(figsize=(9.5, 4.6), layout="constrained")
-left, right = fig.subfigures(1, 2, width_ratios=[5, 6])
+left, right = fig.subfigures(1, 2, width_ratios=[5, 6], squeeze=False)[0]
 ax = left.subplots()
 coverage = np.arange(1, len(new) + 1) / len(new)
 for name, key, colour, style in (

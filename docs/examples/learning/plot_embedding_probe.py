@@ -45,7 +45,7 @@ def summaries_in(path):
 packages = ["networkx", "scipy", "sklearn", "sympy"]
 summaries = {}
 for package in packages:
-    root = Path(find_spec(package).origin).parent
+    root = Path(find_spec(package).submodule_search_locations[0])
     for path in sorted(root.rglob("*.py")):
         parts = path.relative_to(root).with_suffix("").parts
         if not {"tests", "externals", "_external", "array_api_compat"} & set(parts):
@@ -132,8 +132,12 @@ print(f"one of the other's three nearest: {near.sum()} of {len(pairs)}")
 # the forty pairs, and the numbers are those of the list above: where the probe errs, it mostly
 # stays in the neighbourhood.
 
-layout = [["loss", "map"], ["accuracy", "map"]]
-fig, axes = plt.subplot_mosaic(layout, figsize=(8.5, 5), layout="constrained", width_ratios=(2, 3))
+fig, axes = plt.subplot_mosaic(
+    [["loss", "map"], ["accuracy", "map"]],
+    figsize=(8.5, 5),
+    layout="constrained",
+    width_ratios=(2, 3),
+)
 C, results = search.param_grid["C"], search.cv_results_
 axes["loss"].semilogx(C, -results["mean_test_neg_log_loss"], "o-", color="#0072B2", ms=4)
 axes["loss"].set(ylabel="validation log loss", xticklabels=[])
@@ -147,12 +151,18 @@ places = tsne.fit_transform(centres)
 for rank, (i, j) in enumerate(pairs, start=1):
     axes["map"].plot(*places[[i, j]].T, color="0.55", lw=1.5, zorder=1)
     if rank <= 6:
-        offset = {"xytext": (3, 5), "textcoords": "offset points"}
-        axes["map"].annotate(str(rank), places[[i, j]].mean(axis=0), weight="bold", **offset)
+        axes["map"].annotate(
+            str(rank),
+            places[[i, j]].mean(axis=0),
+            xytext=(3, 5),
+            textcoords="offset points",
+            weight="bold",
+        )
 colors = ["#E69F00", "#0072B2", "#009E73", "#CC79A7"]
 for package, marker, color in zip(packages, "o^sD", colors, strict=True):
     of_package = np.char.startswith(probe.classes_, f"{package}.")
-    axes["map"].scatter(*places[of_package].T, s=18, marker=marker, color=color, label=package)
+    x, y_place = places[of_package].T
+    axes["map"].scatter(x, y_place, s=18, marker=marker, color=color, label=package)
 axes["map"].set(xticks=[], yticks=[])
 axes["map"].legend()
 plt.show()

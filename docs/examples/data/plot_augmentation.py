@@ -54,7 +54,7 @@ for name in ("without augmentation", "with augmentation"):
 # will happen in use, and by no more.
 #
 # How far is far enough? All test images moved to the right, by 0 to 5 pixels:
-distances = np.arange(6)
+distances = range(6)
 by_distance = {name: [] for name in models}
 for name, model in models.items():
     for distance in distances:

@@ -9,6 +9,7 @@ that begins, and early stopping makes use of it.
 
 import matplotlib.pyplot as plt
 import numpy as np
+from sklearn.base import clone
 
 from skmax import SoftmaxRegression
 from skmax.datasets import fetch_fashion_mnist
@@ -29,15 +30,15 @@ X_val, y_val = train.data[1000:2000], train.target[1000:2000]
 # Without a penalty (``C=np.inf``) nothing but the end of training holds the weights back. Given
 # without ``early_stopping``, validation data are only recorded; ``tol=0`` runs all epochs.
 
-parameters = {
-    "solver": "sgd",
-    "schedule": "constant",
-    "learning_rate": 0.01,
-    "C": np.inf,
-    "max_iter": 100,
-    "random_state": 0,
-}
-long = SoftmaxRegression(tol=0, **parameters).fit(X, y, X_val=X_val, y_val=y_val)
+base = SoftmaxRegression(
+    solver="sgd",
+    schedule="constant",
+    learning_rate=0.01,
+    C=np.inf,
+    max_iter=100,
+    random_state=0,
+)
+long = clone(base).set_params(tol=0).fit(X, y, X_val=X_val, y_val=y_val)
 
 # %%
 # In time
@@ -47,7 +48,7 @@ long = SoftmaxRegression(tol=0, **parameters).fit(X, y, X_val=X_val, y_val=y_val
 # tenth of the rows would be held out, drawn at random. A set of one's own can be drawn with care:
 # rows that belong together, such as those of one patient or one day, must not be on both sides.
 
-stopped = SoftmaxRegression(early_stopping=True, n_iter_no_change=10, **parameters)
+stopped = clone(base).set_params(early_stopping=True, n_iter_no_change=10)
 stopped.fit(X, y, X_val=X_val, y_val=y_val)
 best_epoch = 1 + stopped.validation_scores_.index(stopped.best_validation_score_)
 print(f"stopped after epoch {stopped.n_iter_}, kept epoch {best_epoch}")
