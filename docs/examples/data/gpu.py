@@ -117,4 +117,4 @@ search.fit(X_train, y_train)
 # The kernel that does an epoch in one launch is for dense rows and up to 32 classes (16 in
 # float64). Else each operation is a call of CuPy: the same answers, later; an epoch of one model
 # then takes about 0.2 seconds. The first fit on a machine takes seconds longer, in which kernels
-# are compiled. See :doc:`../performance` for the rest of the measurements.
+# are compiled. See :doc:`/performance` for the rest of the measurements.

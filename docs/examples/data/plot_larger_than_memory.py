@@ -137,5 +137,5 @@ plt.show()
 folder.cleanup()
 
 # %%
-# See :doc:`../guide/data` for what suits HDF5 and Zarr, and :doc:`../performance` for how long it
+# See :doc:`/guide/data` for what suits HDF5 and Zarr, and :doc:`/performance` for how long it
 # takes.

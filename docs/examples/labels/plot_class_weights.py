@@ -111,4 +111,4 @@ plt.show()
 # %%
 # Use class weights where ``predict`` has to find the rare class, and correct the intercepts where
 # somebody reads the probabilities. Where you have a say in the threshold, you need no weights:
-# :doc:`../guide/probabilities` finds it from the costs of errors.
+# :doc:`/guide/probabilities` finds it from the costs of errors.
