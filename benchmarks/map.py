@@ -356,22 +356,29 @@ def draw(report: Record, path: Path) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    panels = [(t, *grid_of(report, t)) for t in ("one", "all")]
-    panels = [panel for panel in panels if panel[1]]
-    height = 1.5 + 0.25 * max(len(kinds) for _, kinds, _ in panels)
+    grids = [(t, grid_of(report, t)[1]) for t in ("one", "all")]
+    panels = [
+        (threads, [task for task in TASKS if any(task == of for _, of in cells)], cells)
+        for threads, cells in grids
+        if cells
+    ]
+    kinds = [kind for kind in KINDS if any((kind, t) in c for _, of, c in panels for t in of)]
+    widths = [len(tasks) for _, tasks, _ in panels]
     figure, axes = plt.subplots(
         1,
         len(panels),
-        figsize=(2.2 + 6.2 * len(panels), height),
+        figsize=(2.2 + 0.78 * sum(widths), 1.5 + 0.25 * len(kinds)),
+        width_ratios=widths,
+        sharey=True,
         squeeze=False,
         layout="constrained",
     )
     norm = mpl.colors.LogNorm(1 / 32, 32)
     colours = mpl.colormaps["PuOr"]
-    for ax, (threads, kinds, cells) in zip(axes[0], panels, strict=True):
-        ratios = np.full((len(kinds), len(TASKS)), np.nan)
+    for ax, (threads, tasks, cells) in zip(axes[0], panels, strict=True):
+        ratios = np.full((len(kinds), len(tasks)), np.nan)
         for (kind, task), cell in cells.items():
-            i, j = kinds.index(kind), list(TASKS).index(task)
+            i, j = kinds.index(kind), tasks.index(task)
             alone = 1 / 32 if "!" in cell["marks"] else 32
             ratios[i, j] = np.clip(cell["ratio"] or alone, 1 / 32, 32)
             dark = not 1 / 8 < ratios[i, j] < 8
@@ -392,7 +399,7 @@ def draw(report: Record, path: Path) -> None:
                 )
                 ax.add_patch(box)
         image = ax.imshow(ratios, norm=norm, cmap=colours, aspect="auto")
-        ax.set_xticks(range(len(TASKS)), list(TASKS), fontsize=9)
+        ax.set_xticks(range(len(tasks)), tasks, fontsize=9)
         ax.set_yticks(range(len(kinds)), kinds, fontsize=9)
         ax.xaxis.tick_top()
         ax.tick_params(length=0)
