@@ -148,11 +148,11 @@ for name in ("loss", "accuracy"):
 
 tsne = TSNE(metric="cosine", init="random", perplexity=15, random_state=0)
 places = tsne.fit_transform(centres)
-for rank, (i, j) in enumerate(pairs, start=1):
+for number, (i, j) in enumerate(pairs, start=1):
     axes["map"].plot(*places[[i, j]].T, color="0.55", lw=1.5, zorder=1)
-    if rank <= 6:
+    if number <= 6:
         axes["map"].annotate(
-            str(rank),
+            str(number),
             places[[i, j]].mean(axis=0),
             xytext=(3, 5),
             textcoords="offset points",
