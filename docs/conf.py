@@ -26,9 +26,6 @@ extensions = [
 exclude_patterns = ["_build", "examples", "auto_examples/**.ipynb", "auto_examples/**.json"]
 toc_object_entries_show_parents = "hide"
 nitpicky = True
-nitpick_ignore_regex = [
-    # Of numpydoc's sections: words that are types for readers, not objects.
-]
 
 # Inventories of other projects are kept here, so that the build needs no network.
 intersphinx_mapping = {

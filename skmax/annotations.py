@@ -11,6 +11,10 @@ from numpy.typing import ArrayLike
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    AxesLike: TypeAlias = Axes | ArrayLike | None  # an array of Axes is one of objects
+else:  # Matplotlib is imported when something is drawn
+    AxesLike = Any
+
 
 class HasShape(Protocol):
     """An array of any library: sparse, on a device, on disk or on a cluster."""
@@ -50,4 +54,3 @@ ClassWeight: TypeAlias = Mapping[Any, SupportsFloat] | Literal["balanced"] | Non
 SolverName: TypeAlias = Literal["auto", "sgd", "lbfgs", "newton"]
 ScheduleName: TypeAlias = Literal["cosine", "linear", "constant", "invscaling"]
 BackendName: TypeAlias = Literal["auto", "numpy", "cupy"]
-AxesLike: TypeAlias = "Axes | ArrayLike | None"  # an array of Axes is one of objects

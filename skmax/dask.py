@@ -1098,7 +1098,7 @@ class DaskSoftmaxRegression(SoftmaxRegression):
         classes: Data | None = None,
         sample_weight: Data | None = None,
     ) -> NoReturn:
-        """Not available: to look it up raises an AttributeError, which says what to do instead.
+        """Not available: to look it up raises an AttributeError, whose cause says what to do.
 
         Parameters
         ----------

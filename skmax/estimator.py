@@ -121,7 +121,7 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
         or a line; not at all; or like ``1 / sqrt(1 + epochs)``.
     max_iter : int, default=None
         The most epochs for "sgd", iterations for the others. None: as many epochs as make 900
-        steps, and at least 3; 1000 iterations of "lbfgs", 200 of "newton".
+        steps, and at least 3; 1000 iterations of "lbfgs", 500 of "newton".
     batch_size : int or "auto", default="auto"
         Rows per minibatch; the last one of an epoch may be smaller. "auto":
         ``min(200, n_samples)``.

@@ -25,6 +25,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from skmax import BatchedGridSearchCV, SoftmaxRegression
+from skmax.plotting import RegularizationPathDisplay
 from skmax.search import stacks
 
 X, Y = make_data(n=200)
@@ -517,6 +518,25 @@ def test_a_resampler_is_fitted_once_per_fold_for_all_candidates():
     BatchedGridSearchCV(pipeline, {"m__C": [0.1, 1.0, 10.0]}, refit=False).fit(X, Y)
     assert len(calls) == 5
     assert max(calls) < len(Y)  # those that are scored are not resampled
+
+
+def test_the_path_of_a_pipeline_that_resamples():
+    """Coefficients are those of the pipeline's own fits."""
+    imblearn = pytest.importorskip("imblearn")
+    pipelines = pytest.importorskip("imblearn.pipeline")
+
+    def shuffled(X, y):
+        order = np.random.default_rng(0).permutation(len(y))[:100]
+        return X[order], y[order]
+
+    sampler = imblearn.FunctionSampler(func=shuffled)
+    pipeline = pipelines.Pipeline(
+        [("sample", sampler), ("scale", StandardScaler()), ("m", SoftmaxRegression(tol=1e-8))]
+    )
+    display = RegularizationPathDisplay.from_estimator(pipeline, X, Y, Cs=[0.1, 1.0], cv=3)
+    for C, coef in zip(display.C, display.coef, strict=True):
+        expected = pipeline.set_params(m__C=C).fit(X, Y)[-1].coef_
+        np.testing.assert_allclose(coef, expected, atol=1e-3)
 
 
 def test_a_resampler_that_fails_fails_its_candidates():

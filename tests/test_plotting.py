@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 from scipy import sparse
+from sklearn import config_context
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.callback import CallbackSupportMixin, with_callbacks
 from sklearn.datasets import load_iris, load_wine
@@ -626,6 +627,24 @@ class TestRegularizationPath:
             display.lines_[-1].get_ydata(), sign * display.test_scores.mean(axis=1)
         )
 
+    def test_weights_of_rows_are_routed(self):
+        """As `fit_params` of a Pipeline, or by the requests of its steps."""
+        X, y = load_iris(return_X_y=True)
+        weight = 1.0 + (y == 1)
+        pipeline = make_pipeline(StandardScaler(), SoftmaxRegression())
+        expected = path_of(pipeline, X, y, sample_weight=weight)
+        with config_context(enable_metadata_routing=True):
+            pipeline[0].set_fit_request(sample_weight=False)
+            pipeline[1].set_fit_request(sample_weight=True)
+            pipeline[1].set_score_request(sample_weight=False)
+            routed = path_of(pipeline, X, y, sample_weight=weight)
+        np.testing.assert_allclose(routed.coef, expected.coef)
+        np.testing.assert_allclose(routed.test_scores, expected.test_scores)
+
+    def test_values_of_C_are_finite(self):
+        with pytest.raises(ValueError, match="positive finite numbers that ascend"):
+            self.display(C=[0.1, 1.0, 10.0, np.inf]).plot()
+
     def test_keeps_the_arrays_it_is_given(self):
         arrays = {"C": list(self.C), "coef": self.COEF, "test_scores": np.array(self.SCORES)}
         before = copy.deepcopy(arrays)
@@ -753,6 +772,16 @@ class TestRegularizationPath:
             ({"Cs": [0.0, 1.0]}, ValueError, r"Cs contains 0\.0, .* Pass finite values greater"),
             ({"Cs": [[1.0, 2.0]]}, ValueError, "Cs has 2 dimensions. Pass a number, or a list"),
             ({"scoring": ["accuracy"]}, TypeError, "asks for several scores. Pass one"),
+            (
+                {"scoring": ["accuracy", "f1_macro"], "score_name": "both"},
+                TypeError,
+                "asks for several scores. Pass one",
+            ),
+            (
+                {"scoring": lambda model, X, y: {"a": 0.5, "b": 0.5}},
+                TypeError,
+                "asks for several scores. Pass one",
+            ),
             ({"feature_names": ["a"]}, ValueError, "feature_names has 1 names for 4 features"),
             ({"class_names": ["a"]}, ValueError, r"1 names for 3 classes: \[0, 1, 2\]"),
             ({"estimator": LogisticRegression()}, TypeError, "of a LogisticRegression. Pass a Sof"),

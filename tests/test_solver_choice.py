@@ -10,7 +10,7 @@ from sklearn.datasets import load_digits, load_iris
 
 from skmax import SoftmaxRegression
 from skmax.hyperparameters import Hyperparameters
-from skmax.policy import Size, choose
+from skmax.policy import Size, choose, more_rows, rows_of_blocks
 
 
 @pytest.mark.parametrize(
@@ -50,6 +50,22 @@ def test_what_is_best_for_data_of_a_size(size, solver, first_epochs):
     """As measured: `benchmarks/README.md`."""
     method = choose(Hyperparameters(), size)
     assert (method.solver, method.first_epochs) == (solver, first_epochs)
+
+
+@pytest.mark.parametrize("n_classes", [2, 10, 1000])
+@pytest.mark.parametrize("n_features", [1, 20, 2000])
+@pytest.mark.parametrize("n_rows", [1, 1000, 10**9])
+def test_curvature_is_measured_on_few_rows(n_rows, n_features, n_classes):
+    """Of any number of rows, what is gathered of them fits in memory."""
+    size = Size(n_rows, n_features, n_classes, n_features)
+    few = 8 * (n_features + 1)
+    first = rows_of_blocks(size)
+    assert min(few, n_rows) <= first <= min(max(few, 20_000), n_rows)
+    assert rows_of_blocks(size._replace(is_on_disk=True)) == min(few, n_rows)
+    rows = first
+    for _ in range(20):
+        rows = more_rows(size, rows)
+    assert rows * (n_features + 1) <= max(2**25, few * (n_features + 1))
 
 
 @pytest.mark.parametrize("solver", ["sgd", "lbfgs", "newton"])

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.optimize import isotonic_regression
+from sklearn import get_config
 from sklearn.base import clone
 from sklearn.pipeline import Pipeline
 from sklearn.utils import check_scalar
@@ -17,6 +18,7 @@ from skmax.annotations import AxesLike, Data
 from skmax.estimator import SoftmaxRegression
 from skmax.plotting.common import arrange_axes, import_pyplot, name_classes, to_numpy
 from skmax.search import BatchedGridSearchCV
+from skmax.search.pipelines import fit_prefix
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,6 +33,7 @@ _GREY = "#8c8c8c"
 # Lines in grey: more make the picture no richer, and what is left out is smaller than those.
 _MAX_GREY_LINES = 1000
 _LABEL_SIZE, _LONGEST_NAME = 8, 22  # points, characters
+_SEVERAL = "scoring={!r} asks for several scores. Pass one."
 _TOUCHING = {"relpos": (0, 0.5), "shrinkA": 2, "shrinkB": 0}  # from the left of a name to its line
 
 
@@ -236,13 +239,14 @@ class RegularizationPathDisplay:
         """
         import_pyplot(f"{cls.__name__}.from_estimator")
         Cs = _as_grid(Cs)
-        prefix, model = _split_pipeline(estimator)
-        if score_name is None:
-            score_name = _name_score(scoring, negate_score)
-        test_scores = _scores_along(estimator, Cs, X, y, sample_weight, cv=cv, scoring=scoring)
-        if prefix is not None:
-            X = prefix.fit_transform(X, y)
-        coef, model = _coef_along(model, Cs, X, y, sample_weight)
+        model, name_of_score = _model_of(estimator), _name_score(scoring, negate_score)
+        weights = _fit_params(estimator, sample_weight)
+        test_scores = _scores_along(estimator, Cs, X, y, weights, cv=cv, scoring=scoring)
+        prefix = None
+        if model is not estimator:
+            pipeline, (X, y, sample_weight) = fit_prefix(estimator, X, y, weights)
+            prefix = pipeline[:-1]
+        coef, model = _coef_along(clone(model), Cs, X, y, sample_weight)
         if feature_names is None:
             feature_names = _feature_names(prefix, model)
         display = cls(
@@ -251,7 +255,7 @@ class RegularizationPathDisplay:
             test_scores=test_scores,
             class_names=name_classes(to_numpy(model.classes_), class_names),
             feature_names=feature_names,
-            score_name=score_name,
+            score_name=name_of_score if score_name is None else score_name,
         )
         return display.plot(ax=ax, negate_score=negate_score, n_labels=n_labels, line_kw=line_kw)
 
@@ -430,8 +434,8 @@ def _as_grid(Cs: Any) -> np.ndarray:
     return values
 
 
-def _split_pipeline(estimator: Any) -> tuple[Any, Any]:
-    """A clone of the steps before the last, None if there are none, and one of the model."""
+def _model_of(estimator: Any) -> SoftmaxRegression:
+    """An estimator itself, or the last step of a Pipeline."""
     model = estimator.steps[-1][1] if isinstance(estimator, Pipeline) else estimator
     if not isinstance(model, SoftmaxRegression):
         found = type(estimator).__name__
@@ -441,20 +445,29 @@ def _split_pipeline(estimator: Any) -> tuple[Any, Any]:
             f"Cannot draw the path of a {found}. Pass a SoftmaxRegression, or a Pipeline that ends "
             "with one."
         )
-    has_prefix = model is not estimator and len(estimator.steps) > 1
-    return clone(estimator[:-1]) if has_prefix else None, clone(model)
+    return model
+
+
+def _fit_params(estimator: Any, sample_weight: Any) -> dict[str, Any]:
+    """What `fit` is told of the weights of the rows, if anything."""
+    if sample_weight is None:
+        return {}
+    is_routed = get_config()["enable_metadata_routing"] or not isinstance(estimator, Pipeline)
+    last = "" if is_routed else f"{estimator.steps[-1][0]}__"
+    return {f"{last}sample_weight": sample_weight}
 
 
 def _scores_along(
-    estimator: Any, Cs: np.ndarray, X: Any, y: Any, sample_weight: Any, *, cv: Any, scoring: Any
+    estimator: Any, Cs: np.ndarray, X: Any, y: Any, params: dict[str, Any], *, cv: Any, scoring: Any
 ) -> np.ndarray:
     """Scores of the rows held out, of shape (n_values, n_splits)."""
     last = f"{estimator.steps[-1][0]}__" if isinstance(estimator, Pipeline) else ""
-    weights = {} if sample_weight is None else {f"{last}sample_weight": sample_weight}
     search = BatchedGridSearchCV(
         clone(estimator), {f"{last}C": Cs.tolist()}, cv=cv, scoring=scoring, refit=False
     )
-    search.fit(X, y, **weights)
+    search.fit(X, y, **params)
+    if search.multimetric_:
+        raise TypeError(_SEVERAL.format(scoring))
     splits = [search.cv_results_[f"split{i}_test_score"] for i in range(search.n_splits_)]
     return np.column_stack(splits)
 
@@ -482,7 +495,7 @@ def _feature_names(prefix: Any, model: Any) -> Sequence[str] | None:
 def _name_score(scoring: Any, negate: bool) -> str:
     """What to call a score, or its negative."""
     if isinstance(scoring, list | tuple | set | dict):
-        raise TypeError(f"scoring={scoring!r} asks for several scores. Pass one.")
+        raise TypeError(_SEVERAL.format(scoring))
     name = getattr(scoring, "__name__", "score")
     if scoring is None or isinstance(scoring, str):
         name = scoring or "accuracy"
@@ -494,8 +507,10 @@ def _name_score(scoring: Any, negate: bool) -> str:
 def _check_arrays(C: Any, coef: Any, scores: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The arrays of a display, if they fit each other."""
     C, coef, scores = np.asarray(C, dtype=float), np.asarray(coef), np.asarray(scores, dtype=float)
-    if C.ndim != 1 or len(C) < 2 or not (C[0] > 0 and np.all(np.diff(C) > 0)):
-        raise ValueError(f"C must be two or more positive numbers that ascend, got {C.tolist()}.")
+    if C.ndim != 1 or len(C) < 2 or not (C[0] > 0 and C[-1] < np.inf and np.all(np.diff(C) > 0)):
+        raise ValueError(
+            f"C must be two or more positive finite numbers that ascend, got {C.tolist()}."
+        )
     for name, array, ndim in ("coef", coef, 3), ("test_scores", scores, 2):
         if array.ndim != ndim or len(array) != len(C):
             raise ValueError(

@@ -23,6 +23,7 @@ from skmax.policy import (
     Size,
     blocks_per_model,
     few_rows,
+    more_rows,
     passes_worth,
     rows_of_blocks,
     rows_of_moments,
@@ -50,9 +51,8 @@ _AT_ONCE = 8.5
 # Passes that second moments may cost at once, and from what spread of their spectrum they may cost
 # more; on how many rows that is estimated, and the curvatures of classes later on.
 _CHEAP, _PROMISING, _ROWS_OF_SPECTRUM, _ROWS_OF_CLASSES = 4.0, 2.0, 256, 1024
-# By what the rows grow that blocks and diagonals are measured on, each time after the first; and
-# the passes after which they are measured anew however cheap that is.
-_MORE_ROWS, _FIRST, _AGAIN = 4, 2, 7
+# The passes after which the next kind is measured, and the same anew, however cheap that is.
+_FIRST, _AGAIN = 2, 7
 
 
 class FirstGuess(Protocol):
@@ -278,7 +278,9 @@ class Curvature:
 
     def __init__(self, problem: Problem, state: State, *, diagonal: bool):
         (m, k), data, self._xp = problem.masked.shape, problem.data, problem.backend.xp
-        self._size = Size(len(problem.order), data.n_features, k, data.values_per_row)
+        self._size = Size(
+            len(problem.order), data.n_features, k, data.values_per_row, data.is_on_disk
+        )
         self._rng, self._renewed = np.random.default_rng(0), 1
         n_blocks = 0 if diagonal else blocks_per_model(m, k, data.n_features + 1)
         ladder = [Scales, Diagonal] if n_blocks == 0 else [Scales, Shared]
@@ -316,7 +318,7 @@ class Curvature:
             self._ladder = self._ladder[1:]
             self._n_rows = self._first_rows()
         else:
-            self._n_rows *= _MORE_ROWS
+            self._n_rows = more_rows(self._size, self._n_rows)
         self._due = passes + max(self._soonest(passes), self._price())
 
     def _soonest(self, passes: int) -> int:
