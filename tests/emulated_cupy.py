@@ -20,6 +20,7 @@ from scipy import sparse
 
 HERE = Path(__file__).parent
 COMPILER = shutil.which("g++")
+CLUSTER = "-DCLUSTER="
 LAUNCH = """
 #include <tuple>
 #include <utility>
@@ -36,10 +37,11 @@ template <typename... A> auto positions(void (*)(A...)) {
     return std::make_index_sequence<sizeof...(A)>();
 }
 extern "C" const char *
-launch(int blocks, size_t bytes, unsigned seed, void **arguments, const int *sizes) {
+launch(int blocks, int cluster, int threads, size_t bytes, unsigned seed, void **arguments,
+       const int *sizes) {
     if (!fit(KERNEL, sizes)) return "The arguments have other sizes than the parameters.";
     emulation::body = [=] { call(KERNEL, arguments, positions(KERNEL)); };
-    return emulation::launch(blocks, bytes, seed);
+    return emulation::launch(blocks, cluster, threads, bytes, seed);
 }
 """
 
@@ -53,7 +55,7 @@ class Kernel:
     seed = 0
     launches = 0
 
-    def __init__(self, code, options, name):
+    def __init__(self, code, options, name, *, cooperative=False):
         source = f'#include "{HERE / "emulated_cuda.h"}"\n{code}\n{LAUNCH.replace("KERNEL", name)}'
         command = [COMPILER, "-O1", "-shared", "-fPIC", "-ffp-contract=off", *options]
         key = hashlib.sha256("\n".join([source, *command]).encode()).hexdigest()[:20]
@@ -68,6 +70,8 @@ class Kernel:
         self._launch = ctypes.CDLL(str(library)).launch
         self._launch.restype = ctypes.c_char_p
         self.max_dynamic_shared_size_bytes = 0
+        clusters = [int(option[len(CLUSTER) :]) for option in options if option.startswith(CLUSTER)]
+        self._cluster = None if cooperative else clusters[0] if clusters else 1
 
     def __call__(self, grid, block, args, *, shared_mem=0):
         assert shared_mem <= self.max_dynamic_shared_size_bytes
@@ -86,6 +90,8 @@ class Kernel:
         addresses = (ctypes.c_void_p * len(stored))(*(value.ctypes.data for value in stored))
         error = self._launch(
             ctypes.c_int(grid[0]),
+            ctypes.c_int(self._cluster or grid[0]),
+            ctypes.c_int(block[0]),
             ctypes.c_size_t(shared_mem),
             ctypes.c_uint(self.seed),
             addresses,
@@ -212,10 +218,11 @@ def empty(shape, dtype=float):
 
 
 @functools.cache  # as CuPy's are
-def raw_module(code, options=()):
-    return types.SimpleNamespace(
-        get_function=functools.cache(lambda name: Kernel(code, options, name))
-    )
+def raw_module(code, options=(), enable_cooperative_groups=False):
+    def get_function(name):
+        return Kernel(code, options, name, cooperative=enable_cooperative_groups)
+
+    return types.SimpleNamespace(get_function=functools.cache(get_function))
 
 
 def install(monkeypatch):

@@ -1,0 +1,124 @@
+// What kernels with tensor cores ask of a CUDA device, from compute capability 8.0 on. Where they are
+// built for a CPU (HOST_EMULATION), tests/emulated_cuda.h has the same.
+
+#ifndef HOST_EMULATION
+
+typedef unsigned long long uint64;
+typedef unsigned Address;  // of shared memory, of any block of the cluster
+extern __shared__ __align__(128) uint64 shared_memory[];
+
+struct half {
+    unsigned short bits;
+};
+__device__ inline float to_float(half value) {
+    float result;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(result) : "h"(value.bits));
+    return result;
+}
+
+__device__ inline Address address_of(const void *place) {
+    return static_cast<Address>(__cvta_generic_to_shared(place));
+}
+
+// Copies ahead to shared memory of 4, 8 or 16 bytes, of which the first `bytes` are read and the
+// others are zero; they come in groups.
+template <int SIZE> __device__ inline void copy_ahead(Address to, const void *from, int bytes = SIZE) {
+    if (SIZE == 16)
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes)
+                     : "memory");
+    else
+        asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(to), "l"(from), "n"(SIZE),
+                     "r"(bytes) : "memory");
+}
+__device__ inline void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// Waits until at most N groups are on their way.
+template <int N> __device__ inline void wait_for_groups() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
+}
+
+__device__ inline unsigned bits_of(float value) { return __float_as_uint(value); }
+__device__ inline float from_bits(unsigned bits) { return __uint_as_float(bits); }
+__device__ inline float from_lane_xor(float value, int mask) {
+    return __shfl_xor_sync(~0u, value, mask);
+}
+
+// c += a b, of 16 x 8 and 8 x 8 numbers, as the fragments of a warp.
+__device__ inline void multiply_tf32(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
+    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
+                 "{%8,%9}, {%0,%1,%2,%3};"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// A barrier for all blocks of a cooperative launch, which has met it `turn` times before.
+__device__ inline void grid_barrier(unsigned *counter, unsigned turn) {
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        __threadfence();
+        atomicAdd(counter, 1u);
+        const unsigned target = (turn + 1) * gridDim.x;
+        unsigned seen;
+        do asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(counter) : "memory");
+        while (seen < target);
+    }
+    __syncthreads();
+}
+
+#if __CUDA_ARCH__ >= 900
+
+// The same place in the shared memory of another block of the cluster.
+__device__ inline Address in_block(Address place, int block) {
+    Address there;
+    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(place), "r"(block));
+    return there;
+}
+// Barriers in shared memory that count bytes: what `send` sends is there once all have come.
+__device__ inline void start_counting(Address barrier) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;\nfence.mbarrier_init.release.cluster;"
+                 ::"r"(barrier) : "memory");
+}
+__device__ inline void expect_bytes(Address barrier, int bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
+                 : "memory");
+}
+__device__ inline void wait_for_bytes(Address barrier, int parity) {
+    unsigned done;
+    do asm volatile("{.reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; "
+                    "selp.u32 %0, 1, 0, p;}" : "=r"(done) : "r"(barrier), "r"(parity) : "memory");
+    while (!done);
+}
+__device__ inline void send(Address to, float x, float y, Address barrier) {
+    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%1, %2}, [%3];"
+                 ::"r"(to), "f"(x), "f"(y), "r"(barrier) : "memory");
+}
+__device__ inline void send(Address to, uint4 v, Address barrier) {
+    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.u32 [%0], {%1, %2, %3, %4}, "
+                 "[%5];" ::"r"(to), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w), "r"(barrier) : "memory");
+}
+__device__ inline void meet_cluster() {
+    asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;"
+                 ::: "memory");
+}
+
+#endif
+
+__device__ inline void load_matrices(unsigned (&r)[4], Address row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(row) : "memory");
+}
+// c += a b, of 16 x 32 bytes without and 32 x 8 bytes with signs.
+__device__ inline void multiply_u8s8(int (&c)[4], const unsigned *a, unsigned b0, unsigned b1) {
+    asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
+                 "{%8,%9}, {%0,%1,%2,%3};"
+                 : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+__device__ inline unsigned permute_bytes(unsigned a, unsigned b, unsigned selector) {
+    return __byte_perm(a, b, selector);
+}
+__device__ inline float from_lane_at(float value, int lane) { return __shfl_sync(~0u, value, lane); }
+__device__ inline float to_float(int i) { return __int2float_rn(i); }
+__device__ inline int to_int(float f) { return __float2int_rn(f); }
+__device__ inline float power_of_two(int e) { return __int_as_float((e + 127) << 23); }
+
+#endif  // HOST_EMULATION
