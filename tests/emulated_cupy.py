@@ -106,7 +106,11 @@ class Device(str):
     id = -1
     compute_capability = "90"
     attributes = types.MappingProxyType(
-        {"MultiProcessorCount": 132, "MaxSharedMemoryPerBlockOptin": 232448}
+        {
+            "MultiProcessorCount": 132,
+            "MaxSharedMemoryPerBlockOptin": 232448,
+            "MaxSharedMemoryPerMultiprocessor": 233472,
+        }
     )
     mem_info = (10**10, 2 * 10**10)
 

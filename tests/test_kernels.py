@@ -553,10 +553,10 @@ def nvrtc():
     return ctypes.CDLL(str(library))
 
 
-def compiler_report(options):
+def compiler_report(source, options):
     """What ptxas says of the kernel."""
     library, program, size = nvrtc(), ctypes.c_void_p(), ctypes.c_size_t()
-    code = cuda.source().encode()
+    code = source.encode()
     assert library.nvrtcCreateProgram(ctypes.byref(program), code, b"k.cu", 0, None, None) == 0
     words = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
     failed = library.nvrtcCompileProgram(program, len(options), words)
@@ -599,6 +599,7 @@ def test_the_kernel_compiles_without_spilling_registers(
     memory, cluster = (166912, 1) if architecture == "sm_80" else (232448, 8)
     plan = Plan.of(problem, batch, Device(-1, 132, memory, cluster, 256))
     report = compiler_report(
+        cuda.source(),
         (*plan.build.options(), f"-arch={architecture}", "-ftz=true", "--ptxas-options=-v")
     )
     frames = re.findall(r"(\d+) bytes (stack frame|spill stores|spill loads)", report)

@@ -48,6 +48,8 @@ _LANES, _TURN = 128, 500
 _SLICE, _CLUSTER, _CLUSTERS_FROM = 32, 8, 90
 # Processors that any group of them has.
 _NEIGHBOURS = 16
+# Bytes of shared memory that each block takes beside its own.
+_RESERVED = 1024
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,12 @@ class Device:
     shared_bytes: int  # that a block may have
     cluster: int  # the most blocks that a model gets
     threads: int  # that a block gets
+    shared_bytes_in_all: int = 0  # of a multiprocessor
+
+    def blocks(self, shared_bytes: int, most: int) -> int:
+        """How many blocks can run at once, at most so many on a multiprocessor."""
+        of_each = shared_bytes + _RESERVED
+        return self.n_processors * min(most, self.shared_bytes_in_all // of_each)
 
     @classmethod
     def of(cls, device: Any) -> Device:
@@ -107,6 +115,7 @@ class Device:
             attributes["MaxSharedMemoryPerBlockOptin"],
             _CLUSTER if int(device.compute_capability) >= _CLUSTERS_FROM else 1,
             THREADS,
+            attributes["MaxSharedMemoryPerMultiprocessor"],
         )
 
 
@@ -173,7 +182,7 @@ class Plan:
         state = State(  # these are written to
             *(xp.asarray(getattr(state, part.name), copy=True, order="C") for part in fields(state))
         )
-        values = _of_epoch(problem, steps) | {
+        values = of_epoch(problem, steps) | {
             "coef": state.coef,
             "velocity": state.coef_velocity,
             "intercept": state.intercept,
@@ -190,18 +199,11 @@ class Plan:
             values |= _of_rows(problem, visits)
             values |= {"X": X, "place": place, "n": np.int32(len(place)), "sums": sums}
             values["rate"] = rate[part.start // self.batch :]
-            self._launch(data, values)
+            self._launch(values)
             total = total + xp.sum(sums, axis=1)
         return state, BatchSums(total[:, 0], total[:, 1])
 
-    def _launch(self, data: DeviceRows, values: dict[str, Any]) -> None:
-        def argument(value: Any) -> Any:
-            if value is None:
-                return np.uintp(0)
-            if isinstance(value, np.generic):
-                return value
-            return data.backend.cupy.ascontiguousarray(value)  # a kernel sees no strides
-
+    def _launch(self, values: dict[str, Any]) -> None:
         compiled(self.build, self.device.index)(
             (len(values["coef"]) * self.build.CLUSTER,),
             (self.build.THREADS,),
@@ -210,7 +212,18 @@ class Plan:
         )
 
 
-def _of_epoch(problem: Problem, steps: Steps) -> dict[str, Any]:
+def argument(value: Any) -> Any:
+    """What a kernel is given for an array, a number, or nothing."""
+    if value is None:
+        return np.uintp(0)
+    if isinstance(value, np.generic) or value.flags.c_contiguous:
+        return value
+    import cupy
+
+    return cupy.ascontiguousarray(value)  # a kernel sees no strides
+
+
+def of_epoch(problem: Problem, steps: Steps) -> dict[str, Any]:
     """The kernel's arguments that stay as they are for an epoch."""
     backend, weight = problem.backend, problem.sample_weight
     per_model = np.stack([problem.l2, problem.l1, steps.momentum])

@@ -59,7 +59,7 @@ __device__ inline void grid_barrier(unsigned *counter, unsigned turn) {
         const unsigned target = (turn + 1) * gridDim.x;
         unsigned seen;
         do asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(counter) : "memory");
-        while (seen < target);
+        while (static_cast<int>(seen - target) < 0);
     }
     __syncthreads();
 }

@@ -1,0 +1,694 @@
+// An epoch of minibatch SGD on a stack of models with many classes, in one cooperative launch: what
+// skmax.solvers.sgd.sgd_epoch does, on dense rows in float32. Shapes are those of skmax.problem.
+//
+// Weights lie in the device's memory, those of all models side by side, padded with zeros: (columns,
+// wide), `columns` being a multiple of TILE classes per model and `wide` one of TILE features. A step
+// has three phases, which all blocks share and which end with a barrier of the grid:
+//   forward   logits, a tile of rows and classes at a time, split over some of the features;
+//   softmax   loss and residual, a row of a model per warp;
+//   backward  gradient, a tile of classes and features at a time, and the step of its weights.
+// Products are those of tensor cores, which round their factors to 11 bits (TF32): a factor is the sum
+// of two such numbers, and of the four products the three are taken that matter in float32. An X that
+// has no more digits is one such number. All sums are taken in a fixed order, so that two runs are
+// equal to the last bit.
+//
+// The build defines
+//   DATA    the type of X; half where it is float16
+//   EXACT   1 where each value of X is a number of TF32
+//   BLOCKS  of a multiprocessor
+
+typedef DATA Value;
+constexpr int SIZE = sizeof(Value);  // of a value of X
+constexpr int WARP = 32, THREADS = 128, WARPS = THREADS / WARP;
+constexpr int TILE = 64;   // rows, classes or features of a tile
+constexpr int DEEP = 32;   // features or rows that are multiplied between two barriers
+constexpr int STAGES = 3;  // of these that are in shared memory
+constexpr float LOWEST = -3e38f;
+
+// From row to row in shared memory, in bytes, so that neighbouring rows are in other banks: of DEEP
+// and of TILE values of X, and the same of floats.
+constexpr int DEEP_OF_X = SIZE == 4 ? 160 : SIZE == 2 ? 80 : 48;
+constexpr int TILE_OF_X = SIZE == 4 ? 288 : SIZE == 2 ? 160 : 80;
+constexpr int DEEP_OF_FLOATS = 160, TILE_OF_FLOATS = 288;
+constexpr int FORWARD_STAGE = TILE * (DEEP_OF_X + DEEP_OF_FLOATS);
+constexpr int BACKWARD_STAGE = DEEP * (TILE_OF_X + TILE_OF_FLOATS);
+constexpr int STAGE = FORWARD_STAGE > BACKWARD_STAGE ? FORWARD_STAGE : BACKWARD_STAGE;
+
+// The kernel's arguments; which are null says what there is none of.
+struct Arguments {
+    const Value *X;               // rows of d values
+    const int *place, *visit;    // (n,): the row of X that is visited when, and of what follows
+    int n, batch, d, classes, models;
+    int copy;                    // bytes of X that are copied at once: 16, 4, or 1
+    int splits;                  // parts of the features in the forward phase
+    const long long *label;      // (n_samples,), or null: see target
+    const float *target;         // (n_samples, classes), or null
+    const float *weight;         // (n_samples, u), or null: all 1
+    const float *score_weight;   // likewise; or null: as weight
+    int u;
+    const int *column;           // (models,): a model's weights
+    const float *smoothing;      // (models, classes), or null
+    const float *mean;           // (models, d), or null: zero
+    const float *inverse_scale;  // (models, d), or null: one
+    const float *rate;           // (steps, models)
+    const float *l2, *l1, *momentum;             // (models,)
+    int fit_intercept;
+    const float *coef, *velocity;                // (models, classes, d)
+    const float *intercept, *intercept_velocity; // (models, classes)
+    float *new_coef, *new_velocity, *new_intercept, *new_intercept_velocity;
+    double *sums;                // (2, models), out: loss and correct
+    unsigned *counter;           // 0
+    float *memory;               // what skmax.kernels.many_classes computes the size of
+};
+
+// What all blocks share, cut from one piece.
+struct Scratch {
+    float *coef, *velocity;            // (columns, wide)
+    float *bias, *bias_velocity;       // (columns,): at the preconditioner's origin
+    float *dot;                        // (wide / DEEP, columns): parts of the weights' products with it
+    float *logits;                     // (splits, rows, columns), rows being a multiple of TILE
+    float *residual;                   // (rows, columns)
+    double *sums;                      // (blocks * WARPS, 2)
+};
+
+// A factor of a product as numbers of TF32.
+__device__ __forceinline__ void split(float x, unsigned &high, unsigned &low) {
+    high = (bits_of(x) + 0x1000u) & 0xffffe000u;
+    low = bits_of(x - from_bits(high));  // of which the product takes the first 11 bits
+}
+
+struct alignas(2 * SIZE) Both {
+    Value x, y;
+};
+__device__ __forceinline__ float as_float(half value) { return to_float(value); }
+template <typename T> __device__ __forceinline__ float as_float(T value) { return value; }
+
+// Two neighbouring values of X.
+__device__ __forceinline__ float2 two_of(const char *from) {
+    const Both both = *reinterpret_cast<const Both *>(from);
+    return make_float2(as_float(both.x), as_float(both.y));
+}
+
+__device__ __forceinline__ float warp_sum(float value) {
+#pragma unroll
+    for (int mask = WARP / 2; mask > 0; mask /= 2) value += from_lane_xor(value, mask);
+    return value;
+}
+__device__ __forceinline__ float warp_max(float value) {
+#pragma unroll
+    for (int mask = WARP / 2; mask > 0; mask /= 2) {
+        const float other = from_lane_xor(value, mask);
+        value = other > value ? other : value;
+    }
+    return value;
+}
+
+// What the proximal operator of the L1 penalty takes off a weight.
+__device__ __forceinline__ float clip(float w, float threshold) {
+    return w > threshold ? threshold : (w < -threshold ? -threshold : w);
+}
+
+// A thread at work.
+struct Worker {
+    const Arguments a;
+    const int thread, lane, warp, g, t, block, blocks;
+    const int of_model, columns, wide, rows, parts;  // parts: of `dot`
+    Scratch s;
+    char *const shared;
+    unsigned turn = 0;
+
+    __device__ __forceinline__ explicit Worker(const Arguments &a)
+        : a(a), thread(threadIdx.x), lane(thread % WARP), warp(thread / WARP), g(lane / 4),
+          t(lane % 4), block(blockIdx.x), blocks(gridDim.x),
+          of_model((a.classes + TILE - 1) / TILE * TILE), columns(a.models * of_model),
+          wide((a.d + TILE - 1) / TILE * TILE), rows((a.batch + TILE - 1) / TILE * TILE),
+          parts(wide / DEEP), shared(reinterpret_cast<char *>(shared_memory)) {
+        float *next = a.memory;
+        auto take = [&](size_t count) {
+            float *piece = next;
+            next += count;
+            return piece;
+        };
+        s.sums = reinterpret_cast<double *>(take(size_t(4) * blocks * WARPS));
+        s.coef = take(size_t(columns) * wide);
+        s.velocity = take(size_t(columns) * wide);
+        s.bias = take(columns);
+        s.bias_velocity = take(columns);
+        s.dot = take(size_t(parts) * columns);
+        s.logits = take(size_t(a.splits) * rows * columns);
+        s.residual = take(size_t(rows) * columns);
+    }
+
+    __device__ __forceinline__ void meet() { grid_barrier(a.counter, turn++); }
+
+    __device__ __forceinline__ int rows_in(int step) const {
+        const int left = a.n - step * a.batch;
+        return left < a.batch ? left : a.batch;
+    }
+
+    // Copies 16 bytes of a row of X ahead, from feature f on; what is beyond the row is zero.
+    __device__ __forceinline__ void copy_of_X(Address to, char *there, int row, int f) const {
+        int left = row < 0 ? 0 : (a.d - f) * SIZE;
+        left = left < 0 ? 0 : (left > 16 ? 16 : left);
+        const Value *from = left > 0 ? a.X + size_t(row) * a.d + f : a.X;
+        if (a.copy == 16) {
+            copy_ahead<16>(to, from, left);
+        } else if (a.copy == 4) {
+#pragma unroll
+            for (int i = 0; i < 4; ++i)
+                copy_ahead<4>(to + 4 * i, i * 4 < left ? from + i * (4 / SIZE) : a.X,
+                                i * 4 < left ? 4 : 0);
+        } else {
+            Value *values = reinterpret_cast<Value *>(there);
+#pragma unroll
+            for (int i = 0; i < 16 / SIZE; ++i) values[i] = i * SIZE < left ? from[i] : Value{};
+        }
+    }
+
+    // Weights as they come, and their products with the mean.
+    __device__ __forceinline__ void start() const {
+        const int units = columns * parts;
+        for (int unit = block * WARPS + warp; unit < units; unit += blocks * WARPS) {
+            const int c = unit / parts, part = unit % parts, f = part * DEEP + lane;
+            const int model = c / of_model, k = c % of_model;
+            const bool inside = k < a.classes && f < a.d;
+            const size_t from = (size_t(model) * a.classes + k) * a.d + f;
+            const size_t to = size_t(c) * wide + f;
+            const float w = inside ? a.coef[from] : 0.f;
+            s.coef[to] = w;
+            s.velocity[to] = inside ? a.velocity[from] : 0.f;
+            const float dot = warp_sum(inside && a.mean ? w * a.mean[model * size_t(a.d) + f] : 0.f);
+            if (lane == 0) s.dot[part * size_t(columns) + c] = dot;
+        }
+    }
+
+    // What the weights of a column make of the mean.
+    __device__ __forceinline__ float from_mean(int c) const {
+        float sum = 0;
+        if (a.mean)
+#pragma unroll 8
+            for (int part = 0; part < parts; ++part)
+                sum += __ldcg(s.dot + part * size_t(columns) + c);
+        return sum;
+    }
+
+    __device__ __forceinline__ void start_intercepts() const {
+        for (int c = block * THREADS + thread; c < columns; c += blocks * THREADS) {
+            const int model = c / of_model, k = c % of_model;
+            const bool inside = k < a.classes;
+            const size_t from = size_t(model) * a.classes + k;
+            s.bias[c] = inside ? a.intercept[from] + from_mean(c) : 0.f;
+            s.bias_velocity[c] = inside ? a.intercept_velocity[from] : 0.f;
+        }
+    }
+
+    // Logits of TILE rows by TILE classes, as far as some of the features make them.
+    __device__ __forceinline__ void forward(int step, int of_rows, int of_columns, int part) const {
+        const int size = rows_in(step), deep = (a.d + DEEP - 1) / DEEP;
+        const int first = part * deep / a.splits, last = (part + 1) * deep / a.splits;
+        constexpr int X_CHUNKS = DEEP * SIZE / 16, X_ROWS = THREADS / X_CHUNKS;
+        constexpr int W_CHUNKS = DEEP * 4 / 16, W_ROWS = THREADS / W_CHUNKS;
+        const int x_chunk = thread % X_CHUNKS, x_row = thread / X_CHUNKS;
+        const int w_chunk = thread % W_CHUNKS, w_row = thread / W_CHUNKS;
+        int row[(TILE + X_ROWS - 1) / X_ROWS];
+#pragma unroll
+        for (int i = 0; i < (TILE + X_ROWS - 1) / X_ROWS; ++i) {
+            const int r = of_rows * TILE + x_row + i * X_ROWS;
+            row[i] = r < size && x_row + i * X_ROWS < TILE ? a.place[step * a.batch + r] : -1;
+        }
+        const float *const weights = s.coef + size_t(of_columns * TILE + w_row) * wide + w_chunk * 4;
+        auto fetch = [&](int it) {
+            if (it < last) {
+                char *const stage = shared + (it - first) % STAGES * STAGE;
+#pragma unroll
+                for (int i = 0; i < (TILE + X_ROWS - 1) / X_ROWS; ++i) {
+                    if (X_ROWS > TILE && x_row >= TILE) break;
+                    char *const there = stage + (x_row + i * X_ROWS) * DEEP_OF_X + x_chunk * 16;
+                    copy_of_X(address_of(there), there, row[i], it * DEEP + x_chunk * (16 / SIZE));
+                }
+                const Address to = address_of(stage + TILE * DEEP_OF_X + w_row * DEEP_OF_FLOATS +
+                                              w_chunk * 16);
+#pragma unroll
+                for (int i = 0; i < TILE / W_ROWS; ++i)
+                    copy_ahead<16>(to + i * W_ROWS * DEEP_OF_FLOATS,
+                                     weights + size_t(i) * W_ROWS * wide + it * DEEP);
+            }
+            commit_copies();
+        };
+        float sum[2][4][4], rest[2][4][4];
+#pragma unroll
+        for (int i = 0; i < 2; ++i)
+#pragma unroll
+            for (int j = 0; j < 4; ++j)
+#pragma unroll
+                for (int c = 0; c < 4; ++c) sum[i][j][c] = rest[i][j][c] = 0;
+#pragma unroll
+        for (int it = 0; it < STAGES - 1; ++it) fetch(first + it);
+        float *const plus = reinterpret_cast<float *>(shared + STAGES * STAGE);  // (TILE,)
+        if (thread < TILE) {
+            const int c = of_columns * TILE + thread;
+            plus[thread] = part == 0 ? __ldcg(s.bias + c) - from_mean(c) : 0.f;
+        }
+        const int m = warp / 2 * (TILE / 2), n = warp % 2 * (TILE / 2);
+        for (int it = first; it < last; ++it) {
+            wait_for_groups<STAGES - 2>();
+            __syncthreads();
+            fetch(it + STAGES - 1);
+            const char *const stage = shared + (it - first) % STAGES * STAGE;
+            // Of eight features, 2 t and 2 t + 1 are the product's t and t + 4, in both factors.
+            const char *const x = stage + (m + g) * DEEP_OF_X + 2 * t * SIZE;
+            const char *const w = stage + TILE * DEEP_OF_X + (n + g) * DEEP_OF_FLOATS + 8 * t;
+#pragma unroll
+            for (int ks = 0; ks < DEEP / 8; ++ks) {
+                unsigned high[2][4], low[2][4];
+#pragma unroll
+                for (int i = 0; i < 2; ++i) {
+                    const char *const here = x + 16 * i * DEEP_OF_X + 8 * ks * SIZE;
+                    const float2 p = two_of(here);
+                    const float2 q = two_of(here + 8 * DEEP_OF_X);
+                    load(p.x, high[i][0], low[i][0]);
+                    load(q.x, high[i][1], low[i][1]);
+                    load(p.y, high[i][2], low[i][2]);
+                    load(q.y, high[i][3], low[i][3]);
+                }
+#pragma unroll
+                for (int j = 0; j < 4; ++j) {
+                    const float2 p = *reinterpret_cast<const float2 *>(w + 8 * j * DEEP_OF_FLOATS +
+                                                                       32 * ks);
+                    unsigned w_high[2], w_low[2];
+                    split(p.x, w_high[0], w_low[0]);
+                    split(p.y, w_high[1], w_low[1]);
+#pragma unroll
+                    for (int i = 0; i < 2; ++i) {
+                        multiply_tf32(sum[i][j], high[i], w_high[0], w_high[1]);
+                        multiply_tf32(rest[i][j], high[i], w_low[0], w_low[1]);
+                        if (!EXACT) multiply_tf32(rest[i][j], low[i], w_high[0], w_high[1]);
+                    }
+                }
+            }
+        }
+        const size_t top = size_t(part) * rows + of_rows * TILE + m + g;
+        float *const out = s.logits + top * columns + of_columns * TILE + n + 2 * t;
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+            const float2 more = *reinterpret_cast<const float2 *>(plus + n + 8 * j + 2 * t);
+#pragma unroll
+            for (int i = 0; i < 2; ++i)
+#pragma unroll
+                for (int h = 0; h < 2; ++h)
+                    __stcg(reinterpret_cast<float2 *>(out + size_t(16 * i + 8 * h) * columns + 8 * j),
+                           make_float2(sum[i][j][2 * h] + rest[i][j][2 * h] + more.x,
+                                       sum[i][j][2 * h + 1] + rest[i][j][2 * h + 1] + more.y));
+        }
+        wait_for_groups<0>();
+        __syncthreads();
+    }
+
+    // A value of X as a factor.
+    __device__ __forceinline__ static void load(float x, unsigned &high, unsigned &low) {
+        if (EXACT) {
+            high = bits_of(x);
+            low = 0;
+        } else {
+            split(x, high, low);
+        }
+    }
+
+    // What a row should be, class by class.
+    struct Target {
+        const float *soft, *smoothing;
+        int label;
+        float hard_share;
+
+        __device__ __forceinline__ float of(int k) const {
+            const float t = soft ? soft[k] : (k == label ? 1.f : 0.f);
+            return smoothing ? hard_share * t + smoothing[k] : t;
+        }
+    };
+
+    __device__ __forceinline__ float hard_share(int model) const {
+        float sum = 0;
+        if (a.smoothing)
+            for (int k = lane; k < a.classes; k += WARP) sum += a.smoothing[model * a.classes + k];
+        return 1 - warp_sum(sum);
+    }
+
+    // A row's target; of soft ones, the label is the first of the likeliest classes.
+    __device__ __forceinline__ Target target_of(int model, size_t row, float hard_share) const {
+        Target target{a.target ? a.target + row * a.classes : nullptr,
+                      a.smoothing ? a.smoothing + model * a.classes : nullptr,
+                      a.label ? int(a.label[row]) : 0, hard_share};
+        if (target.soft) {
+            float most = LOWEST, first = a.classes;
+            for (int k = lane; k < a.classes; k += WARP)
+                if (target.soft[k] > most) most = target.soft[k], first = k;
+            const float top = warp_max(most);
+            target.label = int(-warp_max(most == top ? -first : LOWEST));
+        }
+        return target;
+    }
+
+    // Loss and residual of a row, of which a lane has every 32nd class, REGISTERS at a time: all, or
+    // where they are more than the registers hold, some after the other from memory.
+    template <int REGISTERS>
+    __device__ __forceinline__ void softmax(int step, int model, int r, float hard_share,
+                                            double &loss, double &correct) const {
+        const size_t at = size_t(r) * columns + model * of_model, next = size_t(rows) * columns;
+        float *const logits = s.logits + at, *const residual = s.residual + at;
+        if (r >= rows_in(step)) {
+            for (int k = lane; k < of_model; k += WARP) __stcg(residual + k, 0.f);
+            return;
+        }
+        const size_t row = a.visit[step * a.batch + r];
+        const Target target = target_of(model, row, hard_share);
+        const bool once = a.classes <= WARP * REGISTERS;
+        float z[REGISTERS], top = LOWEST;
+        auto chunk = [&](int from) {  // the logits of some classes
+#pragma unroll
+            for (int i = 0; i < REGISTERS; ++i) {
+                const int k = from + lane + WARP * i;
+                z[i] = k < a.classes ? __ldcg(logits + k) : LOWEST;
+            }
+        };
+        for (int from = 0; from < a.classes; from += WARP * REGISTERS) {
+            chunk(from);
+            for (int part = 1; part < a.splits; ++part)
+#pragma unroll
+                for (int i = 0; i < REGISTERS; ++i) {
+                    const int k = from + lane + WARP * i;
+                    if (k < a.classes) z[i] += __ldcg(logits + part * next + k);
+                }
+#pragma unroll
+            for (int i = 0; i < REGISTERS; ++i) {
+                const int k = from + lane + WARP * i;
+                if (!once && k < a.classes) __stcg(logits + k, z[i]);
+                top = z[i] > top ? z[i] : top;
+            }
+        }
+        top = warp_max(top);
+        float sum = 0, target_sum = 0, target_logit = 0, first = a.classes;
+        for (int from = 0; from < a.classes; from += WARP * REGISTERS) {
+            if (!once) chunk(from);
+#pragma unroll
+            for (int i = 0; i < REGISTERS; ++i) {
+                const int k = from + lane + WARP * i;
+                if (k >= a.classes) continue;
+                const float below = z[i] - top, share = target.of(k);
+                if (below == 0 && k < first) first = k;
+                if (share != 0) {
+                    target_sum += share;
+                    target_logit += share * below;
+                }
+                z[i] = expf(below);
+                sum += z[i];
+            }
+        }
+        sum = warp_sum(sum);
+        target_sum = warp_sum(target_sum);
+        target_logit = warp_sum(target_logit);
+        first = -warp_max(-first);
+        const size_t of_row = row * a.u + (a.weight ? a.column[model] : 0);
+        const float weight = a.weight ? a.weight[of_row] : 1.f, factor = 1 / sum;
+        for (int from = 0; from < a.classes; from += WARP * REGISTERS) {
+            if (!once) chunk(from);
+#pragma unroll
+            for (int i = 0; i < REGISTERS; ++i) {
+                const int k = from + lane + WARP * i;
+                if (k >= a.classes) continue;
+                const float p = once ? z[i] : expf(z[i] - top);
+                __stcg(residual + k, weight * (p * factor - target.of(k)));
+            }
+        }
+        for (int k = a.classes + lane; k < of_model; k += WARP) __stcg(residual + k, 0.f);
+        if (lane == 0) {
+            loss += weight * (target_sum * logf(sum) - target_logit);
+            if (first == target.label) correct += a.score_weight ? a.score_weight[of_row] : weight;
+        }
+    }
+
+    // The gradient of M classes by N features, and the step of these weights.
+    template <int M, int N>
+    __device__ __forceinline__ void backward(int step, int of_columns, int of_features) const {
+        constexpr int I = M / 32, J = N / 32;  // tiles of 16 classes and pairs of tiles of 8 features
+        constexpr int R_CHUNKS = M / 4, R_ROWS = THREADS / R_CHUNKS;
+        constexpr int X_CHUNKS = N * SIZE / 16, X_ROWS = THREADS / X_CHUNKS;
+        const int size = rows_in(step), deep = (size + DEEP - 1) / DEEP;
+        const int model = of_columns * M / of_model;
+        const int r_chunk = thread % R_CHUNKS, r_row = thread / R_CHUNKS;
+        const int x_chunk = thread % X_CHUNKS, x_row = thread / X_CHUNKS;
+        const float *const residual = s.residual + of_columns * M + r_chunk * 4;
+        const int f = of_features * N + x_chunk * (16 / SIZE);
+        int row[(DEEP + X_ROWS - 1) / X_ROWS];  // that are fetched next
+        auto find = [&](int it) {
+#pragma unroll
+            for (int i = 0; i < (DEEP + X_ROWS - 1) / X_ROWS; ++i) {
+                const int r = it * DEEP + x_row + i * X_ROWS;
+                row[i] = r < size ? a.place[step * a.batch + r] : -1;
+            }
+        };
+        find(0);
+        auto fetch = [&](int it) {
+            if (it < deep) {
+                char *const stage = shared + it % STAGES * STAGE;
+#pragma unroll
+                for (int i = 0; i < (DEEP + R_ROWS - 1) / R_ROWS; ++i) {
+                    const int r = r_row + i * R_ROWS;
+                    if (R_ROWS <= DEEP || r < DEEP)
+                        copy_ahead<16>(address_of(stage + r * TILE_OF_FLOATS + r_chunk * 16),
+                                         residual + size_t(it * DEEP + r) * columns);
+                }
+#pragma unroll
+                for (int i = 0; i < (DEEP + X_ROWS - 1) / X_ROWS; ++i) {
+                    const int r = x_row + i * X_ROWS;
+                    if (X_ROWS > DEEP && r >= DEEP) break;
+                    char *const there =
+                        stage + DEEP * TILE_OF_FLOATS + r * TILE_OF_X + x_chunk * 16;
+                    copy_of_X(address_of(there), there, row[i], f);
+                }
+                find(it + 1);
+            }
+            commit_copies();
+        };
+        float sum[I][2 * J][4], rest[I][2 * J][4], of_class[I][2];
+#pragma unroll
+        for (int i = 0; i < I; ++i) {
+            of_class[i][0] = of_class[i][1] = 0;
+#pragma unroll
+            for (int j = 0; j < 2 * J; ++j)
+#pragma unroll
+                for (int c = 0; c < 4; ++c) sum[i][j][c] = rest[i][j][c] = 0;
+        }
+#pragma unroll
+        for (int it = 0; it < STAGES - 1; ++it) fetch(it);
+        const int m = warp / 2 * (M / 2), n = warp % 2 * (N / 2);
+        for (int it = 0; it < deep; ++it) {
+            wait_for_groups<STAGES - 2>();
+            __syncthreads();
+            fetch(it + STAGES - 1);
+            const char *const stage = shared + it % STAGES * STAGE;
+            // Row g of a product is class 2 g, and row g + 8 class 2 g + 1; column g is feature 2 g in
+            // one product and 2 g + 1 in the next.
+            const char *const r = stage + t * TILE_OF_FLOATS + (m + 2 * g) * 4;
+            const char *const x = stage + DEEP * TILE_OF_FLOATS + t * TILE_OF_X + (n + 2 * g) * SIZE;
+#pragma unroll
+            for (int ks = 0; ks < DEEP / 8; ++ks) {
+                unsigned high[I][4], low[I][4];
+#pragma unroll
+                for (int i = 0; i < I; ++i) {
+                    const char *const here = r + 8 * ks * TILE_OF_FLOATS + 64 * i;
+                    const float2 p = *reinterpret_cast<const float2 *>(here);
+                    const float2 q = *reinterpret_cast<const float2 *>(here + 4 * TILE_OF_FLOATS);
+                    of_class[i][0] += p.x + q.x;
+                    of_class[i][1] += p.y + q.y;
+                    split(p.x, high[i][0], low[i][0]);
+                    split(p.y, high[i][1], low[i][1]);
+                    split(q.x, high[i][2], low[i][2]);
+                    split(q.y, high[i][3], low[i][3]);
+                }
+#pragma unroll
+                for (int j = 0; j < J; ++j) {
+                    const char *const here = x + 8 * ks * TILE_OF_X + 16 * j * SIZE;
+                    const float2 p = two_of(here);
+                    const float2 q = two_of(here + 4 * TILE_OF_X);
+                    unsigned x_high[2][2], x_low[2][2];
+                    load(p.x, x_high[0][0], x_low[0][0]);
+                    load(p.y, x_high[1][0], x_low[1][0]);
+                    load(q.x, x_high[0][1], x_low[0][1]);
+                    load(q.y, x_high[1][1], x_low[1][1]);
+#pragma unroll
+                    for (int i = 0; i < I; ++i)
+#pragma unroll
+                        for (int c = 0; c < 2; ++c) {
+                            float(&of_high)[4] = sum[i][2 * j + c], (&of_low)[4] = rest[i][2 * j + c];
+                            multiply_tf32(of_high, high[i], x_high[c][0], x_high[c][1]);
+                            multiply_tf32(of_low, low[i], x_high[c][0], x_high[c][1]);
+                            if (!EXACT) multiply_tf32(of_low, high[i], x_low[c][0], x_low[c][1]);
+                        }
+                }
+            }
+        }
+        wait_for_groups<0>();
+        __syncthreads();
+        step_of_weights<M, N>(step, model, of_columns * M + m, of_features * N + n, sum, rest,
+                              of_class);
+    }
+
+    template <int M, int N>
+    __device__ __forceinline__ void step_of_weights(
+        int step, int model, int top, int left, float (&sum)[M / 32][N / 16][4],
+        float (&rest)[M / 32][N / 16][4], float (&of_class)[M / 32][2]) const {
+        const float rate = a.rate[step * size_t(a.models) + model], per_row = 1.f / rows_in(step);
+        const float l2 = a.l2[model], l1 = a.l1[model], momentum = a.momentum[model];
+        float mean[N / 32][4], scale[N / 32][4];
+#pragma unroll
+        for (int j = 0; j < N / 32; ++j)
+#pragma unroll
+            for (int c = 0; c < 4; ++c) {
+                const int f = left + 16 * j + 4 * t + c;
+                const size_t at = size_t(model) * a.d + f;
+                mean[j][c] = a.mean && f < a.d ? a.mean[at] : 0.f;
+                scale[j][c] = f >= a.d ? 0.f : a.inverse_scale ? a.inverse_scale[at] : 1.f;
+            }
+#pragma unroll
+        for (int i = 0; i < M / 32; ++i)
+#pragma unroll
+            for (int h = 0; h < 2; ++h) {
+                float of_all = of_class[i][h], dot = 0;
+                of_all += from_lane_xor(of_all, 1);
+                of_all += from_lane_xor(of_all, 2);
+                const int c = top + 16 * i + 2 * g + h;
+#pragma unroll
+                for (int j = 0; j < N / 32; ++j) {
+                    const size_t at = size_t(c) * wide + left + 16 * j + 4 * t;
+                    float4 w = __ldcg(reinterpret_cast<const float4 *>(s.coef + at));
+                    float4 v = __ldcg(reinterpret_cast<const float4 *>(s.velocity + at));
+                    auto take = [&](int tile, int column, int q, float &w, float &v) {
+                        const float total =
+                            sum[i][tile][2 * h + column] + rest[i][tile][2 * h + column];
+                        const float s2 = scale[j][q], slope = (total - of_all * mean[j][q]) * per_row;
+                        v = momentum * v - rate * ((slope + l2 * w) * s2 * s2);
+                        w += v;
+                        if (l1 > 0) {
+                            const float clipped = clip(w, rate * (l1 * s2 * s2));
+                            w -= clipped;
+                            v -= clipped;
+                        }
+                        dot += w * mean[j][q];
+                    };
+                    take(2 * j, 0, 0, w.x, v.x);
+                    take(2 * j + 1, 0, 1, w.y, v.y);
+                    take(2 * j, 1, 2, w.z, v.z);
+                    take(2 * j + 1, 1, 3, w.w, v.w);
+                    __stcg(reinterpret_cast<float4 *>(s.coef + at), w);
+                    __stcg(reinterpret_cast<float4 *>(s.velocity + at), v);
+                }
+                if (a.mean) {
+                    dot += from_lane_xor(dot, 1);
+                    dot += from_lane_xor(dot, 2);
+                    // A warp has N / 2 features: of a part of `dot`, the last of them or all.
+                    if (t == 0) put_dot<N>(left, c, dot);
+                }
+                if (left == 0 && t == 0 && a.fit_intercept) {
+                    const float v = momentum * __ldcg(s.bias_velocity + c) - rate * (of_all * per_row);
+                    __stcg(s.bias_velocity + c, v);
+                    __stcg(s.bias + c, __ldcg(s.bias + c) + v);
+                }
+            }
+        if (N == 32 && a.mean) add_halves<M>(top, left);
+    }
+
+    // Of 64 features, a warp has a part of `dot`; of 32, two warps have one, the sum of which comes in
+    // shared memory.
+    template <int N> __device__ __forceinline__ void put_dot(int left, int c, float dot) const {
+        if (N == 64) __stcg(s.dot + left / DEEP * size_t(columns) + c, dot);
+        else reinterpret_cast<float *>(shared)[warp % 2 * 32 + c % 32] = dot;
+    }
+    template <int M> __device__ __forceinline__ void add_halves(int top, int left) const {
+        const float *const halves = reinterpret_cast<const float *>(shared);
+        __syncthreads();
+        if (thread < 32)
+            __stcg(s.dot + left / DEEP * size_t(columns) + top / 32 * 32 + thread,
+                   halves[thread] + halves[32 + thread]);
+        __syncthreads();
+    }
+
+    // What was learned.
+    __device__ __forceinline__ void finish() const {
+        const size_t count = size_t(a.models) * a.classes * a.d;
+        for (size_t i = block * THREADS + thread; i < count; i += blocks * THREADS) {
+            const size_t c = i / a.d, model = c / a.classes;
+            const size_t from = (model * of_model + c % a.classes) * wide + i % a.d;
+            a.new_coef[i] = __ldcg(s.coef + from);
+            a.new_velocity[i] = __ldcg(s.velocity + from);
+        }
+        for (int i = block * THREADS + thread; i < a.models * a.classes; i += blocks * THREADS) {
+            const int c = i / a.classes * of_model + i % a.classes;
+            a.new_intercept[i] = __ldcg(s.bias + c) - from_mean(c);
+            a.new_intercept_velocity[i] = __ldcg(s.bias_velocity + c);
+        }
+        if (block > 0) return;
+        for (int i = thread; i < 2 * a.models; i += THREADS) {
+            double sum = 0;
+            for (int slot = i / 2; slot < blocks * WARPS; slot += a.models)
+                sum += __ldcg(s.sums + 2 * slot + i % 2);
+            a.sums[i % 2 * a.models + i / 2] = sum;
+        }
+    }
+
+    __device__ __forceinline__ void run() {
+        const int steps = (a.n + a.batch - 1) / a.batch;
+        const int slot = warp * blocks + block, of_warp = slot % a.models;
+        const int stride = (blocks * WARPS - of_warp + a.models - 1) / a.models;
+        double loss = 0, correct = 0;
+        const float hard = hard_share(of_warp);
+        const bool small = columns / TILE * (wide / TILE) * 2 <= blocks;
+        start();
+        meet();
+        start_intercepts();
+        meet();
+        for (int step = 0; step < steps; ++step) {
+            const int size = rows_in(step);
+            const int high = (size + TILE - 1) / TILE, across = columns / TILE;
+            for (int i = block; i < high * across * a.splits; i += blocks)
+                forward(step, i % high, i / high % across, i / (high * across));
+            meet();
+            for (int r = slot / a.models; r < (size + DEEP - 1) / DEEP * DEEP; r += stride) {
+                if (a.classes <= WARP * 4) softmax<4>(step, of_warp, r, hard, loss, correct);
+                else softmax<16>(step, of_warp, r, hard, loss, correct);
+            }
+            meet();
+            if (small) {
+                for (int i = block; i < columns / 32 * parts; i += blocks)
+                    backward<32, 32>(step, i % (columns / 32), i / (columns / 32));
+            } else {
+                for (int i = block; i < across * (wide / TILE); i += blocks)
+                    backward<64, 64>(step, i % across, i / across);
+            }
+            meet();
+        }
+        if (lane == 0) {
+            __stcg(s.sums + 2 * slot, loss);
+            __stcg(s.sums + 2 * slot + 1, correct);
+        }
+        meet();
+        finish();
+    }
+};
+
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) sgd_epoch_of_many_classes(
+    const Value *X, const int *place, const int *visit, int n, int batch, int d, int classes,
+    int models, int copy, int splits, const long long *label, const float *target,
+    const float *weight, const float *score_weight, int u, const int *column,
+    const float *smoothing, const float *mean, const float *inverse_scale, const float *rate,
+    const float *l2, const float *l1, const float *momentum, int fit_intercept, const float *coef,
+    const float *velocity, const float *intercept, const float *intercept_velocity,
+    float *new_coef, float *new_velocity, float *new_intercept, float *new_intercept_velocity,
+    double *sums, unsigned *counter, float *memory)
+{
+    Worker worker(Arguments{
+        X, place, visit, n, batch, d, classes, models, copy, splits, label, target, weight,
+        score_weight, u, column, smoothing, mean, inverse_scale, rate, l2, l1, momentum,
+        fit_intercept, coef, velocity, intercept, intercept_velocity, new_coef, new_velocity,
+        new_intercept, new_intercept_velocity, sums, counter, memory});
+    worker.run();
+}

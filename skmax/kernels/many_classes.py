@@ -1,0 +1,189 @@
+"""Dense rows and many classes on a CUDA device: all steps of an epoch in one launch.
+
+The kernel is `many_classes.cu`, which says how it works. Here its launch is planned, and its
+arguments are laid out. Shapes are those of `skmax.problem`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Any
+
+import numpy as np
+
+from skmax.backends.array_api import dtype_name
+from skmax.data.device import DeviceRows
+from skmax.kernels.cuda import DATA, Device, argument, of_epoch
+from skmax.problem import BatchSums, Problem, State, Steps
+
+# In the order of the kernel's parameters.
+PARAMETERS = (
+    *("X", "place", "visit", "n", "batch", "d", "classes", "models", "copy", "splits", "label"),
+    *("target", "weight", "score_weight", "u", "column", "smoothing", "mean", "inverse_scale"),
+    *("rate", "l2", "l1", "momentum", "fit_intercept", "coef", "velocity", "intercept"),
+    *("intercept_velocity", "new_coef", "new_velocity", "new_intercept"),
+    *("new_intercept_velocity", "sums", "counter", "memory"),
+)
+# As the kernel has them.
+_WARPS, _TILE, _DEEP, _STAGES = 4, 64, 32, 3
+_OF_X = {1: (48, 80), 2: (80, 160), 4: (160, 288)}
+# Blocks of a multiprocessor that share its registers.
+_BLOCKS = 2
+# What starting a tile takes, in units of what multiplying DEEP features of it does, and what a part
+# of the logits adds to the softmax.
+_START, _PER_SPLIT = 4, 0.5
+# Types of X of which every value is a number of TF32.
+_EXACT = ("bool", "uint8", "int8", "float16")
+_MOST_ROWS = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Build:
+    """The kernel for a type of X: what its source says that the build defines."""
+
+    DATA: str
+    EXACT: int
+    size: int  # of a value of X
+
+    def options(self) -> tuple[str, ...]:
+        """Options of the compiler."""
+        defined = {"DATA": self.DATA, "EXACT": self.EXACT, "BLOCKS": _BLOCKS}
+        return ("-std=c++17", *(f"-D{name}={value}" for name, value in defined.items()))
+
+    @property
+    def shared_bytes(self) -> int:
+        """What a block takes of shared memory."""
+        deep, tile = _OF_X[self.size]
+        return _STAGES * max(_TILE * (deep + 160), _DEEP * (tile + 288)) + 4 * _TILE
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How the epochs of a problem run on a device; calling it runs one."""
+
+    build: Build
+    device: Device
+    batch: int  # rows per step
+    copy: int  # bytes of X that are copied at once
+    splits: int  # parts of the features in the forward phase
+    blocks: int
+
+    @classmethod
+    def of(cls, problem: Problem, batch_size: int, device: Device) -> Plan | None:
+        """The plan for a problem; None if the kernel does not serve it."""
+        data, (m, k) = problem.data, problem.masked.shape
+        if not isinstance(data, DeviceRows) or data.n_samples > _MOST_ROWS or not data.alignment:
+            return None
+        name = dtype_name(data.X)
+        if data.dtype != np.float32 or data.subtrahend is not None or name not in DATA:
+            return None
+        size, batch = np.dtype(name).itemsize, min(batch_size, len(problem.order))
+        row = data.n_features * size
+        build = Build(DATA[name], int(name in _EXACT), size)
+        most = device.blocks(build.shared_bytes, _BLOCKS)
+        if m > most * _WARPS:
+            return None
+        high, across = -(-batch // _TILE), m * -(-k // _TILE)
+        splits = _splits(high * across, -(-data.n_features // _DEEP), most)
+        phases = (
+            high * across * splits,
+            -(-batch * m // _WARPS),
+            4 * across * -(-data.n_features // _TILE),
+        )
+        return cls(
+            build,
+            device,
+            batch,
+            next(n for n in (16, 4, 1) if data.alignment % n == 0 and row % n == 0),
+            splits,
+            min(most, max(phases)),
+        )
+
+    def __call__(self, problem: Problem, state: State, steps: Steps) -> tuple[State, BatchSums]:
+        """What `skmax.solvers.sgd.sgd_epoch` does. It returns before the device is done."""
+        xp, data, soft = problem.backend.xp, problem.data, problem.targets.ndim == 2
+        assert isinstance(data, DeviceRows)
+        (m, k), d, float32 = problem.masked.shape, data.n_features, data.dtype
+        values = of_epoch(problem, steps) | {
+            "batch": np.int32(self.batch),
+            "classes": np.int32(k),
+            "models": np.int32(m),
+            "copy": np.int32(self.copy),
+            "splits": np.int32(self.splits),
+            "label": None if soft else xp.astype(problem.targets, xp.int64, copy=False),
+            "target": problem.targets if soft else None,
+            "weight": problem.sample_weight,
+            "score_weight": None if problem.sample_weight is None else problem.score_weight,
+            "memory": xp.empty(self._n_floats(m, k, d), dtype=float32),
+        }
+        rate, total = values["rate"], 0
+        for X, place, visit, part in data.segments(steps.order, self.batch):
+            sums = xp.empty((2, m), dtype=xp.float64)
+            after = State(*(xp.empty(shape, dtype=float32) for shape in ((m, k, d), (m, k)) * 2))
+            values |= _of_state("", state) | _of_state("new_", after)
+            values |= {"X": X, "place": place, "visit": visit, "n": np.int32(len(place))}
+            values |= {"sums": sums, "counter": xp.zeros(1, dtype=xp.uint32)}
+            values["rate"] = rate[part.start // self.batch :]
+            self._launch(values)
+            state, total = after, total + sums
+        return state, BatchSums(total[0, :], total[1, :])
+
+    def _n_floats(self, m: int, k: int, d: int) -> int:
+        """What `Scratch` takes in the kernel."""
+        columns, wide, rows = m * _up(k, _TILE), _up(d, _TILE), _up(self.batch, _TILE)
+        per_column = 2 * wide + 2 + wide // _DEEP + (self.splits + 1) * rows
+        return 4 * self.blocks * _WARPS + columns * per_column
+
+    def _launch(self, values: dict[str, Any]) -> None:
+        arguments = tuple(argument(values[name]) for name in PARAMETERS)
+        kernel = compiled(self.build, self.device.index)
+        kernel(
+            (self.blocks,), (_WARPS * 32,), arguments, shared_mem=self.build.shared_bytes
+        )
+
+
+def _of_state(prefix: str, state: State) -> dict[str, Any]:
+    return {
+        f"{prefix}coef": state.coef,
+        f"{prefix}velocity": state.coef_velocity,
+        f"{prefix}intercept": state.intercept,
+        f"{prefix}intercept_velocity": state.intercept_velocity,
+    }
+
+
+def _up(count: int, unit: int) -> int:
+    return -(-count // unit) * unit
+
+
+@cache
+def _splits(tiles: int, deep: int, blocks: int) -> int:
+    """The parts of the features for which the forward phase is shortest."""
+
+    def cost(splits: int) -> float:
+        return -(-tiles * splits // blocks) * (-(-deep // splits) + _START) + _PER_SPLIT * splits
+
+    return min(range(1, max(1, deep // 2) + 1), key=cost)
+
+
+def source() -> str:
+    """The kernel's source."""
+    folder = resources.files(__package__)
+    return "\n".join(
+        folder.joinpath(name).read_text(encoding="utf-8")
+        for name in ("primitives.cuh", "many_classes.cu")
+    )
+
+
+@cache
+def compiled(build: Build, index: int) -> Any:
+    """The kernel, ready for the device of that number, which is the current one."""
+    import cupy
+
+    module = cupy.RawModule(
+        code=source(), options=build.options(), enable_cooperative_groups=True
+    )
+    kernel = module.get_function("sgd_epoch_of_many_classes")
+    kernel.max_dynamic_shared_size_bytes = build.shared_bytes
+    return kernel

@@ -1,0 +1,146 @@
+"""The kernel for many classes: against the reference, emulated on the CPU and on a device."""
+
+import re
+from dataclasses import replace
+
+import emulated_cupy
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from test_kernels import (
+    H100,
+    assert_an_epoch_equals_the_reference,
+    compiler_report,
+    make_case,
+    run,
+)
+
+from skmax import kernels
+from skmax.backends.cupy import CupyBackend
+from skmax.kernels import many_classes
+from skmax.kernels.many_classes import PARAMETERS, Build, Plan
+
+RARE = [
+    "soft", "smoothing", "weights", "scores", "own columns", "masked", "l1", "no intercept",
+    "plain", "not centred",
+]  # fmt: skip
+SHAPE = {"m": 1, "k": 40, "n": 50, "d": 70, "dtype": np.float32, "batch": 20, "rare": ()}
+
+
+def device(n_processors):
+    """One with so few multiprocessors, as the emulation has a thread for each of theirs."""
+    return replace(H100, n_processors=n_processors, shared_bytes_in_all=233472)
+
+
+@st.composite
+def shapes(draw):
+    """What `make_case` needs."""
+    return {
+        "m": draw(st.integers(1, 3)),
+        "k": draw(st.sampled_from([3, 33, 70])),
+        "n": draw(st.integers(70, 90)),
+        "d": draw(st.sampled_from([1, 7, 32, 70, 132, 200])),
+        "dtype": draw(st.sampled_from([np.uint8, np.int16, np.float16, np.float32])),
+        "batch": draw(st.sampled_from([5, 32, 67])),
+        "rare": draw(st.sets(st.sampled_from(RARE))),
+    }
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(0, 2**32 - 1), shapes(), st.integers(1, 2))
+def test_the_emulated_epoch_equals_the_reference(emulated, seed, shape, n_processors):
+    def kernel(case):
+        return Plan.of(case[0], shape["batch"], device(n_processors))
+
+    emulated_cupy.Kernel.seed = seed % 2**31
+    assert_an_epoch_equals_the_reference(kernel, CupyBackend(), seed, shape)
+
+
+def test_more_classes_than_registers(emulated):
+    shape = SHAPE | {"k": 530, "n": 540, "d": 3, "batch": 520, "rare": ("soft", "weights")}
+
+    def kernel(case):
+        return Plan.of(case[0], shape["batch"], device(1))
+
+    assert_an_epoch_equals_the_reference(kernel, CupyBackend(), 1, shape)
+
+
+def test_threads_may_run_in_any_order(emulated):
+    """A missing barrier would show."""
+    shape = {"m": 2, "d": 130, "rare": ("l1", "weights")}
+    case = make_case(CupyBackend(), 1, **SHAPE | shape)
+    plan = Plan.of(case[0], 20, device(2))
+    results = []
+    for seed in range(3):
+        emulated_cupy.Kernel.seed = seed
+        results.append(run(plan, *case))
+    for other in results[1:]:
+        for name, values in results[0].items():
+            np.testing.assert_array_equal(other[name], values, err_msg=name)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_what_is_no_number_shows_in_the_loss(emulated, bad):
+    problem, state, steps = make_case(CupyBackend(), 0, **SHAPE)
+    state.coef[0, 0, 0] = bad
+    with np.errstate(invalid="ignore"):
+        found = run(Plan.of(problem, 20, device(1)), problem, state, steps)
+    assert np.isnan(found["loss"]).all()
+
+
+@pytest.mark.parametrize(
+    "shape", [{"precision": np.float64}, {"rare": ("shift",)}, {"dtype": np.int64}], ids=str
+)
+def test_what_the_kernel_does_not_serve(emulated, shape):
+    problem, *_ = make_case(CupyBackend(), 0, **SHAPE | shape)
+    assert Plan.of(problem, 20, device(2)) is None
+
+
+def test_many_classes_are_its_own(emulated):
+    for k, expected in ((32, kernels.cuda.Plan), (33, Plan)):
+        problem, *_ = make_case(CupyBackend(), 0, **SHAPE | {"k": k})
+        assert type(kernels.sgd_epoch(problem, 20)) is expected
+
+
+def test_arguments_are_in_the_order_of_the_parameters():
+    (parameters,) = re.findall(r"sgd_epoch_of_many_classes\(([^)]*)\)", many_classes.source())
+    assert tuple(re.findall(r"(\w+)(?:,|$)", parameters)) == PARAMETERS
+
+
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "sm_100"])
+@pytest.mark.parametrize(
+    "build", [Build("float", 0, 4), Build("half", 1, 2), Build("unsigned char", 1, 1)], ids=str
+)
+def test_the_kernel_compiles_without_spilling_registers(build, architecture):
+    pytest.importorskip("nvidia.cuda_nvrtc", reason="no nvidia-cuda-nvrtc-cu12")
+    options = (*build.options(), f"-arch={architecture}", "--ptxas-options=-v")
+    report = compiler_report(many_classes.source(), options)
+    frames = re.findall(r"(\d+) bytes (stack frame|spill stores|spill loads)", report)
+    assert len(frames) >= 3
+    assert {size for size, _ in frames} == {"0"}
+    assert "warning" not in report.lower()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float16, np.float32])
+@pytest.mark.parametrize(
+    ("k", "d", "batch"), [(100, 384, 256), (1000, 97, 200), (2500, 64, 100), (40, 784, 1024)]
+)
+def test_the_epoch_of_a_device_with_poisoned_memory_equals_the_reference(dtype, k, d, batch):
+    """With fresh data; twice, bit for bit."""
+    import cupy
+
+    backend, seed = CupyBackend(), np.random.SeedSequence().entropy
+    shape = {"m": 2, "k": k, "n": 3000, "d": d, "dtype": dtype, "batch": batch}
+    for rare in ((), ("weights", "scores", "l1", "smoothing"), ("soft", "masked", "plain")):
+        shape["rare"] = rare
+        case = make_case(backend, seed, **shape)
+        plan = kernels.sgd_epoch(case[0], batch)
+        assert isinstance(plan, Plan)
+        poison = cupy.full(1 << 26, np.nan)  # what is freed now is what the next arrays get
+        del poison
+        assert_an_epoch_equals_the_reference(lambda _, plan=plan: plan, backend, seed, shape)
+        first, second = run(plan, *case), run(plan, *case)
+        for name, values in first.items():
+            np.testing.assert_array_equal(second[name], values, err_msg=name)
