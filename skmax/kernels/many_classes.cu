@@ -8,13 +8,13 @@
 //   softmax   loss and residual, a row of a model per warp;
 //   backward  gradient, a tile of classes and features at a time, and the step of its weights.
 // Products are those of tensor cores, which round their factors to 11 bits (TF32): a factor is the sum
-// of two such numbers, and of the four products the three are taken that matter in float32. An X that
-// has no more digits is one such number. All sums are taken in a fixed order, so that two runs are
-// equal to the last bit.
+// of two such numbers, and of the four products the three are taken that matter in float32. The mean
+// is taken off X before: tensor cores cut sums off instead of rounding them, which a common part of all
+// rows would make worse. All sums are taken in a fixed order, so that two runs are equal to the last
+// bit.
 //
 // The build defines
 //   DATA    the type of X; half where it is float16
-//   EXACT   1 where each value of X is a number of TF32
 //   BLOCKS  of a multiprocessor
 
 typedef DATA Value;
@@ -30,7 +30,7 @@ constexpr float LOWEST = -3e38f;
 constexpr int DEEP_OF_X = SIZE == 4 ? 160 : SIZE == 2 ? 80 : 48;
 constexpr int TILE_OF_X = SIZE == 4 ? 288 : SIZE == 2 ? 160 : 80;
 constexpr int DEEP_OF_FLOATS = 160, TILE_OF_FLOATS = 288;
-constexpr int FORWARD_STAGE = TILE * (DEEP_OF_X + DEEP_OF_FLOATS);
+constexpr int FORWARD_STAGE = TILE * (DEEP_OF_X + DEEP_OF_FLOATS) + 4 * DEEP;
 constexpr int BACKWARD_STAGE = DEEP * (TILE_OF_X + TILE_OF_FLOATS);
 constexpr int STAGE = FORWARD_STAGE > BACKWARD_STAGE ? FORWARD_STAGE : BACKWARD_STAGE;
 
@@ -65,7 +65,6 @@ struct Arguments {
 struct Scratch {
     float *coef, *velocity;            // (columns, wide)
     float *bias, *bias_velocity;       // (columns,): at the preconditioner's origin
-    float *dot;                        // (wide / DEEP, columns): parts of the weights' products with it
     float *logits;                     // (splits, rows, columns), rows being a multiple of TILE
     float *residual;                   // (rows, columns)
     double *sums;                      // (blocks * WARPS, 2)
@@ -112,7 +111,7 @@ __device__ __forceinline__ float clip(float w, float threshold) {
 struct Worker {
     const Arguments a;
     const int thread, lane, warp, g, t, block, blocks;
-    const int of_model, columns, wide, rows, parts;  // parts: of `dot`
+    const int of_model, columns, wide, rows;
     Scratch s;
     char *const shared;
     unsigned turn = 0;
@@ -122,7 +121,7 @@ struct Worker {
           t(lane % 4), block(blockIdx.x), blocks(gridDim.x),
           of_model((a.classes + TILE - 1) / TILE * TILE), columns(a.models * of_model),
           wide((a.d + TILE - 1) / TILE * TILE), rows((a.batch + TILE - 1) / TILE * TILE),
-          parts(wide / DEEP), shared(reinterpret_cast<char *>(shared_memory)) {
+          shared(reinterpret_cast<char *>(shared_memory)) {
         float *next = a.memory;
         auto take = [&](size_t count) {
             float *piece = next;
@@ -134,7 +133,6 @@ struct Worker {
         s.velocity = take(size_t(columns) * wide);
         s.bias = take(columns);
         s.bias_velocity = take(columns);
-        s.dot = take(size_t(parts) * columns);
         s.logits = take(size_t(a.splits) * rows * columns);
         s.residual = take(size_t(rows) * columns);
     }
@@ -165,40 +163,23 @@ struct Worker {
         }
     }
 
-    // Weights as they come, and their products with the mean.
+    // Weights as they come, a column per warp; intercepts are kept at the preconditioner's origin.
     __device__ __forceinline__ void start() const {
-        const int units = columns * parts;
-        for (int unit = block * WARPS + warp; unit < units; unit += blocks * WARPS) {
-            const int c = unit / parts, part = unit % parts, f = part * DEEP + lane;
+        for (int c = block * WARPS + warp; c < columns; c += blocks * WARPS) {
             const int model = c / of_model, k = c % of_model;
-            const bool inside = k < a.classes && f < a.d;
-            const size_t from = (size_t(model) * a.classes + k) * a.d + f;
-            const size_t to = size_t(c) * wide + f;
-            const float w = inside ? a.coef[from] : 0.f;
-            s.coef[to] = w;
-            s.velocity[to] = inside ? a.velocity[from] : 0.f;
-            const float dot = warp_sum(inside && a.mean ? w * a.mean[model * size_t(a.d) + f] : 0.f);
-            if (lane == 0) s.dot[part * size_t(columns) + c] = dot;
-        }
-    }
-
-    // What the weights of a column make of the mean.
-    __device__ __forceinline__ float from_mean(int c) const {
-        float sum = 0;
-        if (a.mean)
-#pragma unroll 8
-            for (int part = 0; part < parts; ++part)
-                sum += __ldcg(s.dot + part * size_t(columns) + c);
-        return sum;
-    }
-
-    __device__ __forceinline__ void start_intercepts() const {
-        for (int c = block * THREADS + thread; c < columns; c += blocks * THREADS) {
-            const int model = c / of_model, k = c % of_model;
-            const bool inside = k < a.classes;
-            const size_t from = size_t(model) * a.classes + k;
-            s.bias[c] = inside ? a.intercept[from] + from_mean(c) : 0.f;
-            s.bias_velocity[c] = inside ? a.intercept_velocity[from] : 0.f;
+            const size_t row = size_t(model) * a.classes + k, to = size_t(c) * wide;
+            float dot = 0;
+            for (int f = lane; f < wide; f += WARP) {
+                const bool inside = k < a.classes && f < a.d;
+                const float w = inside ? a.coef[row * a.d + f] : 0.f;
+                s.coef[to + f] = w;
+                s.velocity[to + f] = inside ? a.velocity[row * a.d + f] : 0.f;
+                if (inside && a.mean) dot += w * a.mean[size_t(model) * a.d + f];
+            }
+            dot = warp_sum(dot);
+            if (lane > 0) continue;
+            s.bias[c] = k < a.classes ? a.intercept[row] + dot : 0.f;
+            s.bias_velocity[c] = k < a.classes ? a.intercept_velocity[row] : 0.f;
         }
     }
 
@@ -208,6 +189,7 @@ struct Worker {
         const int first = part * deep / a.splits, last = (part + 1) * deep / a.splits;
         constexpr int X_CHUNKS = DEEP * SIZE / 16, X_ROWS = THREADS / X_CHUNKS;
         constexpr int W_CHUNKS = DEEP * 4 / 16, W_ROWS = THREADS / W_CHUNKS;
+        constexpr int MEANS = TILE * (DEEP_OF_X + DEEP_OF_FLOATS);  // of a stage
         const int x_chunk = thread % X_CHUNKS, x_row = thread / X_CHUNKS;
         const int w_chunk = thread % W_CHUNKS, w_row = thread / W_CHUNKS;
         int row[(TILE + X_ROWS - 1) / X_ROWS];
@@ -217,6 +199,8 @@ struct Worker {
             row[i] = r < size && x_row + i * X_ROWS < TILE ? a.place[step * a.batch + r] : -1;
         }
         const float *const weights = s.coef + size_t(of_columns * TILE + w_row) * wide + w_chunk * 4;
+        const int model = of_columns * TILE / of_model;
+        const float *const mean = a.mean ? a.mean + size_t(model) * a.d : nullptr;
         auto fetch = [&](int it) {
             if (it < last) {
                 char *const stage = shared + (it - first) % STAGES * STAGE;
@@ -231,7 +215,11 @@ struct Worker {
 #pragma unroll
                 for (int i = 0; i < TILE / W_ROWS; ++i)
                     copy_ahead<16>(to + i * W_ROWS * DEEP_OF_FLOATS,
-                                     weights + size_t(i) * W_ROWS * wide + it * DEEP);
+                                   weights + size_t(i) * W_ROWS * wide + it * DEEP);
+                const int f = it * DEEP + thread;
+                if (thread < DEEP && mean)
+                    copy_ahead<4>(address_of(stage + MEANS + 4 * thread), f < a.d ? mean + f : mean,
+                                  f < a.d ? 4 : 0);
             }
             commit_copies();
         };
@@ -247,7 +235,7 @@ struct Worker {
         float *const plus = reinterpret_cast<float *>(shared + STAGES * STAGE);  // (TILE,)
         if (thread < TILE) {
             const int c = of_columns * TILE + thread;
-            plus[thread] = part == 0 ? __ldcg(s.bias + c) - from_mean(c) : 0.f;
+            plus[thread] = part == 0 ? __ldcg(s.bias + c) : 0.f;
         }
         const int m = warp / 2 * (TILE / 2), n = warp % 2 * (TILE / 2);
         for (int it = first; it < last; ++it) {
@@ -258,18 +246,21 @@ struct Worker {
             // Of eight features, 2 t and 2 t + 1 are the product's t and t + 4, in both factors.
             const char *const x = stage + (m + g) * DEEP_OF_X + 2 * t * SIZE;
             const char *const w = stage + TILE * DEEP_OF_X + (n + g) * DEEP_OF_FLOATS + 8 * t;
+            const char *const means = stage + MEANS + 8 * t;
 #pragma unroll
             for (int ks = 0; ks < DEEP / 8; ++ks) {
                 unsigned high[2][4], low[2][4];
+                float2 u = make_float2(0, 0);
+                if (mean) u = *reinterpret_cast<const float2 *>(means + 32 * ks);
 #pragma unroll
                 for (int i = 0; i < 2; ++i) {
                     const char *const here = x + 16 * i * DEEP_OF_X + 8 * ks * SIZE;
                     const float2 p = two_of(here);
                     const float2 q = two_of(here + 8 * DEEP_OF_X);
-                    load(p.x, high[i][0], low[i][0]);
-                    load(q.x, high[i][1], low[i][1]);
-                    load(p.y, high[i][2], low[i][2]);
-                    load(q.y, high[i][3], low[i][3]);
+                    split(p.x - u.x, high[i][0], low[i][0]);
+                    split(q.x - u.x, high[i][1], low[i][1]);
+                    split(p.y - u.y, high[i][2], low[i][2]);
+                    split(q.y - u.y, high[i][3], low[i][3]);
                 }
 #pragma unroll
                 for (int j = 0; j < 4; ++j) {
@@ -282,7 +273,7 @@ struct Worker {
                     for (int i = 0; i < 2; ++i) {
                         multiply_tf32(sum[i][j], high[i], w_high[0], w_high[1]);
                         multiply_tf32(rest[i][j], high[i], w_low[0], w_low[1]);
-                        if (!EXACT) multiply_tf32(rest[i][j], low[i], w_high[0], w_high[1]);
+                        multiply_tf32(rest[i][j], low[i], w_high[0], w_high[1]);
                     }
                 }
             }
@@ -302,16 +293,6 @@ struct Worker {
         }
         wait_for_groups<0>();
         __syncthreads();
-    }
-
-    // A value of X as a factor.
-    __device__ __forceinline__ static void load(float x, unsigned &high, unsigned &low) {
-        if (EXACT) {
-            high = bits_of(x);
-            low = 0;
-        } else {
-            split(x, high, low);
-        }
     }
 
     // What a row should be, class by class.
@@ -481,6 +462,14 @@ struct Worker {
 #pragma unroll
         for (int it = 0; it < STAGES - 1; ++it) fetch(it);
         const int m = warp / 2 * (M / 2), n = warp % 2 * (N / 2);
+        float2 u[J];  // means of this thread's features
+#pragma unroll
+        for (int j = 0; j < J; ++j) {
+            const int f = of_features * N + n + 2 * g + 16 * j;
+            const float *const mean = a.mean + size_t(model) * a.d;
+            u[j] = make_float2(a.mean && f < a.d ? mean[f] : 0.f,
+                               a.mean && f + 1 < a.d ? mean[f + 1] : 0.f);
+        }
         for (int it = 0; it < deep; ++it) {
             wait_for_groups<STAGES - 2>();
             __syncthreads();
@@ -511,10 +500,10 @@ struct Worker {
                     const float2 p = two_of(here);
                     const float2 q = two_of(here + 4 * TILE_OF_X);
                     unsigned x_high[2][2], x_low[2][2];
-                    load(p.x, x_high[0][0], x_low[0][0]);
-                    load(p.y, x_high[1][0], x_low[1][0]);
-                    load(q.x, x_high[0][1], x_low[0][1]);
-                    load(q.y, x_high[1][1], x_low[1][1]);
+                    split(p.x - u[j].x, x_high[0][0], x_low[0][0]);
+                    split(p.y - u[j].y, x_high[1][0], x_low[1][0]);
+                    split(q.x - u[j].x, x_high[0][1], x_low[0][1]);
+                    split(q.y - u[j].y, x_high[1][1], x_low[1][1]);
 #pragma unroll
                     for (int i = 0; i < I; ++i)
 #pragma unroll
@@ -522,7 +511,7 @@ struct Worker {
                             float(&of_high)[4] = sum[i][2 * j + c], (&of_low)[4] = rest[i][2 * j + c];
                             multiply_tf32(of_high, high[i], x_high[c][0], x_high[c][1]);
                             multiply_tf32(of_low, low[i], x_high[c][0], x_high[c][1]);
-                            if (!EXACT) multiply_tf32(of_low, high[i], x_low[c][0], x_low[c][1]);
+                            multiply_tf32(of_low, high[i], x_low[c][0], x_low[c][1]);
                         }
                 }
             }
@@ -539,21 +528,20 @@ struct Worker {
         float (&rest)[M / 32][N / 16][4], float (&of_class)[M / 32][2]) const {
         const float rate = a.rate[step * size_t(a.models) + model], per_row = 1.f / rows_in(step);
         const float l2 = a.l2[model], l1 = a.l1[model], momentum = a.momentum[model];
-        float mean[N / 32][4], scale[N / 32][4];
+        float scale[N / 32][4];
 #pragma unroll
         for (int j = 0; j < N / 32; ++j)
 #pragma unroll
             for (int c = 0; c < 4; ++c) {
                 const int f = left + 16 * j + 4 * t + c;
-                const size_t at = size_t(model) * a.d + f;
-                mean[j][c] = a.mean && f < a.d ? a.mean[at] : 0.f;
-                scale[j][c] = f >= a.d ? 0.f : a.inverse_scale ? a.inverse_scale[at] : 1.f;
+                scale[j][c] =
+                    f >= a.d ? 0.f : a.inverse_scale ? a.inverse_scale[size_t(model) * a.d + f] : 1.f;
             }
 #pragma unroll
         for (int i = 0; i < M / 32; ++i)
 #pragma unroll
             for (int h = 0; h < 2; ++h) {
-                float of_all = of_class[i][h], dot = 0;
+                float of_all = of_class[i][h];
                 of_all += from_lane_xor(of_all, 1);
                 of_all += from_lane_xor(of_all, 2);
                 const int c = top + 16 * i + 2 * g + h;
@@ -565,15 +553,14 @@ struct Worker {
                     auto take = [&](int tile, int column, int q, float &w, float &v) {
                         const float total =
                             sum[i][tile][2 * h + column] + rest[i][tile][2 * h + column];
-                        const float s2 = scale[j][q], slope = (total - of_all * mean[j][q]) * per_row;
-                        v = momentum * v - rate * ((slope + l2 * w) * s2 * s2);
+                        const float unit = scale[j][q], slope = total * per_row + l2 * w;
+                        v = momentum * v - rate * (slope * unit * unit);
                         w += v;
                         if (l1 > 0) {
-                            const float clipped = clip(w, rate * (l1 * s2 * s2));
+                            const float clipped = clip(w, rate * (l1 * unit * unit));
                             w -= clipped;
                             v -= clipped;
                         }
-                        dot += w * mean[j][q];
                     };
                     take(2 * j, 0, 0, w.x, v.x);
                     take(2 * j + 1, 0, 1, w.y, v.y);
@@ -582,49 +569,31 @@ struct Worker {
                     __stcg(reinterpret_cast<float4 *>(s.coef + at), w);
                     __stcg(reinterpret_cast<float4 *>(s.velocity + at), v);
                 }
-                if (a.mean) {
-                    dot += from_lane_xor(dot, 1);
-                    dot += from_lane_xor(dot, 2);
-                    // A warp has N / 2 features: of a part of `dot`, the last of them or all.
-                    if (t == 0) put_dot<N>(left, c, dot);
-                }
                 if (left == 0 && t == 0 && a.fit_intercept) {
                     const float v = momentum * __ldcg(s.bias_velocity + c) - rate * (of_all * per_row);
                     __stcg(s.bias_velocity + c, v);
                     __stcg(s.bias + c, __ldcg(s.bias + c) + v);
                 }
             }
-        if (N == 32 && a.mean) add_halves<M>(top, left);
-    }
-
-    // Of 64 features, a warp has a part of `dot`; of 32, two warps have one, the sum of which comes in
-    // shared memory.
-    template <int N> __device__ __forceinline__ void put_dot(int left, int c, float dot) const {
-        if (N == 64) __stcg(s.dot + left / DEEP * size_t(columns) + c, dot);
-        else reinterpret_cast<float *>(shared)[warp % 2 * 32 + c % 32] = dot;
-    }
-    template <int M> __device__ __forceinline__ void add_halves(int top, int left) const {
-        const float *const halves = reinterpret_cast<const float *>(shared);
-        __syncthreads();
-        if (thread < 32)
-            __stcg(s.dot + left / DEEP * size_t(columns) + top / 32 * 32 + thread,
-                   halves[thread] + halves[32 + thread]);
-        __syncthreads();
     }
 
     // What was learned.
     __device__ __forceinline__ void finish() const {
-        const size_t count = size_t(a.models) * a.classes * a.d;
-        for (size_t i = block * THREADS + thread; i < count; i += blocks * THREADS) {
-            const size_t c = i / a.d, model = c / a.classes;
-            const size_t from = (model * of_model + c % a.classes) * wide + i % a.d;
-            a.new_coef[i] = __ldcg(s.coef + from);
-            a.new_velocity[i] = __ldcg(s.velocity + from);
-        }
-        for (int i = block * THREADS + thread; i < a.models * a.classes; i += blocks * THREADS) {
-            const int c = i / a.classes * of_model + i % a.classes;
-            a.new_intercept[i] = __ldcg(s.bias + c) - from_mean(c);
-            a.new_intercept_velocity[i] = __ldcg(s.bias_velocity + c);
+        for (int c = block * WARPS + warp; c < columns; c += blocks * WARPS) {
+            const int model = c / of_model, k = c % of_model;
+            if (k >= a.classes) continue;
+            const size_t row = size_t(model) * a.classes + k, from = size_t(c) * wide;
+            float dot = 0;
+            for (int f = lane; f < a.d; f += WARP) {
+                const float w = __ldcg(s.coef + from + f);
+                a.new_coef[row * a.d + f] = w;
+                a.new_velocity[row * a.d + f] = __ldcg(s.velocity + from + f);
+                if (a.mean) dot += w * a.mean[size_t(model) * a.d + f];
+            }
+            dot = warp_sum(dot);
+            if (lane > 0) continue;
+            a.new_intercept[row] = __ldcg(s.bias + c) - dot;
+            a.new_intercept_velocity[row] = __ldcg(s.bias_velocity + c);
         }
         if (block > 0) return;
         for (int i = thread; i < 2 * a.models; i += THREADS) {
@@ -644,8 +613,6 @@ struct Worker {
         const bool small = columns / TILE * (wide / TILE) * 2 <= blocks;
         start();
         meet();
-        start_intercepts();
-        meet();
         for (int step = 0; step < steps; ++step) {
             const int size = rows_in(step);
             const int high = (size + TILE - 1) / TILE, across = columns / TILE;
@@ -658,7 +625,7 @@ struct Worker {
             }
             meet();
             if (small) {
-                for (int i = block; i < columns / 32 * parts; i += blocks)
+                for (int i = block; i < columns / 32 * (wide / 32); i += blocks)
                     backward<32, 32>(step, i % (columns / 32), i / (columns / 32));
             } else {
                 for (int i = block; i < across * (wide / TILE); i += blocks)

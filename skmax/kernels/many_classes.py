@@ -34,8 +34,6 @@ _BLOCKS = 2
 # What starting a tile takes, in units of what multiplying DEEP features of it does, and what a part
 # of the logits adds to the softmax.
 _START, _PER_SPLIT = 4, 0.5
-# Types of X of which every value is a number of TF32.
-_EXACT = ("bool", "uint8", "int8", "float16")
 _MOST_ROWS = 2**31 - 1
 
 
@@ -44,19 +42,18 @@ class Build:
     """The kernel for a type of X: what its source says that the build defines."""
 
     DATA: str
-    EXACT: int
     size: int  # of a value of X
 
     def options(self) -> tuple[str, ...]:
         """Options of the compiler."""
-        defined = {"DATA": self.DATA, "EXACT": self.EXACT, "BLOCKS": _BLOCKS}
+        defined = {"DATA": self.DATA, "BLOCKS": _BLOCKS}
         return ("-std=c++17", *(f"-D{name}={value}" for name, value in defined.items()))
 
     @property
     def shared_bytes(self) -> int:
         """What a block takes of shared memory."""
         deep, tile = _OF_X[self.size]
-        return _STAGES * max(_TILE * (deep + 160), _DEEP * (tile + 288)) + 4 * _TILE
+        return _STAGES * max(_TILE * (deep + 160) + 4 * _DEEP, _DEEP * (tile + 288)) + 4 * _TILE
 
 
 @dataclass(frozen=True)
@@ -81,7 +78,7 @@ class Plan:
             return None
         size, batch = np.dtype(name).itemsize, min(batch_size, len(problem.order))
         row = data.n_features * size
-        build = Build(DATA[name], int(name in _EXACT), size)
+        build = Build(DATA[name], size)
         most = device.blocks(build.shared_bytes, _BLOCKS)
         if m > most * _WARPS:
             return None
@@ -133,7 +130,7 @@ class Plan:
     def _n_floats(self, m: int, k: int, d: int) -> int:
         """What `Scratch` takes in the kernel."""
         columns, wide, rows = m * _up(k, _TILE), _up(d, _TILE), _up(self.batch, _TILE)
-        per_column = 2 * wide + 2 + wide // _DEEP + (self.splits + 1) * rows
+        per_column = 2 * wide + 2 + (self.splits + 1) * rows
         return 4 * self.blocks * _WARPS + columns * per_column
 
     def _launch(self, values: dict[str, Any]) -> None:
