@@ -600,7 +600,7 @@ def test_the_kernel_compiles_without_spilling_registers(
     plan = Plan.of(problem, batch, Device(-1, 132, memory, cluster, 256))
     report = compiler_report(
         cuda.source(),
-        (*plan.build.options(), f"-arch={architecture}", "-ftz=true", "--ptxas-options=-v")
+        (*plan.build.options(), f"-arch={architecture}", "-ftz=true", "--ptxas-options=-v"),
     )
     frames = re.findall(r"(\d+) bytes (stack frame|spill stores|spill loads)", report)
     assert len(frames) >= 3

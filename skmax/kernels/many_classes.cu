@@ -23,6 +23,7 @@ constexpr int WARP = 32, THREADS = 128, WARPS = THREADS / WARP;
 constexpr int TILE = 64;   // rows, classes or features of a tile
 constexpr int DEEP = 32;   // features or rows that are multiplied between two barriers
 constexpr int STAGES = 3;  // of these that are in shared memory
+constexpr int FEW = 4;     // classes of a thread where a warp has a row
 constexpr float LOWEST = -3e38f;
 
 // From row to row in shared memory, in bytes, so that neighbouring rows are in other banks: of DEEP
@@ -144,23 +145,38 @@ struct Worker {
         return left < a.batch ? left : a.batch;
     }
 
-    // Copies 16 bytes of a row of X ahead, from feature f on; what is beyond the row is zero.
-    __device__ __forceinline__ void copy_of_X(Address to, char *there, int row, int f) const {
-        int left = row < 0 ? 0 : (a.d - f) * SIZE;
-        left = left < 0 ? 0 : (left > 16 ? 16 : left);
-        const Value *from = left > 0 ? a.X + size_t(row) * a.d + f : a.X;
+    // Of COUNT rows of X, copies 16 bytes ahead, from feature f on, to places that are STRIDE bytes
+    // apart; what is beyond the rows is zero, and all of rows that are below zero.
+    template <int COUNT, int STRIDE>
+    __device__ __forceinline__ void copy_of_X(char *to, const int (&row)[COUNT], int f) const {
+        const int left = (a.d - f) * SIZE, there = left < 0 ? 0 : (left > 16 ? 16 : left);
         if (a.copy == 16) {
-            copy_ahead<16>(to, from, left);
-        } else if (a.copy == 4) {
 #pragma unroll
-            for (int i = 0; i < 4; ++i)
-                copy_ahead<4>(to + 4 * i, i * 4 < left ? from + i * (4 / SIZE) : a.X,
-                                i * 4 < left ? 4 : 0);
-        } else {
-            Value *values = reinterpret_cast<Value *>(there);
-#pragma unroll
-            for (int i = 0; i < 16 / SIZE; ++i) values[i] = i * SIZE < left ? from[i] : Value{};
+            for (int i = 0; i < COUNT; ++i)
+                copy_ahead<16>(address_of(to + i * STRIDE), from(row[i], f), row[i] < 0 ? 0 : there);
+            return;
         }
+#pragma unroll
+        for (int i = 0; i < COUNT; ++i) {
+            const Value *const values = from(row[i], f);
+            const int bytes = row[i] < 0 ? 0 : there;
+            if (a.copy == 4) {
+#pragma unroll
+                for (int j = 0; j < 4; ++j)
+                    copy_ahead<4>(address_of(to + i * STRIDE + 4 * j), values + j * (4 / SIZE),
+                                  4 * j < bytes ? 4 : 0);
+            } else {
+#pragma unroll
+                for (int j = 0; j < 16 / SIZE; ++j)
+                    reinterpret_cast<Value *>(to + i * STRIDE)[j] =
+                        j * SIZE < bytes ? values[j] : Value{};
+            }
+        }
+    }
+
+    // Where values of a row are, of which none may be read where the row is below zero.
+    __device__ __forceinline__ const Value *from(int row, int f) const {
+        return a.X + (size_t(row < 0 ? 0 : row) * a.d + f);
     }
 
     // Weights as they come, a column per warp; intercepts are kept at the preconditioner's origin.
@@ -187,16 +203,17 @@ struct Worker {
     __device__ __forceinline__ void forward(int step, int of_rows, int of_columns, int part) const {
         const int size = rows_in(step), deep = (a.d + DEEP - 1) / DEEP;
         const int first = part * deep / a.splits, last = (part + 1) * deep / a.splits;
-        constexpr int X_CHUNKS = DEEP * SIZE / 16, X_ROWS = THREADS / X_CHUNKS;
+        constexpr int X_CHUNKS = DEEP * SIZE / 16, X_ROWS = THREADS / X_CHUNKS, COUNT = TILE / X_ROWS;
+        static_assert(COUNT * X_ROWS == TILE, "");
         constexpr int W_CHUNKS = DEEP * 4 / 16, W_ROWS = THREADS / W_CHUNKS;
         constexpr int MEANS = TILE * (DEEP_OF_X + DEEP_OF_FLOATS);  // of a stage
         const int x_chunk = thread % X_CHUNKS, x_row = thread / X_CHUNKS;
         const int w_chunk = thread % W_CHUNKS, w_row = thread / W_CHUNKS;
-        int row[(TILE + X_ROWS - 1) / X_ROWS];
+        int row[COUNT];
 #pragma unroll
-        for (int i = 0; i < (TILE + X_ROWS - 1) / X_ROWS; ++i) {
+        for (int i = 0; i < COUNT; ++i) {
             const int r = of_rows * TILE + x_row + i * X_ROWS;
-            row[i] = r < size && x_row + i * X_ROWS < TILE ? a.place[step * a.batch + r] : -1;
+            row[i] = r < size ? a.place[step * a.batch + r] : -1;
         }
         const float *const weights = s.coef + size_t(of_columns * TILE + w_row) * wide + w_chunk * 4;
         const int model = of_columns * TILE / of_model;
@@ -204,12 +221,8 @@ struct Worker {
         auto fetch = [&](int it) {
             if (it < last) {
                 char *const stage = shared + (it - first) % STAGES * STAGE;
-#pragma unroll
-                for (int i = 0; i < (TILE + X_ROWS - 1) / X_ROWS; ++i) {
-                    if (X_ROWS > TILE && x_row >= TILE) break;
-                    char *const there = stage + (x_row + i * X_ROWS) * DEEP_OF_X + x_chunk * 16;
-                    copy_of_X(address_of(there), there, row[i], it * DEEP + x_chunk * (16 / SIZE));
-                }
+                copy_of_X<COUNT, X_ROWS * DEEP_OF_X>(stage + x_row * DEEP_OF_X + x_chunk * 16, row,
+                                                     it * DEEP + x_chunk * (16 / SIZE));
                 const Address to = address_of(stage + TILE * DEEP_OF_X + w_row * DEEP_OF_FLOATS +
                                               w_chunk * 16);
 #pragma unroll
@@ -314,97 +327,133 @@ struct Worker {
         return 1 - warp_sum(sum);
     }
 
+    // What the warps of a row know together: the sum of the first three, and of the last the largest.
+    // Of a single warp, it is what that knows. `turn` changes from call to call.
+    template <int TEAM>
+    __device__ __forceinline__ void share(float (&values)[4], int turn) const {
+#pragma unroll
+        for (int i = 0; i < 3; ++i) values[i] = warp_sum(values[i]);
+        values[3] = warp_max(values[3]);
+        if (TEAM == 1) return;
+        float4 *const all = reinterpret_cast<float4 *>(shared) + turn % 2 * WARPS;
+        if (lane == 0) all[warp] = make_float4(values[0], values[1], values[2], values[3]);
+        __syncthreads();
+        float4 sum = all[0];
+#pragma unroll
+        for (int other = 1; other < WARPS; ++other) {
+            sum.x += all[other].x;
+            sum.y += all[other].y;
+            sum.z += all[other].z;
+            sum.w = all[other].w > sum.w ? all[other].w : sum.w;
+        }
+        values[0] = sum.x, values[1] = sum.y, values[2] = sum.z, values[3] = sum.w;
+    }
+
     // A row's target; of soft ones, the label is the first of the likeliest classes.
+    template <int TEAM>
     __device__ __forceinline__ Target target_of(int model, size_t row, float hard_share) const {
         Target target{a.target ? a.target + row * a.classes : nullptr,
                       a.smoothing ? a.smoothing + model * a.classes : nullptr,
                       a.label ? int(a.label[row]) : 0, hard_share};
-        if (target.soft) {
-            float most = LOWEST, first = a.classes;
-            for (int k = lane; k < a.classes; k += WARP)
-                if (target.soft[k] > most) most = target.soft[k], first = k;
-            const float top = warp_max(most);
-            target.label = int(-warp_max(most == top ? -first : LOWEST));
-        }
+        if (!target.soft) return target;
+        const int member = TEAM == 1 ? lane : thread;
+        float most[4] = {0, 0, 0, LOWEST}, first[4] = {0, 0, 0, LOWEST};
+        for (int k = member; k < a.classes; k += WARP * TEAM)
+            if (target.soft[k] > most[3]) most[3] = target.soft[k], first[3] = -k;
+        const float mine = most[3];
+        share<TEAM>(most, 0);
+        if (mine != most[3]) first[3] = LOWEST;
+        share<TEAM>(first, 1);
+        target.label = int(-first[3]);
         return target;
     }
 
-    // Loss and residual of a row, of which a lane has every 32nd class, REGISTERS at a time: all, or
-    // where they are more than the registers hold, some after the other from memory.
-    template <int REGISTERS>
+    // Loss and residual of a row, at which TEAM warps work: each thread has every so many-th class,
+    // REGISTERS at a time: all, or where they are more, some after the other from memory.
+    template <int TEAM, int REGISTERS>
     __device__ __forceinline__ void softmax(int step, int model, int r, float hard_share,
                                             double &loss, double &correct) const {
+        constexpr int MEMBERS = WARP * TEAM;
+        const int member = TEAM == 1 ? lane : thread;
         const size_t at = size_t(r) * columns + model * of_model, next = size_t(rows) * columns;
         float *const logits = s.logits + at, *const residual = s.residual + at;
         if (r >= rows_in(step)) {
-            for (int k = lane; k < of_model; k += WARP) __stcg(residual + k, 0.f);
+            for (int k = member; k < of_model; k += MEMBERS) __stcg(residual + k, 0.f);
             return;
         }
         const size_t row = a.visit[step * a.batch + r];
-        const Target target = target_of(model, row, hard_share);
-        const bool once = a.classes <= WARP * REGISTERS;
-        float z[REGISTERS], top = LOWEST;
+        const Target target = target_of<TEAM>(model, row, hard_share);
+        const bool once = a.classes <= MEMBERS * REGISTERS;
+        float z[REGISTERS], top[4] = {0, 0, 0, LOWEST};
         auto chunk = [&](int from) {  // the logits of some classes
 #pragma unroll
             for (int i = 0; i < REGISTERS; ++i) {
-                const int k = from + lane + WARP * i;
+                const int k = from + member + MEMBERS * i;
                 z[i] = k < a.classes ? __ldcg(logits + k) : LOWEST;
             }
         };
-        for (int from = 0; from < a.classes; from += WARP * REGISTERS) {
+        for (int from = 0; from < a.classes; from += MEMBERS * REGISTERS) {
             chunk(from);
             for (int part = 1; part < a.splits; ++part)
 #pragma unroll
                 for (int i = 0; i < REGISTERS; ++i) {
-                    const int k = from + lane + WARP * i;
+                    const int k = from + member + MEMBERS * i;
                     if (k < a.classes) z[i] += __ldcg(logits + part * next + k);
                 }
 #pragma unroll
             for (int i = 0; i < REGISTERS; ++i) {
-                const int k = from + lane + WARP * i;
+                const int k = from + member + MEMBERS * i;
                 if (!once && k < a.classes) __stcg(logits + k, z[i]);
-                top = z[i] > top ? z[i] : top;
+                top[3] = z[i] > top[3] ? z[i] : top[3];
             }
         }
-        top = warp_max(top);
-        float sum = 0, target_sum = 0, target_logit = 0, first = a.classes;
-        for (int from = 0; from < a.classes; from += WARP * REGISTERS) {
+        share<TEAM>(top, 0);
+        // Of the exponentials, the targets, these times the logits; and less the first likeliest class.
+        float sums[4] = {0, 0, 0, LOWEST};
+        for (int from = 0; from < a.classes; from += MEMBERS * REGISTERS) {
             if (!once) chunk(from);
 #pragma unroll
             for (int i = 0; i < REGISTERS; ++i) {
-                const int k = from + lane + WARP * i;
+                const int k = from + member + MEMBERS * i;
                 if (k >= a.classes) continue;
-                const float below = z[i] - top, share = target.of(k);
-                if (below == 0 && k < first) first = k;
-                if (share != 0) {
-                    target_sum += share;
-                    target_logit += share * below;
+                const float below = z[i] - top[3], part = target.of(k);
+                if (below == 0 && -k > sums[3]) sums[3] = -k;
+                if (part != 0) {
+                    sums[1] += part;
+                    sums[2] += part * below;
                 }
                 z[i] = expf(below);
-                sum += z[i];
+                sums[0] += z[i];
             }
         }
-        sum = warp_sum(sum);
-        target_sum = warp_sum(target_sum);
-        target_logit = warp_sum(target_logit);
-        first = -warp_max(-first);
+        share<TEAM>(sums, 1);
         const size_t of_row = row * a.u + (a.weight ? a.column[model] : 0);
-        const float weight = a.weight ? a.weight[of_row] : 1.f, factor = 1 / sum;
-        for (int from = 0; from < a.classes; from += WARP * REGISTERS) {
+        const float weight = a.weight ? a.weight[of_row] : 1.f, factor = 1 / sums[0];
+        for (int from = 0; from < a.classes; from += MEMBERS * REGISTERS) {
             if (!once) chunk(from);
 #pragma unroll
             for (int i = 0; i < REGISTERS; ++i) {
-                const int k = from + lane + WARP * i;
+                const int k = from + member + MEMBERS * i;
                 if (k >= a.classes) continue;
-                const float p = once ? z[i] : expf(z[i] - top);
+                const float p = once ? z[i] : expf(z[i] - top[3]);
                 __stcg(residual + k, weight * (p * factor - target.of(k)));
             }
         }
-        for (int k = a.classes + lane; k < of_model; k += WARP) __stcg(residual + k, 0.f);
-        if (lane == 0) {
-            loss += weight * (target_sum * logf(sum) - target_logit);
-            if (first == target.label) correct += a.score_weight ? a.score_weight[of_row] : weight;
-        }
+        for (int k = a.classes + member; k < of_model; k += MEMBERS) __stcg(residual + k, 0.f);
+        if (member > 0) return;
+        loss += weight * (sums[1] * logf(sums[0]) - sums[2]);
+        if (-sums[3] == target.label) correct += a.score_weight ? a.score_weight[of_row] : weight;
+    }
+
+    // The rows of a batch. Each warp, or each block, has those of a model.
+    template <int TEAM, int REGISTERS>
+    __device__ __forceinline__ void softmax(int step, double &loss, double &correct) const {
+        const int teams = TEAM == 1 ? blocks * WARPS : blocks;
+        const int team = TEAM == 1 ? warp * blocks + block : block, model = team % a.models;
+        const int stride = (teams - model + a.models - 1) / a.models;
+        const float hard = hard_share(model);
+        for (int r = team / a.models; r < (rows_in(step) + DEEP - 1) / DEEP * DEEP; r += stride)
+            softmax<TEAM, REGISTERS>(step, model, r, hard, loss, correct);
     }
 
     // The gradient of M classes by N features, and the step of these weights.
@@ -413,16 +462,17 @@ struct Worker {
         constexpr int I = M / 32, J = N / 32;  // tiles of 16 classes and pairs of tiles of 8 features
         constexpr int R_CHUNKS = M / 4, R_ROWS = THREADS / R_CHUNKS;
         constexpr int X_CHUNKS = N * SIZE / 16, X_ROWS = THREADS / X_CHUNKS;
+        constexpr int COUNT = X_ROWS < DEEP ? DEEP / X_ROWS : 1;
         const int size = rows_in(step), deep = (size + DEEP - 1) / DEEP;
         const int model = of_columns * M / of_model;
         const int r_chunk = thread % R_CHUNKS, r_row = thread / R_CHUNKS;
         const int x_chunk = thread % X_CHUNKS, x_row = thread / X_CHUNKS;
         const float *const residual = s.residual + of_columns * M + r_chunk * 4;
         const int f = of_features * N + x_chunk * (16 / SIZE);
-        int row[(DEEP + X_ROWS - 1) / X_ROWS];  // that are fetched next
+        int row[COUNT];  // that are fetched next
         auto find = [&](int it) {
 #pragma unroll
-            for (int i = 0; i < (DEEP + X_ROWS - 1) / X_ROWS; ++i) {
+            for (int i = 0; i < COUNT; ++i) {
                 const int r = it * DEEP + x_row + i * X_ROWS;
                 row[i] = r < size ? a.place[step * a.batch + r] : -1;
             }
@@ -438,14 +488,9 @@ struct Worker {
                         copy_ahead<16>(address_of(stage + r * TILE_OF_FLOATS + r_chunk * 16),
                                          residual + size_t(it * DEEP + r) * columns);
                 }
-#pragma unroll
-                for (int i = 0; i < (DEEP + X_ROWS - 1) / X_ROWS; ++i) {
-                    const int r = x_row + i * X_ROWS;
-                    if (X_ROWS > DEEP && r >= DEEP) break;
-                    char *const there =
-                        stage + DEEP * TILE_OF_FLOATS + r * TILE_OF_X + x_chunk * 16;
-                    copy_of_X(address_of(there), there, row[i], f);
-                }
+                if (X_ROWS <= DEEP || x_row < DEEP)
+                    copy_of_X<COUNT, X_ROWS * TILE_OF_X>(
+                        stage + DEEP * TILE_OF_FLOATS + x_row * TILE_OF_X + x_chunk * 16, row, f);
                 find(it + 1);
             }
             commit_copies();
@@ -487,8 +532,10 @@ struct Worker {
                     const char *const here = r + 8 * ks * TILE_OF_FLOATS + 64 * i;
                     const float2 p = *reinterpret_cast<const float2 *>(here);
                     const float2 q = *reinterpret_cast<const float2 *>(here + 4 * TILE_OF_FLOATS);
-                    of_class[i][0] += p.x + q.x;
-                    of_class[i][1] += p.y + q.y;
+                    if (of_features == 0) {
+                        of_class[i][0] += p.x + q.x;
+                        of_class[i][1] += p.y + q.y;
+                    }
                     split(p.x, high[i][0], low[i][0]);
                     split(p.y, high[i][1], low[i][1]);
                     split(q.x, high[i][2], low[i][2]);
@@ -596,35 +643,31 @@ struct Worker {
             a.new_intercept_velocity[row] = __ldcg(s.bias_velocity + c);
         }
         if (block > 0) return;
+        // Of blocks that have rows together, the first warp knows all.
+        const int teams = a.classes <= WARP * FEW ? blocks * WARPS : blocks;
         for (int i = thread; i < 2 * a.models; i += THREADS) {
             double sum = 0;
-            for (int slot = i / 2; slot < blocks * WARPS; slot += a.models)
-                sum += __ldcg(s.sums + 2 * slot + i % 2);
+            for (int team = i / 2; team < teams; team += a.models)
+                sum += __ldcg(s.sums + 2 * team + i % 2);
             a.sums[i % 2 * a.models + i / 2] = sum;
         }
     }
 
     __device__ __forceinline__ void run() {
-        const int steps = (a.n + a.batch - 1) / a.batch;
-        const int slot = warp * blocks + block, of_warp = slot % a.models;
-        const int stride = (blocks * WARPS - of_warp + a.models - 1) / a.models;
+        const int steps = (a.n + a.batch - 1) / a.batch, across = columns / TILE;
+        const bool narrow = across * (wide / TILE) * 2 <= blocks;
         double loss = 0, correct = 0;
-        const float hard = hard_share(of_warp);
-        const bool small = columns / TILE * (wide / TILE) * 2 <= blocks;
         start();
         meet();
         for (int step = 0; step < steps; ++step) {
-            const int size = rows_in(step);
-            const int high = (size + TILE - 1) / TILE, across = columns / TILE;
+            const int high = (rows_in(step) + TILE - 1) / TILE;
             for (int i = block; i < high * across * a.splits; i += blocks)
                 forward(step, i % high, i / high % across, i / (high * across));
             meet();
-            for (int r = slot / a.models; r < (size + DEEP - 1) / DEEP * DEEP; r += stride) {
-                if (a.classes <= WARP * 4) softmax<4>(step, of_warp, r, hard, loss, correct);
-                else softmax<16>(step, of_warp, r, hard, loss, correct);
-            }
+            if (a.classes <= WARP * FEW) softmax<1, FEW>(step, loss, correct);
+            else softmax<WARPS, 2 * FEW>(step, loss, correct);
             meet();
-            if (small) {
+            if (narrow) {
                 for (int i = block; i < columns / 32 * (wide / 32); i += blocks)
                     backward<32, 32>(step, i % (columns / 32), i / (columns / 32));
             } else {
@@ -634,6 +677,7 @@ struct Worker {
             meet();
         }
         if (lane == 0) {
+            const int slot = warp * blocks + block;
             __stcg(s.sums + 2 * slot, loss);
             __stcg(s.sums + 2 * slot + 1, correct);
         }

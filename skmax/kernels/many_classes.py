@@ -29,6 +29,8 @@ PARAMETERS = (
 # As the kernel has them.
 _WARPS, _TILE, _DEEP, _STAGES = 4, 64, 32, 3
 _OF_X = {1: (48, 80), 2: (80, 160), 4: (160, 288)}
+# Classes up to which a warp has a row, and not a block.
+_FEW = 128
 # Blocks of a multiprocessor that share its registers.
 _BLOCKS = 2
 # What starting a tile takes, in units of what multiplying DEEP features of it does, and what a part
@@ -80,13 +82,13 @@ class Plan:
         row = data.n_features * size
         build = Build(DATA[name], size)
         most = device.blocks(build.shared_bytes, _BLOCKS)
-        if m > most * _WARPS:
+        if m > most:  # each block has rows of one
             return None
         high, across = -(-batch // _TILE), m * -(-k // _TILE)
         splits = _splits(high * across, -(-data.n_features // _DEEP), most)
         phases = (
             high * across * splits,
-            -(-batch * m // _WARPS),
+            batch * m if k > _FEW else -(-batch * m // _WARPS),
             4 * across * -(-data.n_features // _TILE),
         )
         return cls(
@@ -136,9 +138,7 @@ class Plan:
     def _launch(self, values: dict[str, Any]) -> None:
         arguments = tuple(argument(values[name]) for name in PARAMETERS)
         kernel = compiled(self.build, self.device.index)
-        kernel(
-            (self.blocks,), (_WARPS * 32,), arguments, shared_mem=self.build.shared_bytes
-        )
+        kernel((self.blocks,), (_WARPS * 32,), arguments, shared_mem=self.build.shared_bytes)
 
 
 def _of_state(prefix: str, state: State) -> dict[str, Any]:
@@ -178,9 +178,7 @@ def compiled(build: Build, index: int) -> Any:
     """The kernel, ready for the device of that number, which is the current one."""
     import cupy
 
-    module = cupy.RawModule(
-        code=source(), options=build.options(), enable_cooperative_groups=True
-    )
+    module = cupy.RawModule(code=source(), options=build.options(), enable_cooperative_groups=True)
     kernel = module.get_function("sgd_epoch_of_many_classes")
     kernel.max_dynamic_shared_size_bytes = build.shared_bytes
     return kernel

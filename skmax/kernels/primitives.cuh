@@ -54,8 +54,7 @@ __device__ inline void multiply_tf32(float (&c)[4], const unsigned (&a)[4], unsi
 __device__ inline void grid_barrier(unsigned *counter, unsigned turn) {
     __syncthreads();
     if (threadIdx.x == 0) {
-        __threadfence();
-        atomicAdd(counter, 1u);
+        asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
         const unsigned target = (turn + 1) * gridDim.x;
         unsigned seen;
         do asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(counter) : "memory");
