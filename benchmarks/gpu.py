@@ -9,7 +9,7 @@ installed. Nothing is downloaded: Fashion-MNIST is looked for in the folder give
 which is said in the report; what an epoch takes does not depend on it.
 
 FOLDER gets gpu.json (all figures) and gpu.md (the tables), written anew after each section. A run
-takes less than eight minutes: what a section has no time left for is left out, and named. The exit
+takes about six minutes: what a section has no time left for is left out, and named. The exit
 status is 1 where something failed. What was expected before the first run stands beside each
 result.
 """
@@ -30,19 +30,17 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
-from itertools import product
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 from time import perf_counter, strftime
 from traceback import format_exc
 from typing import Any, NamedTuple
-from unittest import mock
 
 import cupy
 import numpy as np
@@ -50,6 +48,7 @@ import scipy
 import sklearn
 from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV
 
 try:
     import skmax
@@ -58,14 +57,13 @@ except ImportError:  # not installed: the checkout that this file is in
     import skmax
 
 from compare import Data, Row, add_ratios, cell, objective, table, timed
+from data import embeddings
 
-from skmax import BatchedGridSearchCV, SoftmaxRegression
+from skmax import BatchedGridSearchCV, SoftmaxRegression, kernels
 from skmax.backends import float_dtype_for, resolve
 from skmax.data import Rows, source
 from skmax.datasets import fetch_fashion_mnist
 from skmax.hyperparameters import Hyperparameters
-from skmax.kernels import cuda
-from skmax.kernels.cuda import Device, Plan
 from skmax.posing import Share, pose
 from skmax.problem import Problem, State, Steps
 from skmax.solvers.run import sgd
@@ -73,25 +71,31 @@ from skmax.solvers.sgd import SGD, sgd_epoch
 from skmax.validation import Targets
 
 SEED, BATCH, EPOCHS, FOLDS = 0, 256, 10, 5
+# Steps after which an epoch is compared with the reference.
+STEPS = 12
 # How far results may be from those of NumPy, or of float64, as a share of the largest entry; and a
 # whole epoch in float32 from another one in float32.
 ALLOWED, ALLOWED_IN_AN_EPOCH = {"float64": 1e-9, "float32": 1e-5, "uint8": 1e-5}, 1e-4
-# Epochs that take longer than so many milliseconds are repeated less often.
-SLOW = 300.0
-# Blocks of a cluster that any device can place.
-PORTABLE = 8
-# Builds of the kernel that are measured per number of blocks and of threads.
-VARIANTS = 2
 # Seconds that each section may take; what one leaves is there for the next.
 BUDGET = {
     "versions": 10,
-    "ceilings": 40,
-    "correctness": 90,
-    "epochs": 80,
-    "fits": 80,
-    "peers": 80,
-    "builds": 80,
+    "first fit": 40,
+    "ceilings": 30,
+    "correctness": 60,
+    "epochs": 30,
+    "classes": 60,
+    "fits": 30,
+    "embeddings": 90,
+    "large": 40,
+    "peers": 40,
 }
+# Rows, features and classes of embeddings that epochs are measured on, and batches.
+CLASSES = [(50_000, 768, 1000), (50_000, 768, 100), (40_000, 384, 413), (40_000, 384, 50)]
+BATCHES = (256, 1024)
+# The same that fits are measured on, the values of C and the folds of a search, and a probe of
+# ImageNet's size, in float16 on the device, with its batch.
+EMBEDDINGS, SEARCH, SEARCH_FOLDS = (40_000, 384), np.logspace(-3, 3, 8), 3
+LARGE, LARGE_BATCH = (1_280_000, 1024, 1000), 4096
 # Where PyTorch computes, the rate (of 0.1, 0.2, 0.4, 0.6 and 0.8) with which its loop needs fewest
 # epochs to the objective of LogisticRegression, and the lengths of its runs that are tried.
 TORCH_DEVICE, TORCH_RATE, TORCH_EPOCHS = "cuda", 0.4, (2, 3, 4, 5, 6, 8, 12, 16)
@@ -108,7 +112,17 @@ PREDICTED = {
     "epoch, float32, 1 model": "1.6 ms",
     "epoch, float32, 16 models": "1.8 ms",
     "epoch, float32, 128 models": "12 ms",
-    "generic epoch, uint8, 1 model": "60 ms",
+    "first fit after installation": "2 s",
+    "epoch, 1000 classes, batch 256": "6.5 ms",
+    "epoch, 1000 classes, batch 1024": "3.5 ms",
+    "epoch, 100 classes, batch 256": "3 ms",
+    "epoch, 100 classes, batch 1024": "1.6 ms",
+    "default fit, 413 classes": "0.1 s",
+    "to 1e-4, 413 classes": "0.2 s",
+    "to 1e-4, 50 classes": "0.1 s",
+    "sweep, 8 C x 3 folds, 50 classes": "0.5 s",
+    "epoch, 1,280,000 x 1024, 1000 classes": "0.15 s",
+    "default fit, 1,280,000 x 1024, 1000 classes": "2 s",
     "launching an epoch, on the host": "0.3 ms",
     "drawing an order, on the host": "0.6 ms",
     "10 epochs, uint8, from NumPy": "20 ms",
@@ -147,18 +161,11 @@ class Ceilings(NamedTuple):
     copy: float  # bytes/s, read and written
     gemm: float  # FLOP/s of a float32 matrix product
     peak: float  # FLOP/s of float32 that its multiprocessors could do
-    cluster_barrier: float  # seconds
 
-    def epoch(self, X: np.ndarray, n_classes: int, m: int, share: float, cluster: int) -> float:
-        """Seconds of an epoch of m models that moves X once, does the two products, and waits.
-
-        `share` is that of the multiprocessors which take part.
-        """
-        fastest = np.nanmax([self.gemm, self.peak]) * share
-        arithmetic = 4 * X.size * n_classes * m / fastest
-        steps = -(-len(X) // BATCH)
-        waiting = 2 * steps * np.nan_to_num(self.cluster_barrier) if cluster > 1 else 0.0
-        return float(np.fmax(X.nbytes / self.copy, arithmetic) + waiting)
+    def epoch(self, X: np.ndarray, n_classes: int, m: int) -> float:
+        """Seconds of an epoch of m models that moves X once and does the two products."""
+        fastest = np.nanmax([self.gemm, self.peak])
+        return float(np.fmax(X.nbytes / self.copy, 4 * X.size * n_classes * m / fastest))
 
 
 @dataclass
@@ -172,7 +179,7 @@ class Bench:
     results: list[Row] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     errors: dict[str, str] = field(default_factory=dict)
-    ceilings: Ceilings = field(default_factory=lambda: Ceilings(*[float("nan")] * 4))
+    ceilings: Ceilings = field(default_factory=lambda: Ceilings(*[float("nan")] * 3))
 
     @cached_property
     def images(self) -> Data:
@@ -328,26 +335,6 @@ def wall(function: Callable[[], Any], repeats: int) -> tuple[list[float], Any]:
     return seconds, result
 
 
-@contextmanager
-def clocked() -> Iterator[list[tuple[Any, Any]]]:
-    """Events around each launch of the epoch's kernel."""
-    marks: list[tuple[Any, Any]] = []
-    original = cuda.compiled
-
-    def compiled(*key: Any) -> Callable[..., None]:
-        kernel = original(*key)
-
-        def launch(*arguments: Any, **options: Any) -> None:
-            start = event()
-            kernel(*arguments, **options)
-            marks.append((start, event()))
-
-        return launch
-
-    with mock.patch.object(cuda, "compiled", compiled):
-        yield marks
-
-
 def relative(found: Any, expected: Any) -> float:
     """The largest difference, as a share of the largest entry."""
     found, expected = (cupy.asnumpy(array).astype(np.float64) for array in (found, expected))
@@ -429,7 +416,7 @@ def ceilings(bench: Bench) -> Iterator[Row]:
             row = {"measured": found[name] * scale, "unit": unit}
             bench.result(name, found[name] * scale, unit)
         yield {"data": name, "predicted": PREDICTED[name], **row}
-    names = ("copy on the device", "float32 matrix product", "peak", "barrier of 8 blocks")
+    names = ("copy on the device", "float32 matrix product", "peak")
     bench.ceilings = Ceilings(*(found.get(name, float("nan")) for name in names))
     yield {"data": "float32 of all lanes", "measured": peak * 1e-12, "unit": "TFLOP/s"}
 
@@ -476,7 +463,7 @@ def barrier_seconds(source: str, blocks: int) -> float:
     )
 
     def launch(count: int) -> None:
-        kernel((blocks,), (cuda.THREADS,), (np.int32(count),))
+        kernel((blocks,), (256,), (np.int32(count),))
 
     few, many = (median(device_ms(partial(launch, count), 10)) for count in (1000, 11_000))
     return (many - few) / 10_000 / 1e3
@@ -512,7 +499,7 @@ def check_epochs(
     rows = partial(source, X, backend, shuffled=True)
     problem, solver = stack(rows(float_dtype_for(X)), y, m, varied=True)
     exact, _ = stack(rows(np.float64), y, m, varied=True)
-    plan = Plan.of(problem, BATCH, Device.of(backend.device))
+    plan = kernels.sgd_epoch(problem, BATCH)
     if plan is None:
         raise AssertionError("the kernel does not serve this problem")
     first, again = (trained(plan, problem, solver, 2) for _ in range(2))
@@ -572,191 +559,106 @@ def check_fit(
 class Case(NamedTuple):
     """A stack of models of which epochs are measured: what an epoch is called with."""
 
-    X: np.ndarray
     problem: Problem
     state: State
     steps: Steps
 
     @classmethod
-    def of(cls, X: np.ndarray, y: np.ndarray, m: int) -> Case:
+    def of(cls, X: Any, y: np.ndarray, m: int = 1, batch: int = BATCH) -> Case:
         data = source(X, resolve(X, "cupy"), float_dtype_for(X), shuffled=True)
         problem, solver = stack(data, y, m)
         order = np.random.default_rng(SEED).permutation(problem.order)
-        return cls(X, problem, State.start(problem), solver.steps(0, order))
+        solver = replace(solver, batch_size=batch)
+        return cls(problem, State.start(problem), solver.steps(0, order))
 
-    @property
-    def device(self) -> Device:
-        """Where it is."""
-        return Device.of(self.problem.backend.device)
+    def plan(self) -> Any:
+        """What skmax would run its epochs by."""
+        return kernels.sgd_epoch(self.problem, self.steps.batch_size) or sgd_epoch
 
-    def run(self, epoch: Any) -> Any:
-        """The coefficients after an epoch, which the device may still be at."""
+    def run(self, epoch: Any, n_steps: int | None = None) -> Any:
+        """The coefficients after an epoch, or its first steps; the device may still be at them."""
+        steps = self.steps
+        if n_steps is not None:
+            n_rows = n_steps * steps.batch_size
+            steps = replace(steps, order=steps.order[:n_rows], rates=steps.rates[:n_steps])
         with self.problem.backend.computing():
-            return epoch(self.problem, self.state, self.steps)[0].coef
+            return epoch(self.problem, self.state, steps)[0].coef
 
 
-def cases(bench: Bench) -> Iterator[tuple[str, Case]]:
-    """The stacks of which epochs are measured, each with its type of X."""
-    for name in ("uint8", "float32"):
-        X, y, *_ = bench.typed(name)
-        for m in (1, 4) if bench.quick else (1, 16, 128):
-            yield name, Case.of(X, y, m)
+def measure_epochs(
+    bench: Bench, what: str, X: Any, y: np.ndarray, m: int, batch: int, repeats: int = 15
+) -> Row:
+    """Milliseconds of an epoch, until the host goes on, and how far off some steps are."""
+    case = Case.of(X, y, m, batch)
+    plan = case.plan()
+    difference = relative(case.run(plan, STEPS), case.run(sgd_epoch, STEPS))
+    times = device_ms(partial(case.run, plan), repeats)
+    good = difference <= ALLOWED_IN_AN_EPOCH
+    return {
+        "ms": median(times),
+        "host": median(launching(partial(case.run, plan)) for _ in range(5)) * 1e3,
+        "kernel": type(plan).__module__.rpartition(".")[2],
+        "difference": difference,
+        "note": bench.require(f"epoch of {what}: {difference}", good),
+    }
 
 
 def epochs(bench: Bench) -> Iterator[Row]:
-    """Milliseconds per epoch, batches of 256.
+    """Milliseconds per epoch of Fashion-MNIST, batches of 256.
 
-    The generic epoch is a call of CuPy per operation; the other one is one launch, in the build
-    that skmax chooses. ms and again: two medians over so many epochs, by events, from the first
-    operation to the last, the device being idle before, so that what the host takes to send them
-    counts. Kernel: the launch alone, likewise. Host: until the call returns. Floor: reading X once,
-    or the arithmetic of both products on all multiprocessors, whichever is longer, and two barriers
-    per step where there is a cluster. Ratio: ms over the floor. Own ratio: the kernel's over a
-    floor that counts only the multiprocessors which its blocks can keep busy. Difference: of the
-    coefficients from those of the generic epoch.
+    By events, from the first operation to the last, the device being idle before, so that what the
+    host takes to send them counts; medians. Host: until the call returns. Floor: reading X once, or
+    the arithmetic of both products on all multiprocessors, whichever is longer. Ratio: ms over the
+    floor. Difference: of the coefficients after some steps from those of the reference, a call of
+    CuPy per operation.
     """
-    for name, case in cases(bench):
-        chosen = Plan.of(case.problem, BATCH, case.device)
-        kernel = {} if chosen is None else {f"chosen: {build_name(chosen)}": chosen}
-        yield from epochs_of(bench, name, case, kernel | {"generic": sgd_epoch})
+    for name in ("uint8", "float32"):
+        X, y, *_ = bench.typed(name)
+        for m in (1, 4) if bench.quick else (1, 16, 128):
+            what = f"{name}, {m} model{'s' * (m > 1)}"
+            row = bench.tried(what, partial(measure_epochs, bench, what, X, y, m, BATCH))
+            if "ms" in row:
+                row["floor"] = 1e3 * bench.ceilings.epoch(X, 10, m)
+                row["ratio"] = row["ms"] / row["floor"]
+                bench.result(f"epoch, {what}", row["ms"], "ms", row["floor"])
+            yield {"X": name, "models": m, **row}
     draw = partial(np.random.default_rng(SEED).permutation, np.arange(len(bench.images.X)))
     drawing = median(timed(draw)[0] for _ in range(20)) * 1e3
     bench.result("drawing an order, on the host", drawing, "ms")
-    yield {"path": "drawing an order", "host": drawing}
+    yield {"X": "drawing an order", "host": drawing}
 
 
-def builds(bench: Bench) -> Iterator[Row]:
-    """Milliseconds per epoch in builds of the kernel that skmax does not choose.
+def classes(bench: Bench) -> Iterator[Row]:
+    """Milliseconds per epoch of embeddings in float32, by classes and batch.
 
-    They are what it would choose if models got no more than so many blocks (CLUSTER) of so many
-    threads, and, one after the other, if blocks had less shared memory than that takes. Columns are
-    those of the epochs above.
+    Columns are those of the epochs above. PyTorch: a linear layer and SGD with momentum, an epoch
+    being one CUDA graph, with float32 products and with those of TF32, which lose 13 of 24 bits.
     """
-    for name, case in cases(bench):
-        yield from epochs_of(bench, name, case, forced(case))
+    for n, d, k in CLASSES:
+        X, y = embeddings(n // (10 if bench.quick else 1), d, k)
+        for batch in BATCHES:
+            what = f"{k} classes, batch {batch}"
+            row = bench.tried(what, partial(measure_epochs, bench, what, X, y, 1, batch))
+            if "ms" in row:
+                bench.result(f"epoch, {what}", row["ms"], "ms")
+                if find_spec("torch") is not None and k > 99:
+                    peer = partial(torch_epochs, X, y, batch)
+                    row |= bench.tried(f"PyTorch, {what}", peer, ours=False)
+            yield {"rows": len(X), "features": d, "classes": k, "batch": batch, **row}
 
 
-def epochs_of(bench: Bench, name: str, case: Case, runs: dict[str, Any]) -> Iterator[Row]:
-    """The lines of one stack."""
-    m = case.problem.n_models
-    what = f"{name}, {m} model{'s' * (m > 1)}"
-    reference = bench.tried(what, lambda: {"coef": case.run(sgd_epoch)})
-    if "coef" not in reference:
-        yield {"X": name, "models": m} | reference
-        return
-    for path, run in runs.items():
-        measure = partial(measure_epochs, bench, what, case, run, reference["coef"])
-        offered = not (isinstance(run, Plan) and run.build.CLUSTER > PORTABLE)
-        measured = bench.tried(f"{what}, {path}", measure, ours=offered)
-        row = {"X": name, "models": m, "path": path, **measured}
-        if "ms" in row and "forced" not in path:
-            note_epoch(bench, what, path, row)
-        yield row
-
-
-def note_epoch(bench: Bench, what: str, path: str, row: Row) -> None:
-    """The results that the epochs of a stack give."""
-    if path == "generic":
-        bench.result(f"generic epoch, {what}", row["ms"], "ms", row["floor"])
-        return
-    bench.result(f"epoch, {what}", row["ms"], "ms", row["floor"])
-    bench.result(f"its kernel alone, {what}", row["kernel"], "ms", row["floor"])
-    if what == "uint8, 1 model":
-        bench.result("launching an epoch, on the host", row["host"], "ms")
-
-
-def forced(case: Case) -> dict[str, Plan]:
-    """Builds that serve a problem, but for the chosen one: what other devices would be given."""
-    problem, device, plans = case.problem, case.device, []
-    for cluster, share in product((8, 4, 2, 1, 16), (1, 2, 0.5)):
-        if cluster > 1 and device.cluster == 1:
-            continue
-        asked = replace(
-            device,
-            cluster=cluster,
-            threads=int(device.threads * share),
-            n_processors=16 * problem.n_models * cluster,  # whole groups, enough for all
-        )
-        for _ in range(VARIANTS):
-            plan = Plan.of(problem, BATCH, asked)
-            if plan is None or cluster != plan.build.CLUSTER:
-                break
-            plans.append(plan)
-            asked = replace(asked, shared_bytes=plan.shared_bytes - 1)
-    names = {build_name(plan): plan for plan in plans}
-    chosen = Plan.of(problem, BATCH, device)
-    if chosen is not None:
-        names.pop(build_name(chosen), None)
-    return {f"forced: {name}": plan for name, plan in names.items()}
-
-
-def build_name(plan: Plan) -> str:
-    """What sets a build apart from others that serve the same problem."""
-    common = {"K", "device", "batch", "shared_bytes"}
-    numbers = {**vars(plan.build), **vars(plan)}.items()
-    return " ".join(
-        f"{name.strip('_')} {value}"
-        for name, value in numbers
-        if isinstance(value, int) and name not in common
-    )
-
-
-def measure_epochs(bench: Bench, what: str, case: Case, run: Any, expected: Any) -> Row:
-    """A line: two medians, the kernel's own time, the host's, and how far from the floor."""
-    if isinstance(run, Plan) and run.build.CLUSTER > PORTABLE:
-        allow_larger_clusters(run)
-    difference = relative(case.run(run), expected)
-    with clocked() as marks:
-        first = device_ms(partial(case.run, run), 1)[0]
-        repeats = 5 if bench.quick else 30 if first < SLOW else 5
-        times = [median(device_ms(partial(case.run, run), repeats)) for _ in range(2)]
-        kernel = median(elapsed(*mark) for mark in marks[1:]) if marks else None
-    synchronize()
-    host = median(launching(partial(case.run, run)) for _ in range(5)) * 1e3
-    cluster = run.build.CLUSTER if isinstance(run, Plan) else 0
-    m, n_classes = case.problem.n_models, case.problem.n_classes
-    floor = partial(bench.ceilings.epoch, case.X, n_classes, m, cluster=cluster)
-    share = min(1.0, m * cluster / case.device.n_processors) or 1.0
-    row: Row = {
-        "ms": times[0],
-        "again": times[1],
-        "epochs": repeats,
-        "kernel": kernel,
-        "host": host,
-        "floor": 1e3 * floor(share=1.0),
-        "ratio": times[0] / (1e3 * floor(share=1.0)),
-        "own ratio": None if kernel is None else kernel / (1e3 * floor(share=share)),
-        "difference": difference,
-        "note": bench.require(
-            f"epoch of {what}, {run}: {difference}", difference <= ALLOWED_IN_AN_EPOCH
-        ),
+def torch_epochs(X: np.ndarray, y: np.ndarray, batch: int) -> Row:
+    """Milliseconds of PyTorch's epochs."""
+    return {
+        f"PyTorch, {name}": median(device_ms(TorchLoop(X, y, batch, tf32=name == "TF32").replay, 5))
+        for name in ("float32", "TF32")
     }
-    return row | (compiled_as(run) if isinstance(run, Plan) else {})
-
-
-def allow_larger_clusters(plan: Plan) -> None:
-    """Let a kernel have clusters that some devices of its generation may not be able to place."""
-    from cupy_backends.cuda.api import driver
-
-    non_portable_cluster_size_allowed = 14
-    kernel = cuda.compiled(plan.build, plan.device.index)
-    driver.funcSetAttribute(kernel.kernel.ptr, non_portable_cluster_size_allowed, 1)
 
 
 def launching(function: Callable[[], object]) -> float:
     """Seconds until a call returns, the device being idle before."""
     synchronize()
     return timed(function)[0]
-
-
-def compiled_as(plan: Plan) -> Row:
-    """What the compiler made of a build."""
-    kernel = cuda.compiled(plan.build, plan.device.index)
-    return {
-        "registers": kernel.num_regs,
-        "spilled bytes": kernel.local_size_bytes,
-        "details": {"shared bytes": plan.shared_bytes, "options": plan.build.options()},
-    }
 
 
 def fits(bench: Bench) -> Iterator[Row]:
@@ -832,8 +734,8 @@ def fit_floor(bench: Bench, what: str, seconds: dict[str, float]) -> float | Non
     if "host" in what or not what.startswith(("10 epochs", "search")):
         return None
     name = "float32" if "float32" in what else "uint8"
-    m, cluster = (24 * FOLDS, 1) if what.startswith("search") else (1, 8)
-    floor = bench.ceilings.epoch(bench.typed(name).X, 10, m, 1.0, cluster)
+    m = 24 * FOLDS if what.startswith("search") else 1
+    floor = bench.ceilings.epoch(bench.typed(name).X, 10, m)
     moving = 0.0 if "from CuPy" in what else seconds.get(f"moving X to the device, {name}", 0.0)
     return EPOCHS * floor + moving
 
@@ -847,6 +749,124 @@ def profile(bench: Bench) -> Row:
     spent = sorted(((own, where) for where, (_, _, own, *_) in stats.items()), reverse=True)
     lines = [f"{1e3 * own:.2f} ms {Path(file).name}:{name}" for own, (file, _, name) in spent[:20]]
     return {"note": "; ".join(lines[:4]), "profile": lines}
+
+
+def first_fit(bench: Bench) -> Iterator[Row]:
+    """The first default fit of Fashion-MNIST of a process, with nothing compiled before.
+
+    CuPy keeps what it compiles in a folder, which is empty here.
+    """
+    script = """
+import os, sys, time
+import numpy as np
+import cupy
+from skmax import SoftmaxRegression
+X = np.random.default_rng(0).integers(256, size=(60_000, 784), dtype=np.uint8)
+y = np.arange(60_000) % 10
+cupy.zeros(1)
+start = time.perf_counter()
+SoftmaxRegression(backend="cupy").fit(X, y)
+cupy.cuda.Device().synchronize()
+print(time.perf_counter() - start)
+"""
+    with TemporaryDirectory() as folder:
+        paths = [str(Path(skmax.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+        setting = {"CUPY_CACHE_DIR": folder, "PYTHONPATH": os.pathsep.join(paths)}
+        command = [sys.executable, "-W", "ignore", "-c", script]
+        done = subprocess.run(
+            command, env=os.environ | setting, capture_output=True, text=True, check=True
+        )
+        compiled = len(list(Path(folder).rglob("*.cubin")))
+    seconds = float(done.stdout.split()[-1])
+    bench.result("first fit after installation", seconds, "s")
+    yield {"seconds": seconds, "compiled": compiled}
+
+
+def fits_of_embeddings(bench: Bench) -> Iterator[Row]:
+    """Embeddings of 40,000 x 384 in float32 on the device: fits and a search, seconds.
+
+    Default: SoftmaxRegression as it comes. To 1e-4: solver="lbfgs". LogisticRegression: its lbfgs,
+    to its tol, on the device. F: the mean cross-entropy plus the penalty. The search: 8 values of C
+    from 1e-3 to 1e3, 3 folds, no refit, its score the best mean accuracy.
+    """
+    for k in (413, 50):
+        X, y = embeddings(EMBEDDINGS[0] // (10 if bench.quick else 1), EMBEDDINGS[1], k)
+        there, labels = cupy.asarray(X), cupy.asarray(y)
+        data, goals = Data(X, y, X[:100], y[:100]), {}
+        models = {
+            f"default fit, {k} classes": SoftmaxRegression(backend="cupy", random_state=SEED),
+            f"to 1e-4, {k} classes": SoftmaxRegression(
+                backend="cupy", random_state=SEED, solver="lbfgs"
+            ),
+            "LogisticRegression": LogisticRegression(max_iter=1000),
+        }
+        for what, model in models.items():
+            ours = what != "LogisticRegression"
+            fit = partial(fitted, model, there, labels, 3 if ours else 1)
+            row = bench.tried(what, partial(measure_peer, fit, data), ours=ours)
+            row.pop("test accuracy", None)
+            if ours and "seconds" in row:
+                bench.result(what, row["seconds"], "s")
+            yield {"classes": k, "model": what, **row}
+            goals[what] = row
+    searches = {
+        "sweep, 8 C x 3 folds, 50 classes": BatchedGridSearchCV(
+            SoftmaxRegression(backend="cupy", random_state=SEED),
+            {"C": SEARCH}, cv=SEARCH_FOLDS, refit=False,
+        ),
+        "GridSearchCV(LogisticRegression)": GridSearchCV(
+            LogisticRegression(max_iter=1000), {"C": SEARCH}, cv=SEARCH_FOLDS, refit=False
+        ),
+    }  # fmt: skip
+    for what, model in searches.items():
+        ours = what.startswith("sweep")
+        run = partial(searched, model, there, labels, 2 if ours else 1)
+        row = bench.tried(what, run, ours=ours)
+        if ours and "seconds" in row:
+            bench.result(what, row["seconds"], "s")
+        yield {"classes": 50, "model": what, **row}
+
+
+def searched(model: Any, X: Any, y: Any, repeats: int) -> Row:
+    """The line of a search."""
+    seconds, model = wall(partial(dispatched, clone(model).fit, X, y), repeats)
+    return {"seconds": median(seconds), "repeats": repeats, "score": float(model.best_score_)}
+
+
+def large(bench: Bench) -> Iterator[Row]:
+    """A probe of ImageNet's size: 1,280,000 x 1024 in float16 on the device, 1000 classes.
+
+    Values are made up. An epoch in batches of 4096, and a default fit.
+    """
+    n, d, k = LARGE
+    n //= 100 if bench.quick else 1
+    rng = np.random.default_rng(SEED)
+    X, y = cupy.empty((n, d), np.float16), rng.integers(k, size=n)
+    for first in range(0, n, 1 << 16):  # normal, and on the side of the class
+        last = min(first + (1 << 16), n)
+        noise = rng.standard_normal((1 << 12, d), dtype=np.float32)
+        X[first:last] = cupy.asarray(np.resize(noise, (last - first, d)), dtype=np.float16)
+    centers = cupy.asarray(rng.standard_normal((k, d), dtype=np.float32) / 4, dtype=np.float16)
+    labels = cupy.asarray(y)
+    for first in range(0, n, 1 << 16):
+        X[first : first + (1 << 16)] += centers[labels[first : first + (1 << 16)]]
+    what = f"{LARGE[0]:,} x {d}, {k} classes"
+    row = bench.tried(what, partial(measure_epochs, bench, what, X, y, 1, LARGE_BATCH, 3))
+    if "ms" in row:
+        bench.result(f"epoch, {what}", row["ms"] / 1e3, "s")
+        row["TFLOP/s"] = 4 * n * d * k / row["ms"] / 1e9
+    yield {"data": "epoch", **row}
+    model = SoftmaxRegression(backend="cupy", random_state=SEED)
+    run = partial(dispatched, model.fit, X, labels)
+    row = bench.tried(f"fit, {what}", partial(wall_row, run, 1))
+    if "seconds" in row:
+        bench.result(f"default fit, {what}", row["seconds"], "s")
+        row["note"] = (
+            f"{model.n_iter_} iterations, solver {model.solver_}"
+            if hasattr(model, "solver_")
+            else f"{model.n_iter_} iterations"
+        )
+    yield {"data": "default fit", **row}
 
 
 class Fitted(NamedTuple):
@@ -955,13 +975,14 @@ def torch_fit(data: Data, goal: Row) -> Fitted:
 class TorchLoop:
     """SGD with momentum on a linear layer, data on the device, an epoch being one CUDA graph."""
 
-    def __init__(self, X: np.ndarray, y: np.ndarray):
+    def __init__(self, X: np.ndarray, y: np.ndarray, batch: int = BATCH, *, tf32: bool = False):
         import torch
 
         torch.manual_seed(SEED)
-        self.torch = torch
+        torch.backends.cuda.matmul.allow_tf32 = tf32
+        self.torch, self.batch = torch, batch
         self.X, self.y = (torch.from_numpy(part).to(TORCH_DEVICE) for part in (X, y))
-        steps = -(-len(y) // BATCH)
+        steps = -(-len(y) // batch)
         # What a graph reads must stay where it is: each epoch writes its own into these.
         self.order = torch.arange(len(y), device=TORCH_DEVICE)
         self.rates = torch.zeros(steps, device=TORCH_DEVICE)
@@ -976,7 +997,7 @@ class TorchLoop:
 
     def epoch(self) -> None:
         """The steps of an epoch."""
-        for step, rows in enumerate(self.order.split(BATCH)):
+        for step, rows in enumerate(self.order.split(self.batch)):
             self.rate.copy_(self.rates[step])
             logits = self.layer(self.X.index_select(0, rows))
             self.optimizer.zero_grad()
@@ -1028,12 +1049,15 @@ def captured(function: Callable[[], None]) -> Callable[[], None]:
 
 SECTIONS: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "versions": versions,
+    "first fit": first_fit,
     "ceilings": ceilings,
     "correctness": correctness,
     "epochs": epochs,
+    "classes": classes,
     "fits": fits,
+    "embeddings": fits_of_embeddings,
+    "large": large,
     "peers": peers,
-    "builds": builds,  # last: a launch that fails may leave the device unusable
 }
 
 
