@@ -199,30 +199,67 @@ struct Worker {
         }
     }
 
-    // Logits of TILE rows by TILE classes, as far as some of the features make them.
-    __device__ __forceinline__ void forward(int step, int of_rows, int of_columns, int part) const {
+    // The rows of X of a tile in the forward phase: those whose values a thread copies.
+    struct Rows {
+        static constexpr int CHUNKS = DEEP * SIZE / 16, AT_ONCE = THREADS / CHUNKS;
+        static constexpr int COUNT = TILE / AT_ONCE;
+        int row[COUNT], first, last;  // and the parts of DEEP features
+    };
+
+    __device__ __forceinline__ Rows rows_of(int step, int of_rows, int part) const {
         const int size = rows_in(step), deep = (a.d + DEEP - 1) / DEEP;
-        const int first = part * deep / a.splits, last = (part + 1) * deep / a.splits;
-        constexpr int X_CHUNKS = DEEP * SIZE / 16, X_ROWS = THREADS / X_CHUNKS, COUNT = TILE / X_ROWS;
-        static_assert(COUNT * X_ROWS == TILE, "");
+        Rows rows;
+        rows.first = part * deep / a.splits;
+        rows.last = (part + 1) * deep / a.splits;
+#pragma unroll
+        for (int i = 0; i < Rows::COUNT; ++i) {
+            const int r = of_rows * TILE + thread / Rows::CHUNKS + i * Rows::AT_ONCE;
+            rows.row[i] = r < size ? a.place[step * a.batch + r] : -1;
+        }
+        return rows;
+    }
+
+    __device__ __forceinline__ void fetch_rows(const Rows &rows, int it) const {
+        if (it >= rows.last) return;
+        char *const stage = shared + (it - rows.first) % STAGES * STAGE;
+        const int chunk = thread % Rows::CHUNKS, row = thread / Rows::CHUNKS;
+        copy_of_X<Rows::COUNT, Rows::AT_ONCE * DEEP_OF_X>(
+            stage + row * DEEP_OF_X + chunk * 16, rows.row, it * DEEP + chunk * (16 / SIZE));
+    }
+
+    // The place of a block's tile in the forward phase, the first of which is that of the block.
+    struct Tile {
+        int rows, columns, part;
+    };
+    __device__ __forceinline__ Tile tile(int step, int i) const {
+        const int high = (rows_in(step) + TILE - 1) / TILE, across = columns / TILE;
+        return {i % high, i / high % across, i / (high * across)};
+    }
+
+    // What the forward phase of a step needs of X at first, asked for before other blocks are done.
+    __device__ __forceinline__ void look_forward(int step) const {
+        const Tile mine = tile(step, block);
+        if (mine.part >= a.splits) return;
+        const Rows rows = rows_of(step, mine.rows, mine.part);
+#pragma unroll
+        for (int it = 0; it < STAGES - 1; ++it) fetch_rows(rows, rows.first + it);
+    }
+
+    // Logits of TILE rows by TILE classes, as far as some of the features make them; where it has
+    // looked forward, the block has its first rows.
+    __device__ __forceinline__ void forward(int step, Tile place, bool looked) const {
+        const int of_rows = place.rows, of_columns = place.columns, part = place.part;
+        const Rows mine = rows_of(step, of_rows, part);
+        const int first = mine.first, last = mine.last;
         constexpr int W_CHUNKS = DEEP * 4 / 16, W_ROWS = THREADS / W_CHUNKS;
         constexpr int MEANS = TILE * (DEEP_OF_X + DEEP_OF_FLOATS);  // of a stage
-        const int x_chunk = thread % X_CHUNKS, x_row = thread / X_CHUNKS;
         const int w_chunk = thread % W_CHUNKS, w_row = thread / W_CHUNKS;
-        int row[COUNT];
-#pragma unroll
-        for (int i = 0; i < COUNT; ++i) {
-            const int r = of_rows * TILE + x_row + i * X_ROWS;
-            row[i] = r < size ? a.place[step * a.batch + r] : -1;
-        }
         const float *const weights = s.coef + size_t(of_columns * TILE + w_row) * wide + w_chunk * 4;
         const int model = of_columns * TILE / of_model;
         const float *const mean = a.mean ? a.mean + size_t(model) * a.d : nullptr;
         auto fetch = [&](int it) {
             if (it < last) {
                 char *const stage = shared + (it - first) % STAGES * STAGE;
-                copy_of_X<COUNT, X_ROWS * DEEP_OF_X>(stage + x_row * DEEP_OF_X + x_chunk * 16, row,
-                                                     it * DEEP + x_chunk * (16 / SIZE));
                 const Address to = address_of(stage + TILE * DEEP_OF_X + w_row * DEEP_OF_FLOATS +
                                               w_chunk * 16);
 #pragma unroll
@@ -244,7 +281,10 @@ struct Worker {
 #pragma unroll
                 for (int c = 0; c < 4; ++c) sum[i][j][c] = rest[i][j][c] = 0;
 #pragma unroll
-        for (int it = 0; it < STAGES - 1; ++it) fetch(first + it);
+        for (int it = 0; it < STAGES - 1; ++it) {
+            if (!looked) fetch_rows(mine, first + it);
+            fetch(first + it);
+        }
         float *const plus = reinterpret_cast<float *>(shared + STAGES * STAGE);  // (TILE,)
         if (thread < TILE) {
             const int c = of_columns * TILE + thread;
@@ -254,6 +294,7 @@ struct Worker {
         for (int it = first; it < last; ++it) {
             wait_for_groups<STAGES - 2>();
             __syncthreads();
+            fetch_rows(mine, it + STAGES - 1);
             fetch(it + STAGES - 1);
             const char *const stage = shared + (it - first) % STAGES * STAGE;
             // Of eight features, 2 t and 2 t + 1 are the product's t and t + 4, in both factors.
@@ -335,7 +376,7 @@ struct Worker {
         for (int i = 0; i < 3; ++i) values[i] = warp_sum(values[i]);
         values[3] = warp_max(values[3]);
         if (TEAM == 1) return;
-        float4 *const all = reinterpret_cast<float4 *>(shared) + turn % 2 * WARPS;
+        float4 *const all = reinterpret_cast<float4 *>(shared + STAGES * STAGE) + turn % 2 * WARPS;
         if (lane == 0) all[warp] = make_float4(values[0], values[1], values[2], values[3]);
         __syncthreads();
         float4 sum = all[0];
@@ -456,28 +497,57 @@ struct Worker {
             softmax<TEAM, REGISTERS>(step, model, r, hard, loss, correct);
     }
 
+    // Rows of N features of X in the backward phase: those whose values a thread copies next.
+    template <int N> struct Across {
+        static constexpr int CHUNKS = N * SIZE / 16, AT_ONCE = THREADS / CHUNKS;
+        static constexpr int COUNT = AT_ONCE < DEEP ? DEEP / AT_ONCE : 1;
+        int row[COUNT];
+    };
+
+    template <int N>
+    __device__ __forceinline__ void find(Across<N> &next, int step, int it) const {
+        using Next = Across<N>;
+#pragma unroll
+        for (int i = 0; i < Next::COUNT; ++i) {
+            const int r = it * DEEP + thread / Next::CHUNKS + i * Next::AT_ONCE;
+            next.row[i] = r < rows_in(step) ? a.place[step * a.batch + r] : -1;
+        }
+    }
+
+    template <int N>
+    __device__ __forceinline__ void fetch_across(Across<N> &next, int step, int of_features,
+                                                 int it) const {
+        using Next = Across<N>;
+        if (it * DEEP >= rows_in(step)) return;
+        const int chunk = thread % Next::CHUNKS, row = thread / Next::CHUNKS;
+        char *const to = shared + it % STAGES * STAGE + DEEP * TILE_OF_FLOATS + chunk * 16;
+        if (Next::AT_ONCE <= DEEP || row < DEEP)
+            copy_of_X<Next::COUNT, Next::AT_ONCE * TILE_OF_X>(
+                to + row * TILE_OF_X, next.row, of_features * N + chunk * (16 / SIZE));
+        find(next, step, it + 1);
+    }
+
+    // As look_forward does.
+    template <int M, int N> __device__ __forceinline__ void look_backward(int step) const {
+        if (block >= columns / M * (wide / N)) return;
+        Across<N> next;
+        find(next, step, 0);
+#pragma unroll
+        for (int it = 0; it < STAGES - 1; ++it) fetch_across(next, step, block / (columns / M), it);
+    }
+
     // The gradient of M classes by N features, and the step of these weights.
     template <int M, int N>
-    __device__ __forceinline__ void backward(int step, int of_columns, int of_features) const {
+    __device__ __forceinline__ void backward(int step, int of_columns, int of_features,
+                                             bool looked) const {
         constexpr int I = M / 32, J = N / 32;  // tiles of 16 classes and pairs of tiles of 8 features
         constexpr int R_CHUNKS = M / 4, R_ROWS = THREADS / R_CHUNKS;
-        constexpr int X_CHUNKS = N * SIZE / 16, X_ROWS = THREADS / X_CHUNKS;
-        constexpr int COUNT = X_ROWS < DEEP ? DEEP / X_ROWS : 1;
         const int size = rows_in(step), deep = (size + DEEP - 1) / DEEP;
         const int model = of_columns * M / of_model;
         const int r_chunk = thread % R_CHUNKS, r_row = thread / R_CHUNKS;
-        const int x_chunk = thread % X_CHUNKS, x_row = thread / X_CHUNKS;
         const float *const residual = s.residual + of_columns * M + r_chunk * 4;
-        const int f = of_features * N + x_chunk * (16 / SIZE);
-        int row[COUNT];  // that are fetched next
-        auto find = [&](int it) {
-#pragma unroll
-            for (int i = 0; i < COUNT; ++i) {
-                const int r = it * DEEP + x_row + i * X_ROWS;
-                row[i] = r < size ? a.place[step * a.batch + r] : -1;
-            }
-        };
-        find(0);
+        Across<N> next;
+        find(next, step, looked ? STAGES - 1 : 0);
         auto fetch = [&](int it) {
             if (it < deep) {
                 char *const stage = shared + it % STAGES * STAGE;
@@ -488,10 +558,6 @@ struct Worker {
                         copy_ahead<16>(address_of(stage + r * TILE_OF_FLOATS + r_chunk * 16),
                                          residual + size_t(it * DEEP + r) * columns);
                 }
-                if (X_ROWS <= DEEP || x_row < DEEP)
-                    copy_of_X<COUNT, X_ROWS * TILE_OF_X>(
-                        stage + DEEP * TILE_OF_FLOATS + x_row * TILE_OF_X + x_chunk * 16, row, f);
-                find(it + 1);
             }
             commit_copies();
         };
@@ -505,7 +571,10 @@ struct Worker {
                 for (int c = 0; c < 4; ++c) sum[i][j][c] = rest[i][j][c] = 0;
         }
 #pragma unroll
-        for (int it = 0; it < STAGES - 1; ++it) fetch(it);
+        for (int it = 0; it < STAGES - 1; ++it) {
+            if (!looked) fetch_across(next, step, of_features, it);
+            fetch(it);
+        }
         const int m = warp / 2 * (M / 2), n = warp % 2 * (N / 2);
         float2 u[J];  // means of this thread's features
 #pragma unroll
@@ -518,6 +587,7 @@ struct Worker {
         for (int it = 0; it < deep; ++it) {
             wait_for_groups<STAGES - 2>();
             __syncthreads();
+            fetch_across(next, step, of_features, it + STAGES - 1);
             fetch(it + STAGES - 1);
             const char *const stage = shared + it % STAGES * STAGE;
             // Row g of a product is class 2 g, and row g + 8 class 2 g + 1; column g is feature 2 g in
@@ -653,27 +723,32 @@ struct Worker {
         }
     }
 
+    template <int M, int N> __device__ __forceinline__ void backward(int step) const {
+        const int across = columns / M;
+        for (int i = block; i < across * (wide / N); i += blocks)
+            backward<M, N>(step, i % across, i / across, i == block);
+    }
+
     __device__ __forceinline__ void run() {
-        const int steps = (a.n + a.batch - 1) / a.batch, across = columns / TILE;
-        const bool narrow = across * (wide / TILE) * 2 <= blocks;
+        const int steps = (a.n + a.batch - 1) / a.batch;
+        // Tiles are small where blocks would have none.
+        const bool narrow = columns / TILE * (wide / TILE) * 2 <= blocks;
         double loss = 0, correct = 0;
+        look_forward(0);
         start();
         meet();
         for (int step = 0; step < steps; ++step) {
-            const int high = (rows_in(step) + TILE - 1) / TILE;
-            for (int i = block; i < high * across * a.splits; i += blocks)
-                forward(step, i % high, i / high % across, i / (high * across));
+            for (int i = block; tile(step, i).part < a.splits; i += blocks)
+                forward(step, tile(step, i), i == block);
+            if (narrow) look_backward<32, 32>(step);
+            else look_backward<TILE, TILE>(step);
             meet();
             if (a.classes <= WARP * FEW) softmax<1, FEW>(step, loss, correct);
             else softmax<WARPS, 2 * FEW>(step, loss, correct);
             meet();
-            if (narrow) {
-                for (int i = block; i < columns / 32 * (wide / 32); i += blocks)
-                    backward<32, 32>(step, i % (columns / 32), i / (columns / 32));
-            } else {
-                for (int i = block; i < across * (wide / TILE); i += blocks)
-                    backward<64, 64>(step, i % across, i / across);
-            }
+            if (narrow) backward<32, 32>(step);
+            else backward<TILE, TILE>(step);
+            if (step + 1 < steps) look_forward(step + 1);
             meet();
         }
         if (lane == 0) {
