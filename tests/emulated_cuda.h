@@ -36,6 +36,10 @@ struct float2 {
 struct float4 {
     float x, y, z, w;
 };
+struct double2 {
+    double x, y;
+};
+inline double2 make_double2(double x, double y) { return {x, y}; }
 inline float2 make_float2(float x, float y) { return {x, y}; }
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 typedef char *Address;
@@ -248,7 +252,7 @@ template <typename T> T *in_block(T *place, int block) {
 template <typename T> T from_lane(T value, int mask) {
     return emulation::from(value, (emulation::current->thread % 32) ^ mask);
 }
-inline float from_lane_xor(float value, int mask) { return from_lane(value, mask); }
+template <typename T> T from_lane_xor(T value, int mask) { return from_lane(value, mask); }
 inline float from_lane_at(float value, int lane) { return emulation::from(value, lane); }
 
 inline Address address_of(const void *place) {
@@ -345,6 +349,20 @@ inline void multiply_tf32(float (&c)[4], const unsigned (&a)[4], unsigned b0, un
             sum += double(from_bits(x & 0xffffe000u)) * from_bits(w & 0xffffe000u);
         }
         c[i] = float(sum);
+    }
+}
+inline void multiply_f64(double &c0, double &c1, double a, double b) {
+    const double mine[] = {a, b};
+    emulation::say(mine, sizeof mine);
+    const int lane = emulation::current->thread % 32, g = lane / 4, t = lane % 4;
+    for (int i = 0; i < 2; ++i) {
+        double &c = i ? c1 : c0;
+        for (int k = 0; k < 4; ++k) {
+            double x[2], w[2];
+            std::memcpy(x, emulation::said_by(g * 4 + k), sizeof x);
+            std::memcpy(w, emulation::said_by((2 * t + i) * 4 + k), sizeof w);
+            c += x[0] * w[1];
+        }
     }
 }
 inline void load_matrices(unsigned (&r)[4], Address row) {

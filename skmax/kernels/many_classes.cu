@@ -1,5 +1,5 @@
 // An epoch of minibatch SGD on a stack of models with many classes, in one cooperative launch: what
-// skmax.solvers.sgd.sgd_epoch does, on dense rows in float32. Shapes are those of skmax.problem.
+// skmax.solvers.sgd.sgd_epoch does, on dense rows. Shapes are those of skmax.problem.
 //
 // Weights lie in the device's memory, those of all models side by side, padded with zeros: (columns,
 // wide), `columns` being a multiple of TILE classes per model and `wide` one of TILE features. A step
@@ -7,32 +7,40 @@
 //   forward   logits, a tile of rows and classes at a time, split over some of the features;
 //   softmax   loss and residual, a row of a model per warp;
 //   backward  gradient, a tile of classes and features at a time, and the step of its weights.
-// Products are those of tensor cores, which round their factors to 11 bits (TF32): a factor is the sum
-// of two such numbers, and of the four products the three are taken that matter in float32. The mean
+// Products are those of tensor cores. In float32, these round factors to 11 bits (TF32): a factor is the
+// sum of two such numbers, and of the four products the three are taken that matter. The mean
 // is taken off X before: tensor cores cut sums off instead of rounding them, which a common part of all
 // rows would make worse. All sums are taken in a fixed order, so that two runs are equal to the last
 // bit.
 //
 // The build defines
+//   REAL    float or double: weights and arithmetic
 //   DATA    the type of X; half where it is float16
 //   BLOCKS  of a multiprocessor
 
 typedef DATA Value;
-constexpr int SIZE = sizeof(Value);  // of a value of X
+typedef REAL Real;
+constexpr int SIZE = sizeof(Value), WORD = sizeof(Real);
 constexpr int WARP = 32, THREADS = 128, WARPS = THREADS / WARP;
 constexpr int TILE = 64;   // rows, classes or features of a tile
 constexpr int DEEP = 32;   // features or rows that are multiplied between two barriers
 constexpr int STAGES = 3;  // of these that are in shared memory
+constexpr int SMALL = SIZE > 4 ? SIZE : 4;  // bytes of X in a copy that is not of 16
 constexpr int FEW = 4;     // classes of a thread where a warp has a row
-constexpr float LOWEST = -3e38f;
+constexpr Real LOWEST = Real(-3e38);  // below all logits
 
 // From row to row in shared memory, in bytes, so that neighbouring rows are in other banks: of DEEP
-// and of TILE values of X, and the same of floats.
-constexpr int DEEP_OF_X = SIZE == 4 ? 160 : SIZE == 2 ? 80 : 48;
-constexpr int TILE_OF_X = SIZE == 4 ? 288 : SIZE == 2 ? 160 : 80;
-constexpr int DEEP_OF_FLOATS = 160, TILE_OF_FLOATS = 288;
-constexpr int FORWARD_STAGE = TILE * (DEEP_OF_X + DEEP_OF_FLOATS) + 4 * DEEP;
-constexpr int BACKWARD_STAGE = DEEP * (TILE_OF_X + TILE_OF_FLOATS);
+// and of TILE values of X, and the same of weights and residuals.
+__device__ constexpr int deep_of(int size) {
+    return size == 8 ? 320 : size == 4 ? 160 : size == 2 ? 80 : 48;
+}
+__device__ constexpr int tile_of(int size) {
+    return size == 8 ? 544 : size == 4 ? 288 : size == 2 ? 160 : 80;
+}
+constexpr int DEEP_OF_X = deep_of(SIZE), TILE_OF_X = tile_of(SIZE);
+constexpr int DEEP_OF_REALS = deep_of(WORD), TILE_OF_REALS = tile_of(WORD);
+constexpr int FORWARD_STAGE = TILE * (DEEP_OF_X + DEEP_OF_REALS) + WORD * DEEP;
+constexpr int BACKWARD_STAGE = DEEP * (TILE_OF_X + TILE_OF_REALS);
 constexpr int STAGE = FORWARD_STAGE > BACKWARD_STAGE ? FORWARD_STAGE : BACKWARD_STAGE;
 
 // The kernel's arguments; which are null says what there is none of.
@@ -40,71 +48,132 @@ struct Arguments {
     const Value *X;               // rows of d values
     const int *place, *visit;    // (n,): the row of X that is visited when, and of what follows
     int n, batch, d, classes, models;
-    int copy;                    // bytes of X that are copied at once: 16, 4, or 1
+    int copy;                    // bytes of X that are copied at once: 16, SMALL, or 1
     int splits;                  // parts of the features in the forward phase
     const long long *label;      // (n_samples,), or null: see target
-    const float *target;         // (n_samples, classes), or null
-    const float *weight;         // (n_samples, u), or null: all 1
-    const float *score_weight;   // likewise; or null: as weight
+    const Real *target;         // (n_samples, classes), or null
+    const Real *weight;         // (n_samples, u), or null: all 1
+    const Real *score_weight;   // likewise; or null: as weight
     int u;
     const int *column;           // (models,): a model's weights
-    const float *smoothing;      // (models, classes), or null
-    const float *mean;           // (models, d), or null: zero
-    const float *inverse_scale;  // (models, d), or null: one
-    const float *rate;           // (steps, models)
-    const float *l2, *l1, *momentum;             // (models,)
+    const Real *smoothing;      // (models, classes), or null
+    const Real *mean;           // (models, d), or null: zero
+    const Real *inverse_scale;  // (models, d), or null: one
+    const Real *rate;           // (steps, models)
+    const Real *l2, *l1, *momentum;             // (models,)
     int fit_intercept;
-    const float *coef, *velocity;                // (models, classes, d)
-    const float *intercept, *intercept_velocity; // (models, classes)
-    float *new_coef, *new_velocity, *new_intercept, *new_intercept_velocity;
+    const Real *coef, *velocity;                // (models, classes, d)
+    const Real *intercept, *intercept_velocity; // (models, classes)
+    Real *new_coef, *new_velocity, *new_intercept, *new_intercept_velocity;
     double *sums;                // (2, models), out: loss and correct
     unsigned *counter;           // 0
-    float *memory;               // what skmax.kernels.many_classes computes the size of
+    Real *memory;               // what skmax.kernels.many_classes computes the size of
 };
 
 // What all blocks share, cut from one piece.
 struct Scratch {
-    float *coef, *velocity;            // (columns, wide)
-    float *bias, *bias_velocity;       // (columns,): at the preconditioner's origin
-    float *logits;                     // (splits, rows, columns), rows being a multiple of TILE
-    float *residual;                   // (rows, columns)
+    Real *coef, *velocity;            // (columns, wide)
+    Real *bias, *bias_velocity;       // (columns,): at the preconditioner's origin
+    Real *logits;                     // (splits, rows, columns), rows being a multiple of TILE
+    Real *residual;                   // (rows, columns)
     double *sums;                      // (blocks * WARPS, 2)
 };
 
-// A factor of a product as numbers of TF32.
-__device__ __forceinline__ void split(float x, unsigned &high, unsigned &low) {
-    high = (bits_of(x) + 0x1000u) & 0xffffe000u;
-    low = bits_of(x - from_bits(high));  // of which the product takes the first 11 bits
-}
-
+struct alignas(2 * WORD) Two {
+    Real x, y;
+};
+struct alignas(16) Four {
+    Real x, y, z, w;
+};
 struct alignas(2 * SIZE) Both {
     Value x, y;
 };
-__device__ __forceinline__ float as_float(half value) { return to_float(value); }
-template <typename T> __device__ __forceinline__ float as_float(T value) { return value; }
+__device__ __forceinline__ Real as_real(half value) { return to_float(value); }
+template <typename T> __device__ __forceinline__ Real as_real(T value) { return value; }
 
 // Two neighbouring values of X.
-__device__ __forceinline__ float2 two_of(const char *from) {
+__device__ __forceinline__ Two two_of(const char *from) {
     const Both both = *reinterpret_cast<const Both *>(from);
-    return make_float2(as_float(both.x), as_float(both.y));
+    return {as_real(both.x), as_real(both.y)};
 }
 
-__device__ __forceinline__ float warp_sum(float value) {
+// What other blocks may have written, or will read.
+__device__ __forceinline__ Four get_four(const float *from) {
+    const float4 four = __ldcg(reinterpret_cast<const float4 *>(from));
+    return {four.x, four.y, four.z, four.w};
+}
+__device__ __forceinline__ Four get_four(const double *from) {
+    const double2 low = __ldcg(reinterpret_cast<const double2 *>(from));
+    const double2 high = __ldcg(reinterpret_cast<const double2 *>(from) + 1);
+    return {Real(low.x), Real(low.y), Real(high.x), Real(high.y)};
+}
+__device__ __forceinline__ void put(float *to, Two two) {
+    __stcg(reinterpret_cast<float2 *>(to), make_float2(two.x, two.y));
+}
+__device__ __forceinline__ void put(double *to, Two two) {
+    __stcg(reinterpret_cast<double2 *>(to), make_double2(two.x, two.y));
+}
+__device__ __forceinline__ void put(float *to, Four four) {
+    __stcg(reinterpret_cast<float4 *>(to), make_float4(four.x, four.y, four.z, four.w));
+}
+__device__ __forceinline__ void put(double *to, Four four) {
+    put(to, Two{four.x, four.y});
+    put(to + 2, Two{four.z, four.w});
+}
+
+// A factor of a product: a number, or the sum of two of TF32, the second of which the product cuts off
+// after 11 bits.
+template <typename T> struct Factor {
+    T value;
+    __device__ __forceinline__ void operator=(T x) { value = x; }
+};
+template <> struct Factor<float> {
+    unsigned high, low;
+    __device__ __forceinline__ void operator=(float x) {
+        high = (bits_of(x) + 0x1000u) & 0xffffe000u;
+        low = bits_of(x - from_bits(high));
+    }
+};
+
+// sum + rest += a b, of 16 x 8 and 8 x 8 factors, as the fragments of a warp.
+__device__ __forceinline__ void multiply(float (&sum)[4], float (&rest)[4],
+                                         const Factor<float> (&a)[4], const Factor<float> (&b)[2]) {
+    const unsigned high[] = {a[0].high, a[1].high, a[2].high, a[3].high};
+    const unsigned low[] = {a[0].low, a[1].low, a[2].low, a[3].low};
+    multiply_tf32(sum, high, b[0].high, b[1].high);
+    multiply_tf32(rest, high, b[0].low, b[1].low);
+    multiply_tf32(rest, low, b[0].high, b[1].high);
+}
+__device__ __forceinline__ void multiply(double (&sum)[4], double (&)[4],
+                                         const Factor<double> (&a)[4],
+                                         const Factor<double> (&b)[2]) {
+    multiply_f64(sum[0], sum[1], a[0].value, b[0].value);
+    multiply_f64(sum[2], sum[3], a[1].value, b[0].value);
+    multiply_f64(sum[0], sum[1], a[2].value, b[1].value);
+    multiply_f64(sum[2], sum[3], a[3].value, b[1].value);
+}
+
+__device__ __forceinline__ float exponential(float x) { return expf(x); }
+__device__ __noinline__ double exponential(double x) { return exp(x); }
+__device__ __forceinline__ float logarithm(float x) { return logf(x); }
+__device__ __noinline__ double logarithm(double x) { return log(x); }
+
+__device__ __forceinline__ Real warp_sum(Real value) {
 #pragma unroll
     for (int mask = WARP / 2; mask > 0; mask /= 2) value += from_lane_xor(value, mask);
     return value;
 }
-__device__ __forceinline__ float warp_max(float value) {
+__device__ __forceinline__ Real warp_max(Real value) {
 #pragma unroll
     for (int mask = WARP / 2; mask > 0; mask /= 2) {
-        const float other = from_lane_xor(value, mask);
+        const Real other = from_lane_xor(value, mask);
         value = other > value ? other : value;
     }
     return value;
 }
 
 // What the proximal operator of the L1 penalty takes off a weight.
-__device__ __forceinline__ float clip(float w, float threshold) {
+__device__ __forceinline__ Real clip(Real w, Real threshold) {
     return w > threshold ? threshold : (w < -threshold ? -threshold : w);
 }
 
@@ -123,13 +192,13 @@ struct Worker {
           of_model((a.classes + TILE - 1) / TILE * TILE), columns(a.models * of_model),
           wide((a.d + TILE - 1) / TILE * TILE), rows((a.batch + TILE - 1) / TILE * TILE),
           shared(reinterpret_cast<char *>(shared_memory)) {
-        float *next = a.memory;
+        Real *next = a.memory;
         auto take = [&](size_t count) {
-            float *piece = next;
+            Real *piece = next;
             next += count;
             return piece;
         };
-        s.sums = reinterpret_cast<double *>(take(size_t(4) * blocks * WARPS));
+        s.sums = reinterpret_cast<double *>(take(size_t(16 / WORD) * blocks * WARPS));
         s.coef = take(size_t(columns) * wide);
         s.velocity = take(size_t(columns) * wide);
         s.bias = take(columns);
@@ -160,11 +229,11 @@ struct Worker {
         for (int i = 0; i < COUNT; ++i) {
             const Value *const values = from(row[i], f);
             const int bytes = row[i] < 0 ? 0 : there;
-            if (a.copy == 4) {
+            if (a.copy > 1) {
 #pragma unroll
-                for (int j = 0; j < 4; ++j)
-                    copy_ahead<4>(address_of(to + i * STRIDE + 4 * j), values + j * (4 / SIZE),
-                                  4 * j < bytes ? 4 : 0);
+                for (int j = 0; j < 16 / SMALL; ++j)
+                    copy_ahead<SMALL>(address_of(to + i * STRIDE + SMALL * j),
+                                      values + j * (SMALL / SIZE), SMALL * j < bytes ? SMALL : 0);
             } else {
 #pragma unroll
                 for (int j = 0; j < 16 / SIZE; ++j)
@@ -184,18 +253,18 @@ struct Worker {
         for (int c = block * WARPS + warp; c < columns; c += blocks * WARPS) {
             const int model = c / of_model, k = c % of_model;
             const size_t row = size_t(model) * a.classes + k, to = size_t(c) * wide;
-            float dot = 0;
+            Real dot = 0;
             for (int f = lane; f < wide; f += WARP) {
                 const bool inside = k < a.classes && f < a.d;
-                const float w = inside ? a.coef[row * a.d + f] : 0.f;
+                const Real w = inside ? a.coef[row * a.d + f] : Real(0);
                 s.coef[to + f] = w;
-                s.velocity[to + f] = inside ? a.velocity[row * a.d + f] : 0.f;
+                s.velocity[to + f] = inside ? a.velocity[row * a.d + f] : Real(0);
                 if (inside && a.mean) dot += w * a.mean[size_t(model) * a.d + f];
             }
             dot = warp_sum(dot);
             if (lane > 0) continue;
-            s.bias[c] = k < a.classes ? a.intercept[row] + dot : 0.f;
-            s.bias_velocity[c] = k < a.classes ? a.intercept_velocity[row] : 0.f;
+            s.bias[c] = k < a.classes ? a.intercept[row] + dot : Real(0);
+            s.bias_velocity[c] = k < a.classes ? a.intercept_velocity[row] : Real(0);
         }
     }
 
@@ -251,29 +320,29 @@ struct Worker {
         const int of_rows = place.rows, of_columns = place.columns, part = place.part;
         const Rows mine = rows_of(step, of_rows, part);
         const int first = mine.first, last = mine.last;
-        constexpr int W_CHUNKS = DEEP * 4 / 16, W_ROWS = THREADS / W_CHUNKS;
-        constexpr int MEANS = TILE * (DEEP_OF_X + DEEP_OF_FLOATS);  // of a stage
+        constexpr int W_CHUNKS = DEEP * WORD / 16, W_ROWS = THREADS / W_CHUNKS;
+        constexpr int MEANS = TILE * (DEEP_OF_X + DEEP_OF_REALS);  // of a stage
         const int w_chunk = thread % W_CHUNKS, w_row = thread / W_CHUNKS;
-        const float *const weights = s.coef + size_t(of_columns * TILE + w_row) * wide + w_chunk * 4;
+        const Real *const weights = s.coef + size_t(of_columns * TILE + w_row) * wide + w_chunk * (16 / WORD);
         const int model = of_columns * TILE / of_model;
-        const float *const mean = a.mean ? a.mean + size_t(model) * a.d : nullptr;
+        const Real *const mean = a.mean ? a.mean + size_t(model) * a.d : nullptr;
         auto fetch = [&](int it) {
             if (it < last) {
                 char *const stage = shared + (it - first) % STAGES * STAGE;
-                const Address to = address_of(stage + TILE * DEEP_OF_X + w_row * DEEP_OF_FLOATS +
+                const Address to = address_of(stage + TILE * DEEP_OF_X + w_row * DEEP_OF_REALS +
                                               w_chunk * 16);
 #pragma unroll
                 for (int i = 0; i < TILE / W_ROWS; ++i)
-                    copy_ahead<16>(to + i * W_ROWS * DEEP_OF_FLOATS,
+                    copy_ahead<16>(to + i * W_ROWS * DEEP_OF_REALS,
                                    weights + size_t(i) * W_ROWS * wide + it * DEEP);
                 const int f = it * DEEP + thread;
                 if (thread < DEEP && mean)
-                    copy_ahead<4>(address_of(stage + MEANS + 4 * thread), f < a.d ? mean + f : mean,
-                                  f < a.d ? 4 : 0);
+                    copy_ahead<WORD>(address_of(stage + MEANS + WORD * thread),
+                                     f < a.d ? mean + f : mean, f < a.d ? WORD : 0);
             }
             commit_copies();
         };
-        float sum[2][4][4], rest[2][4][4];
+        Real sum[2][4][4], rest[2][4][4];
 #pragma unroll
         for (int i = 0; i < 2; ++i)
 #pragma unroll
@@ -285,10 +354,10 @@ struct Worker {
             if (!looked) fetch_rows(mine, first + it);
             fetch(first + it);
         }
-        float *const plus = reinterpret_cast<float *>(shared + STAGES * STAGE);  // (TILE,)
+        Real *const plus = reinterpret_cast<Real *>(shared + STAGES * STAGE);  // (TILE,)
         if (thread < TILE) {
             const int c = of_columns * TILE + thread;
-            plus[thread] = part == 0 ? __ldcg(s.bias + c) : 0.f;
+            plus[thread] = part == 0 ? __ldcg(s.bias + c) : Real(0);
         }
         const int m = warp / 2 * (TILE / 2), n = warp % 2 * (TILE / 2);
         for (int it = first; it < last; ++it) {
@@ -299,51 +368,46 @@ struct Worker {
             const char *const stage = shared + (it - first) % STAGES * STAGE;
             // Of eight features, 2 t and 2 t + 1 are the product's t and t + 4, in both factors.
             const char *const x = stage + (m + g) * DEEP_OF_X + 2 * t * SIZE;
-            const char *const w = stage + TILE * DEEP_OF_X + (n + g) * DEEP_OF_FLOATS + 8 * t;
-            const char *const means = stage + MEANS + 8 * t;
+            const char *const w = stage + TILE * DEEP_OF_X + (n + g) * DEEP_OF_REALS + 2 * t * WORD;
+            const char *const means = stage + MEANS + 2 * t * WORD;
 #pragma unroll
             for (int ks = 0; ks < DEEP / 8; ++ks) {
-                unsigned high[2][4], low[2][4];
-                float2 u = make_float2(0, 0);
-                if (mean) u = *reinterpret_cast<const float2 *>(means + 32 * ks);
+                Factor<Real> of_X[2][4];
+                Two u = {0, 0};
+                if (mean) u = *reinterpret_cast<const Two *>(means + 8 * ks * WORD);
 #pragma unroll
                 for (int i = 0; i < 2; ++i) {
                     const char *const here = x + 16 * i * DEEP_OF_X + 8 * ks * SIZE;
-                    const float2 p = two_of(here);
-                    const float2 q = two_of(here + 8 * DEEP_OF_X);
-                    split(p.x - u.x, high[i][0], low[i][0]);
-                    split(q.x - u.x, high[i][1], low[i][1]);
-                    split(p.y - u.y, high[i][2], low[i][2]);
-                    split(q.y - u.y, high[i][3], low[i][3]);
+                    const Two p = two_of(here), q = two_of(here + 8 * DEEP_OF_X);
+                    of_X[i][0] = p.x - u.x;
+                    of_X[i][1] = q.x - u.x;
+                    of_X[i][2] = p.y - u.y;
+                    of_X[i][3] = q.y - u.y;
                 }
 #pragma unroll
                 for (int j = 0; j < 4; ++j) {
-                    const float2 p = *reinterpret_cast<const float2 *>(w + 8 * j * DEEP_OF_FLOATS +
-                                                                       32 * ks);
-                    unsigned w_high[2], w_low[2];
-                    split(p.x, w_high[0], w_low[0]);
-                    split(p.y, w_high[1], w_low[1]);
+                    const Two p = *reinterpret_cast<const Two *>(w + 8 * j * DEEP_OF_REALS +
+                                                                 8 * ks * WORD);
+                    Factor<Real> of_W[2];
+                    of_W[0] = p.x;
+                    of_W[1] = p.y;
 #pragma unroll
-                    for (int i = 0; i < 2; ++i) {
-                        multiply_tf32(sum[i][j], high[i], w_high[0], w_high[1]);
-                        multiply_tf32(rest[i][j], high[i], w_low[0], w_low[1]);
-                        multiply_tf32(rest[i][j], low[i], w_high[0], w_high[1]);
-                    }
+                    for (int i = 0; i < 2; ++i) multiply(sum[i][j], rest[i][j], of_X[i], of_W);
                 }
             }
         }
         const size_t top = size_t(part) * rows + of_rows * TILE + m + g;
-        float *const out = s.logits + top * columns + of_columns * TILE + n + 2 * t;
+        Real *const out = s.logits + top * columns + of_columns * TILE + n + 2 * t;
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
-            const float2 more = *reinterpret_cast<const float2 *>(plus + n + 8 * j + 2 * t);
+            const Two more = *reinterpret_cast<const Two *>(plus + n + 8 * j + 2 * t);
 #pragma unroll
             for (int i = 0; i < 2; ++i)
 #pragma unroll
                 for (int h = 0; h < 2; ++h)
-                    __stcg(reinterpret_cast<float2 *>(out + size_t(16 * i + 8 * h) * columns + 8 * j),
-                           make_float2(sum[i][j][2 * h] + rest[i][j][2 * h] + more.x,
-                                       sum[i][j][2 * h + 1] + rest[i][j][2 * h + 1] + more.y));
+                    put(out + size_t(16 * i + 8 * h) * columns + 8 * j,
+                        Two{sum[i][j][2 * h] + rest[i][j][2 * h] + more.x,
+                            sum[i][j][2 * h + 1] + rest[i][j][2 * h + 1] + more.y});
         }
         wait_for_groups<0>();
         __syncthreads();
@@ -351,18 +415,18 @@ struct Worker {
 
     // What a row should be, class by class.
     struct Target {
-        const float *soft, *smoothing;
+        const Real *soft, *smoothing;
         int label;
-        float hard_share;
+        Real hard_share;
 
-        __device__ __forceinline__ float of(int k) const {
-            const float t = soft ? soft[k] : (k == label ? 1.f : 0.f);
+        __device__ __forceinline__ Real of(int k) const {
+            const Real t = soft ? soft[k] : (k == label ? Real(1) : Real(0));
             return smoothing ? hard_share * t + smoothing[k] : t;
         }
     };
 
-    __device__ __forceinline__ float hard_share(int model) const {
-        float sum = 0;
+    __device__ __forceinline__ Real hard_share(int model) const {
+        Real sum = 0;
         if (a.smoothing)
             for (int k = lane; k < a.classes; k += WARP) sum += a.smoothing[model * a.classes + k];
         return 1 - warp_sum(sum);
@@ -371,15 +435,15 @@ struct Worker {
     // What the warps of a row know together: the sum of the first three, and of the last the largest.
     // Of a single warp, it is what that knows. `turn` changes from call to call.
     template <int TEAM>
-    __device__ __forceinline__ void share(float (&values)[4], int turn) const {
+    __device__ __forceinline__ void share(Real (&values)[4], int turn) const {
 #pragma unroll
         for (int i = 0; i < 3; ++i) values[i] = warp_sum(values[i]);
         values[3] = warp_max(values[3]);
         if (TEAM == 1) return;
-        float4 *const all = reinterpret_cast<float4 *>(shared + STAGES * STAGE) + turn % 2 * WARPS;
-        if (lane == 0) all[warp] = make_float4(values[0], values[1], values[2], values[3]);
+        Four *const all = reinterpret_cast<Four *>(shared + STAGES * STAGE) + turn % 2 * WARPS;
+        if (lane == 0) all[warp] = {values[0], values[1], values[2], values[3]};
         __syncthreads();
-        float4 sum = all[0];
+        Four sum = all[0];
 #pragma unroll
         for (int other = 1; other < WARPS; ++other) {
             sum.x += all[other].x;
@@ -392,16 +456,16 @@ struct Worker {
 
     // A row's target; of soft ones, the label is the first of the likeliest classes.
     template <int TEAM>
-    __device__ __forceinline__ Target target_of(int model, size_t row, float hard_share) const {
+    __device__ __forceinline__ Target target_of(int model, size_t row, Real hard_share) const {
         Target target{a.target ? a.target + row * a.classes : nullptr,
                       a.smoothing ? a.smoothing + model * a.classes : nullptr,
                       a.label ? int(a.label[row]) : 0, hard_share};
         if (!target.soft) return target;
         const int member = TEAM == 1 ? lane : thread;
-        float most[4] = {0, 0, 0, LOWEST}, first[4] = {0, 0, 0, LOWEST};
+        Real most[4] = {0, 0, 0, LOWEST}, first[4] = {0, 0, 0, LOWEST};
         for (int k = member; k < a.classes; k += WARP * TEAM)
             if (target.soft[k] > most[3]) most[3] = target.soft[k], first[3] = -k;
-        const float mine = most[3];
+        const Real mine = most[3];
         share<TEAM>(most, 0);
         if (mine != most[3]) first[3] = LOWEST;
         share<TEAM>(first, 1);
@@ -412,20 +476,20 @@ struct Worker {
     // Loss and residual of a row, at which TEAM warps work: each thread has every so many-th class,
     // REGISTERS at a time: all, or where they are more, some after the other from memory.
     template <int TEAM, int REGISTERS>
-    __device__ __forceinline__ void softmax(int step, int model, int r, float hard_share,
+    __device__ __forceinline__ void softmax(int step, int model, int r, Real hard_share,
                                             double &loss, double &correct) const {
         constexpr int MEMBERS = WARP * TEAM;
         const int member = TEAM == 1 ? lane : thread;
         const size_t at = size_t(r) * columns + model * of_model, next = size_t(rows) * columns;
-        float *const logits = s.logits + at, *const residual = s.residual + at;
+        Real *const logits = s.logits + at, *const residual = s.residual + at;
         if (r >= rows_in(step)) {
-            for (int k = member; k < of_model; k += MEMBERS) __stcg(residual + k, 0.f);
+            for (int k = member; k < of_model; k += MEMBERS) __stcg(residual + k, Real(0));
             return;
         }
         const size_t row = a.visit[step * a.batch + r];
         const Target target = target_of<TEAM>(model, row, hard_share);
         const bool once = a.classes <= MEMBERS * REGISTERS;
-        float z[REGISTERS], top[4] = {0, 0, 0, LOWEST};
+        Real z[REGISTERS], top[4] = {0, 0, 0, LOWEST};
         auto chunk = [&](int from) {  // the logits of some classes
 #pragma unroll
             for (int i = 0; i < REGISTERS; ++i) {
@@ -450,39 +514,39 @@ struct Worker {
         }
         share<TEAM>(top, 0);
         // Of the exponentials, the targets, these times the logits; and less the first likeliest class.
-        float sums[4] = {0, 0, 0, LOWEST};
+        Real sums[4] = {0, 0, 0, LOWEST};
         for (int from = 0; from < a.classes; from += MEMBERS * REGISTERS) {
             if (!once) chunk(from);
 #pragma unroll
             for (int i = 0; i < REGISTERS; ++i) {
                 const int k = from + member + MEMBERS * i;
                 if (k >= a.classes) continue;
-                const float below = z[i] - top[3], part = target.of(k);
+                const Real below = z[i] - top[3], part = target.of(k);
                 if (below == 0 && -k > sums[3]) sums[3] = -k;
                 if (part != 0) {
                     sums[1] += part;
                     sums[2] += part * below;
                 }
-                z[i] = expf(below);
+                z[i] = exponential(below);
                 sums[0] += z[i];
             }
         }
         share<TEAM>(sums, 1);
         const size_t of_row = row * a.u + (a.weight ? a.column[model] : 0);
-        const float weight = a.weight ? a.weight[of_row] : 1.f, factor = 1 / sums[0];
+        const Real weight = a.weight ? a.weight[of_row] : Real(1), factor = 1 / sums[0];
         for (int from = 0; from < a.classes; from += MEMBERS * REGISTERS) {
             if (!once) chunk(from);
 #pragma unroll
             for (int i = 0; i < REGISTERS; ++i) {
                 const int k = from + member + MEMBERS * i;
                 if (k >= a.classes) continue;
-                const float p = once ? z[i] : expf(z[i] - top[3]);
+                const Real p = once ? z[i] : exponential(z[i] - top[3]);
                 __stcg(residual + k, weight * (p * factor - target.of(k)));
             }
         }
-        for (int k = a.classes + member; k < of_model; k += MEMBERS) __stcg(residual + k, 0.f);
+        for (int k = a.classes + member; k < of_model; k += MEMBERS) __stcg(residual + k, Real(0));
         if (member > 0) return;
-        loss += weight * (sums[1] * logf(sums[0]) - sums[2]);
+        loss += weight * (sums[1] * logarithm(sums[0]) - sums[2]);
         if (-sums[3] == target.label) correct += a.score_weight ? a.score_weight[of_row] : weight;
     }
 
@@ -492,7 +556,7 @@ struct Worker {
         const int teams = TEAM == 1 ? blocks * WARPS : blocks;
         const int team = TEAM == 1 ? warp * blocks + block : block, model = team % a.models;
         const int stride = (teams - model + a.models - 1) / a.models;
-        const float hard = hard_share(model);
+        const Real hard = hard_share(model);
         for (int r = team / a.models; r < (rows_in(step) + DEEP - 1) / DEEP * DEEP; r += stride)
             softmax<TEAM, REGISTERS>(step, model, r, hard, loss, correct);
     }
@@ -520,7 +584,7 @@ struct Worker {
         using Next = Across<N>;
         if (it * DEEP >= rows_in(step)) return;
         const int chunk = thread % Next::CHUNKS, row = thread / Next::CHUNKS;
-        char *const to = shared + it % STAGES * STAGE + DEEP * TILE_OF_FLOATS + chunk * 16;
+        char *const to = shared + it % STAGES * STAGE + DEEP * TILE_OF_REALS + chunk * 16;
         if (Next::AT_ONCE <= DEEP || row < DEEP)
             copy_of_X<Next::COUNT, Next::AT_ONCE * TILE_OF_X>(
                 to + row * TILE_OF_X, next.row, of_features * N + chunk * (16 / SIZE));
@@ -541,11 +605,11 @@ struct Worker {
     __device__ __forceinline__ void backward(int step, int of_columns, int of_features,
                                              bool looked) const {
         constexpr int I = M / 32, J = N / 32;  // tiles of 16 classes and pairs of tiles of 8 features
-        constexpr int R_CHUNKS = M / 4, R_ROWS = THREADS / R_CHUNKS;
+        constexpr int R_CHUNKS = M * WORD / 16, R_ROWS = THREADS / R_CHUNKS;
         const int size = rows_in(step), deep = (size + DEEP - 1) / DEEP;
         const int model = of_columns * M / of_model;
         const int r_chunk = thread % R_CHUNKS, r_row = thread / R_CHUNKS;
-        const float *const residual = s.residual + of_columns * M + r_chunk * 4;
+        const Real *const residual = s.residual + of_columns * M + r_chunk * (16 / WORD);
         Across<N> next;
         find(next, step, looked ? STAGES - 1 : 0);
         auto fetch = [&](int it) {
@@ -555,13 +619,13 @@ struct Worker {
                 for (int i = 0; i < (DEEP + R_ROWS - 1) / R_ROWS; ++i) {
                     const int r = r_row + i * R_ROWS;
                     if (R_ROWS <= DEEP || r < DEEP)
-                        copy_ahead<16>(address_of(stage + r * TILE_OF_FLOATS + r_chunk * 16),
+                        copy_ahead<16>(address_of(stage + r * TILE_OF_REALS + r_chunk * 16),
                                          residual + size_t(it * DEEP + r) * columns);
                 }
             }
             commit_copies();
         };
-        float sum[I][2 * J][4], rest[I][2 * J][4], of_class[I][2];
+        Real sum[I][2 * J][4], rest[I][2 * J][4], of_class[I][2];
 #pragma unroll
         for (int i = 0; i < I; ++i) {
             of_class[i][0] = of_class[i][1] = 0;
@@ -576,13 +640,13 @@ struct Worker {
             fetch(it);
         }
         const int m = warp / 2 * (M / 2), n = warp % 2 * (N / 2);
-        float2 u[J];  // means of this thread's features
+        Two u[J];  // means of this thread's features
 #pragma unroll
         for (int j = 0; j < J; ++j) {
             const int f = of_features * N + n + 2 * g + 16 * j;
-            const float *const mean = a.mean + size_t(model) * a.d;
-            u[j] = make_float2(a.mean && f < a.d ? mean[f] : 0.f,
-                               a.mean && f + 1 < a.d ? mean[f + 1] : 0.f);
+            const Real *const mean = a.mean + size_t(model) * a.d;
+            u[j].x = a.mean && f < a.d ? mean[f] : Real(0);
+            u[j].y = a.mean && f + 1 < a.d ? mean[f + 1] : Real(0);
         }
         for (int it = 0; it < deep; ++it) {
             wait_for_groups<STAGES - 2>();
@@ -592,44 +656,39 @@ struct Worker {
             const char *const stage = shared + it % STAGES * STAGE;
             // Row g of a product is class 2 g, and row g + 8 class 2 g + 1; column g is feature 2 g in
             // one product and 2 g + 1 in the next.
-            const char *const r = stage + t * TILE_OF_FLOATS + (m + 2 * g) * 4;
-            const char *const x = stage + DEEP * TILE_OF_FLOATS + t * TILE_OF_X + (n + 2 * g) * SIZE;
+            const char *const r = stage + t * TILE_OF_REALS + (m + 2 * g) * WORD;
+            const char *const x = stage + DEEP * TILE_OF_REALS + t * TILE_OF_X + (n + 2 * g) * SIZE;
 #pragma unroll
             for (int ks = 0; ks < DEEP / 8; ++ks) {
-                unsigned high[I][4], low[I][4];
+                Factor<Real> of_residual[I][4];
 #pragma unroll
                 for (int i = 0; i < I; ++i) {
-                    const char *const here = r + 8 * ks * TILE_OF_FLOATS + 64 * i;
-                    const float2 p = *reinterpret_cast<const float2 *>(here);
-                    const float2 q = *reinterpret_cast<const float2 *>(here + 4 * TILE_OF_FLOATS);
+                    const char *const here = r + 8 * ks * TILE_OF_REALS + 16 * i * WORD;
+                    const Two p = *reinterpret_cast<const Two *>(here);
+                    const Two q = *reinterpret_cast<const Two *>(here + 4 * TILE_OF_REALS);
                     if (of_features == 0) {
                         of_class[i][0] += p.x + q.x;
                         of_class[i][1] += p.y + q.y;
                     }
-                    split(p.x, high[i][0], low[i][0]);
-                    split(p.y, high[i][1], low[i][1]);
-                    split(q.x, high[i][2], low[i][2]);
-                    split(q.y, high[i][3], low[i][3]);
+                    of_residual[i][0] = p.x;
+                    of_residual[i][1] = p.y;
+                    of_residual[i][2] = q.x;
+                    of_residual[i][3] = q.y;
                 }
 #pragma unroll
                 for (int j = 0; j < J; ++j) {
                     const char *const here = x + 8 * ks * TILE_OF_X + 16 * j * SIZE;
-                    const float2 p = two_of(here);
-                    const float2 q = two_of(here + 4 * TILE_OF_X);
-                    unsigned x_high[2][2], x_low[2][2];
-                    split(p.x - u[j].x, x_high[0][0], x_low[0][0]);
-                    split(p.y - u[j].y, x_high[1][0], x_low[1][0]);
-                    split(q.x - u[j].x, x_high[0][1], x_low[0][1]);
-                    split(q.y - u[j].y, x_high[1][1], x_low[1][1]);
+                    const Two p = two_of(here), q = two_of(here + 4 * TILE_OF_X);
+                    Factor<Real> of_X[2][2];
+                    of_X[0][0] = p.x - u[j].x;
+                    of_X[1][0] = p.y - u[j].y;
+                    of_X[0][1] = q.x - u[j].x;
+                    of_X[1][1] = q.y - u[j].y;
 #pragma unroll
                     for (int i = 0; i < I; ++i)
 #pragma unroll
-                        for (int c = 0; c < 2; ++c) {
-                            float(&of_high)[4] = sum[i][2 * j + c], (&of_low)[4] = rest[i][2 * j + c];
-                            multiply_tf32(of_high, high[i], x_high[c][0], x_high[c][1]);
-                            multiply_tf32(of_low, low[i], x_high[c][0], x_high[c][1]);
-                            multiply_tf32(of_low, high[i], x_low[c][0], x_low[c][1]);
-                        }
+                        for (int c = 0; c < 2; ++c)
+                            multiply(sum[i][2 * j + c], rest[i][2 * j + c], of_residual[i], of_X[c]);
                 }
             }
         }
@@ -641,40 +700,39 @@ struct Worker {
 
     template <int M, int N>
     __device__ __forceinline__ void step_of_weights(
-        int step, int model, int top, int left, float (&sum)[M / 32][N / 16][4],
-        float (&rest)[M / 32][N / 16][4], float (&of_class)[M / 32][2]) const {
-        const float rate = a.rate[step * size_t(a.models) + model], per_row = 1.f / rows_in(step);
-        const float l2 = a.l2[model], l1 = a.l1[model], momentum = a.momentum[model];
-        float scale[N / 32][4];
+        int step, int model, int top, int left, Real (&sum)[M / 32][N / 16][4],
+        Real (&rest)[M / 32][N / 16][4], Real (&of_class)[M / 32][2]) const {
+        const Real rate = a.rate[step * size_t(a.models) + model], per_row = Real(1) / rows_in(step);
+        const Real l2 = a.l2[model], l1 = a.l1[model], momentum = a.momentum[model];
+        Real scale[N / 32][4];
 #pragma unroll
         for (int j = 0; j < N / 32; ++j)
 #pragma unroll
             for (int c = 0; c < 4; ++c) {
                 const int f = left + 16 * j + 4 * t + c;
                 scale[j][c] =
-                    f >= a.d ? 0.f : a.inverse_scale ? a.inverse_scale[size_t(model) * a.d + f] : 1.f;
+                    f >= a.d ? Real(0) : a.inverse_scale ? a.inverse_scale[size_t(model) * a.d + f] : Real(1);
             }
 #pragma unroll
         for (int i = 0; i < M / 32; ++i)
 #pragma unroll
             for (int h = 0; h < 2; ++h) {
-                float of_all = of_class[i][h];
+                Real of_all = of_class[i][h];
                 of_all += from_lane_xor(of_all, 1);
                 of_all += from_lane_xor(of_all, 2);
                 const int c = top + 16 * i + 2 * g + h;
 #pragma unroll
                 for (int j = 0; j < N / 32; ++j) {
                     const size_t at = size_t(c) * wide + left + 16 * j + 4 * t;
-                    float4 w = __ldcg(reinterpret_cast<const float4 *>(s.coef + at));
-                    float4 v = __ldcg(reinterpret_cast<const float4 *>(s.velocity + at));
-                    auto take = [&](int tile, int column, int q, float &w, float &v) {
-                        const float total =
+                    Four w = get_four(s.coef + at), v = get_four(s.velocity + at);
+                    auto take = [&](int tile, int column, int q, Real &w, Real &v) {
+                        const Real total =
                             sum[i][tile][2 * h + column] + rest[i][tile][2 * h + column];
-                        const float unit = scale[j][q], slope = total * per_row + l2 * w;
+                        const Real unit = scale[j][q], slope = total * per_row + l2 * w;
                         v = momentum * v - rate * (slope * unit * unit);
                         w += v;
                         if (l1 > 0) {
-                            const float clipped = clip(w, rate * (l1 * unit * unit));
+                            const Real clipped = clip(w, rate * (l1 * unit * unit));
                             w -= clipped;
                             v -= clipped;
                         }
@@ -683,11 +741,11 @@ struct Worker {
                     take(2 * j + 1, 0, 1, w.y, v.y);
                     take(2 * j, 1, 2, w.z, v.z);
                     take(2 * j + 1, 1, 3, w.w, v.w);
-                    __stcg(reinterpret_cast<float4 *>(s.coef + at), w);
-                    __stcg(reinterpret_cast<float4 *>(s.velocity + at), v);
+                    put(s.coef + at, w);
+                    put(s.velocity + at, v);
                 }
                 if (left == 0 && t == 0 && a.fit_intercept) {
-                    const float v = momentum * __ldcg(s.bias_velocity + c) - rate * (of_all * per_row);
+                    const Real v = momentum * __ldcg(s.bias_velocity + c) - rate * (of_all * per_row);
                     __stcg(s.bias_velocity + c, v);
                     __stcg(s.bias + c, __ldcg(s.bias + c) + v);
                 }
@@ -700,9 +758,9 @@ struct Worker {
             const int model = c / of_model, k = c % of_model;
             if (k >= a.classes) continue;
             const size_t row = size_t(model) * a.classes + k, from = size_t(c) * wide;
-            float dot = 0;
+            Real dot = 0;
             for (int f = lane; f < a.d; f += WARP) {
-                const float w = __ldcg(s.coef + from + f);
+                const Real w = __ldcg(s.coef + from + f);
                 a.new_coef[row * a.d + f] = w;
                 a.new_velocity[row * a.d + f] = __ldcg(s.velocity + from + f);
                 if (a.mean) dot += w * a.mean[size_t(model) * a.d + f];
@@ -763,13 +821,13 @@ struct Worker {
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) sgd_epoch_of_many_classes(
     const Value *X, const int *place, const int *visit, int n, int batch, int d, int classes,
-    int models, int copy, int splits, const long long *label, const float *target,
-    const float *weight, const float *score_weight, int u, const int *column,
-    const float *smoothing, const float *mean, const float *inverse_scale, const float *rate,
-    const float *l2, const float *l1, const float *momentum, int fit_intercept, const float *coef,
-    const float *velocity, const float *intercept, const float *intercept_velocity,
-    float *new_coef, float *new_velocity, float *new_intercept, float *new_intercept_velocity,
-    double *sums, unsigned *counter, float *memory)
+    int models, int copy, int splits, const long long *label, const Real *target,
+    const Real *weight, const Real *score_weight, int u, const int *column,
+    const Real *smoothing, const Real *mean, const Real *inverse_scale, const Real *rate,
+    const Real *l2, const Real *l1, const Real *momentum, int fit_intercept, const Real *coef,
+    const Real *velocity, const Real *intercept, const Real *intercept_velocity,
+    Real *new_coef, Real *new_velocity, Real *new_intercept, Real *new_intercept_velocity,
+    double *sums, unsigned *counter, Real *memory)
 {
     Worker worker(Arguments{
         X, place, visit, n, batch, d, classes, models, copy, splits, label, target, weight,

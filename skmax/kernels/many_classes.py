@@ -28,7 +28,8 @@ PARAMETERS = (
 )
 # As the kernel has them.
 _WARPS, _TILE, _DEEP, _STAGES = 4, 64, 32, 3
-_OF_X = {1: (48, 80), 2: (80, 160), 4: (160, 288)}
+# From row to row in shared memory, in bytes, by the bytes of a value: of DEEP and of TILE values.
+_STRIDES = {1: (48, 80), 2: (80, 160), 4: (160, 288), 8: (320, 544)}
 # Classes up to which a warp has a row, and not a block.
 _FEW = 128
 # Blocks of a multiprocessor that share its registers.
@@ -43,19 +44,22 @@ _MOST_ROWS = 2**31 - 1
 class Build:
     """The kernel for a type of X: what its source says that the build defines."""
 
+    REAL: str
     DATA: str
     size: int  # of a value of X
 
     def options(self) -> tuple[str, ...]:
         """Options of the compiler."""
-        defined = {"DATA": self.DATA, "BLOCKS": _BLOCKS}
+        defined = {"REAL": self.REAL, "DATA": self.DATA, "BLOCKS": _BLOCKS}
         return ("-std=c++17", *(f"-D{name}={value}" for name, value in defined.items()))
 
     @property
     def shared_bytes(self) -> int:
         """What a block takes of shared memory."""
-        deep, tile = _OF_X[self.size]
-        return _STAGES * max(_TILE * (deep + 160) + 4 * _DEEP, _DEEP * (tile + 288)) + 4 * _TILE
+        (deep, tile), word = _STRIDES[self.size], 8 if self.REAL == "double" else 4
+        of_weights, of_residuals = _STRIDES[word]
+        forward = _TILE * (deep + of_weights) + word * _DEEP
+        return _STAGES * max(forward, _DEEP * (tile + of_residuals)) + word * _TILE
 
 
 @dataclass(frozen=True)
@@ -76,11 +80,12 @@ class Plan:
         if not isinstance(data, DeviceRows) or data.n_samples > _MOST_ROWS or not data.alignment:
             return None
         name = dtype_name(data.X)
-        if data.dtype != np.float32 or data.subtrahend is not None or name not in DATA:
+        if data.subtrahend is not None or name not in DATA:
             return None
+        real = "double" if np.dtype(data.dtype) == np.float64 else "float"
         size, batch = np.dtype(name).itemsize, min(batch_size, len(problem.order))
         row = data.n_features * size
-        build = Build(DATA[name], size)
+        build = Build(real, DATA[name], size)
         most = device.blocks(build.shared_bytes, _BLOCKS)
         if m > most:  # each block has rows of one
             return None
@@ -95,7 +100,7 @@ class Plan:
             build,
             device,
             batch,
-            next(n for n in (16, 4, 1) if data.alignment % n == 0 and row % n == 0),
+            next(n for n in (16, max(4, size), 1) if data.alignment % n == 0 and row % n == 0),
             splits,
             min(most, max(phases)),
         )
@@ -104,7 +109,7 @@ class Plan:
         """What `skmax.solvers.sgd.sgd_epoch` does. It returns before the device is done."""
         xp, data, soft = problem.backend.xp, problem.data, problem.targets.ndim == 2
         assert isinstance(data, DeviceRows)
-        (m, k), d, float32 = problem.masked.shape, data.n_features, data.dtype
+        (m, k), d, dtype = problem.masked.shape, data.n_features, data.dtype
         values = of_epoch(problem, steps) | {
             "batch": np.int32(self.batch),
             "classes": np.int32(k),
@@ -115,12 +120,12 @@ class Plan:
             "target": problem.targets if soft else None,
             "weight": problem.sample_weight,
             "score_weight": None if problem.sample_weight is None else problem.score_weight,
-            "memory": xp.empty(self._n_floats(m, k, d), dtype=float32),
+            "memory": xp.empty(self._n_reals(m, k, d), dtype=dtype),
         }
         rate, total = values["rate"], 0
         for X, place, visit, part in data.segments(steps.order, self.batch):
             sums = xp.empty((2, m), dtype=xp.float64)
-            after = State(*(xp.empty(shape, dtype=float32) for shape in ((m, k, d), (m, k)) * 2))
+            after = State(*(xp.empty(shape, dtype=dtype) for shape in ((m, k, d), (m, k)) * 2))
             values |= _of_state("", state) | _of_state("new_", after)
             values |= {"X": X, "place": place, "visit": visit, "n": np.int32(len(place))}
             values |= {"sums": sums, "counter": xp.zeros(1, dtype=xp.uint32)}
@@ -129,11 +134,11 @@ class Plan:
             state, total = after, total + sums
         return state, BatchSums(total[0, :], total[1, :])
 
-    def _n_floats(self, m: int, k: int, d: int) -> int:
+    def _n_reals(self, m: int, k: int, d: int) -> int:
         """What `Scratch` takes in the kernel."""
         columns, wide, rows = m * _up(k, _TILE), _up(d, _TILE), _up(self.batch, _TILE)
         per_column = 2 * wide + 2 + (self.splits + 1) * rows
-        return 4 * self.blocks * _WARPS + columns * per_column
+        return 4 * self.blocks * _WARPS + columns * per_column  # whose first are doubles
 
     def _launch(self, values: dict[str, Any]) -> None:
         arguments = tuple(argument(values[name]) for name in PARAMETERS)

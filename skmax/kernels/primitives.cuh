@@ -38,7 +38,7 @@ template <int N> __device__ inline void wait_for_groups() {
 
 __device__ inline unsigned bits_of(float value) { return __float_as_uint(value); }
 __device__ inline float from_bits(unsigned bits) { return __uint_as_float(bits); }
-__device__ inline float from_lane_xor(float value, int mask) {
+template <typename T> __device__ inline T from_lane_xor(T value, int mask) {
     return __shfl_xor_sync(~0u, value, mask);
 }
 
@@ -48,6 +48,12 @@ __device__ inline void multiply_tf32(float (&c)[4], const unsigned (&a)[4], unsi
                  "{%8,%9}, {%0,%1,%2,%3};"
                  : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// The same of doubles: of 8 x 4 and 4 x 8.
+__device__ inline void multiply_f64(double &c0, double &c1, double a, double b) {
+    asm volatile("mma.sync.aligned.m8n8k4.row.col.f64.f64.f64.f64 {%0,%1}, {%2}, {%3}, {%0,%1};"
+                 : "+d"(c0), "+d"(c1) : "d"(a), "d"(b));
 }
 
 // A barrier for all blocks of a cooperative launch, which has met it `turn` times before.
