@@ -755,7 +755,7 @@ def compiled_as(plan: Plan) -> Row:
     return {
         "registers": kernel.num_regs,
         "spilled bytes": kernel.local_size_bytes,
-        "details": {"shared bytes": plan.shared_bytes, "options": plan.build.options()},
+        "details": {"shared bytes": plan.shared_bytes, "options": plan.build.unit().options},
     }
 
 

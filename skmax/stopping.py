@@ -433,7 +433,7 @@ class Watch:
 
     def _settled(self, model: int, weights: Weights) -> Weights:
         coef, intercept = (part[None, ...] for part in weights)
-        state = State(coef, intercept, 0 * coef, 0 * intercept)
+        state = State(coef, intercept, coef, intercept).at_rest(self._problem.backend)
         state = with_exact_zeros(self._problem.select(np.array([model])), state)
         return Weights(state.coef[0, ...], state.intercept[0, ...])
 

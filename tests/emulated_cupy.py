@@ -229,7 +229,7 @@ def install(monkeypatch):
     """Let `import cupy` find this, and build kernels with fewer threads."""
     import array_api_compat.numpy
 
-    from skmax.kernels.cuda import compiled
+    from skmax.backends import device_code
 
     if COMPILER is None:
         pytest.skip("no g++, which builds the kernels for the CPU")
@@ -263,5 +263,6 @@ def install(monkeypatch):
     monkeypatch.setattr(array_api_compat, "cupy", array_api_compat.numpy, raising=False)
     monkeypatch.setattr("skmax.kernels.cuda.THREADS", 64)
     monkeypatch.setattr(Kernel, "launches", 0)
-    compiled.cache_clear()
+    monkeypatch.setattr(device_code.Unit, "stored", lambda *_: None)  # that is for a GPU
+    device_code.kernel.cache_clear()
     return cupy

@@ -18,6 +18,7 @@ from scipy import sparse
 from skmax import kernels, objective
 from skmax.backends import Backend, float_dtype_for
 from skmax.backends.cupy import CupyBackend
+from skmax.backends.device_code import Unit
 from skmax.backends.numpy import NumpyBackend
 from skmax.data import source
 from skmax.data.disk import opened
@@ -511,9 +512,9 @@ def test_what_the_kernel_of_the_device_does_not_serve(emulated, shape, device, m
 
 def test_more_rows_than_the_kernel_of_the_device_can_count(emulated, monkeypatch):
     problem, *_ = make_case(CupyBackend(), 0, **SHAPE)
-    monkeypatch.setattr(cuda, "_MOST_ROWS", 40)
+    monkeypatch.setattr(cuda, "MOST_ROWS", 40)
     assert Plan.of(problem, 16, H100) is not None
-    monkeypatch.setattr(cuda, "_MOST_ROWS", 39)
+    monkeypatch.setattr(cuda, "MOST_ROWS", 39)
     assert Plan.of(problem, 16, H100) is None
 
 
@@ -538,7 +539,7 @@ def test_threads_of_the_device_may_run_in_any_order(emulated, dtype, cluster):
 
 
 def test_arguments_are_in_the_order_of_the_parameters():
-    (parameters,) = re.findall(r"sgd_epoch\(([^)]*)\)", cuda.source())
+    (parameters,) = re.findall(r"sgd_epoch\(([^)]*)\)", Unit((cuda.SOURCE,)).source())
     assert tuple(re.findall(r"(\w+)(?:,|$)", parameters)) == PARAMETERS
 
 
@@ -556,7 +557,7 @@ def nvrtc():
 def compiler_report(options):
     """What ptxas says of the kernel."""
     library, program, size = nvrtc(), ctypes.c_void_p(), ctypes.c_size_t()
-    code = cuda.source().encode()
+    code = Unit((cuda.SOURCE,)).source().encode()
     assert library.nvrtcCreateProgram(ctypes.byref(program), code, b"k.cu", 0, None, None) == 0
     words = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
     failed = library.nvrtcCompileProgram(program, len(options), words)
@@ -599,7 +600,7 @@ def test_the_kernel_compiles_without_spilling_registers(
     memory, cluster = (166912, 1) if architecture == "sm_80" else (232448, 8)
     plan = Plan.of(problem, batch, Device(-1, 132, memory, cluster, 256))
     report = compiler_report(
-        (*plan.build.options(), f"-arch={architecture}", "-ftz=true", "--ptxas-options=-v")
+        (*plan.build.unit().options, f"-arch={architecture}", "-ftz=true", "--ptxas-options=-v")
     )
     frames = re.findall(r"(\d+) bytes (stack frame|spill stores|spill loads)", report)
     assert len(frames) >= 3

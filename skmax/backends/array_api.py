@@ -68,6 +68,8 @@ class Backend:
     # Bytes of rows, or of what is made of them, held at once where all rows are read in order:
     # small enough for a second-level cache, large enough for a matrix product at full speed.
     chunk_bytes = 1 << 20
+    # Values up to which it is quicker to move them to the host than to compute with them here.
+    few = 0
 
     def __init__(self, xp: Any, device: Any = None, name: str = ""):
         self.xp = xp
@@ -91,6 +93,10 @@ class Backend:
     def to_numpy(self, array: Array) -> np.ndarray:
         """An array of this backend, moved to the host."""
         return _convert_to_numpy(array, self.xp)
+
+    def take(self, array: Array, index: np.ndarray) -> Array:
+        """Rows of an array of this backend, at host indices."""
+        return self.xp.take(array, self.asarray(index), axis=0)
 
     def each(
         self,

@@ -5,11 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
+from math import gcd
 from typing import Any
 
 import numpy as np
 
 from skmax.backends.array_api import Backend
+from skmax.backends.device_code import Unit, kernel
+
+_COMMON, _THREADS = Unit(("common.cu",)), 128
+# Bytes of the widest words that its `take` moves, and the most blocks that it takes.
+_WORD, _MOST_BLOCKS = 16, 4096
 
 
 class CupyBackend(Backend):
@@ -24,6 +30,7 @@ class CupyBackend(Backend):
     """
 
     chunk_bytes = 1 << 26  # a launch costs as much as megabytes of traffic
+    few = 1 << 19  # and each kind of operation a quarter of a second, once
 
     def __init__(self, device: Any = None):
         try:
@@ -63,6 +70,29 @@ class CupyBackend(Backend):
         """An array of this backend, moved to the host."""
         return self.cupy.asnumpy(array)
 
+    def take(self, array: Any, index: Any) -> Any:
+        """Rows of an array, at indices on the host, or of int32 here."""
+        n, row_bytes = len(index), array.nbytes // max(1, len(array))
+        if not (array.flags.c_contiguous and n and row_bytes):
+            return super().take(array, index)
+        word = gcd(address(array), row_bytes, _WORD)
+        index = self.asarray(index, np.int32)
+        rows = self.cupy.empty((n, *array.shape[1:]), array.dtype)
+        words = row_bytes // word
+        n_blocks = min(_MOST_BLOCKS, -(-n * words // _THREADS))
+        arguments = array, index, np.int32(n), np.int32(words), rows
+        kernel(_COMMON, f"take_{word}", self.device.id)((n_blocks,), (_THREADS,), arguments)
+        return rows
+
+    def total(self, parts: Any) -> Any:
+        """Sums over the first axis of an array of float64, in its order."""
+        n, size = len(parts), parts[0].size
+        sums = self.cupy.empty(parts.shape[1:], np.float64)
+        arguments = parts, np.int32(n), np.int32(size), sums
+        n_blocks = -(-size // _THREADS)
+        kernel(_COMMON, "total", self.device.id)((n_blocks,), (_THREADS,), arguments)
+        return sums
+
     def free_bytes(self) -> int:
         """The memory that is left on the device."""
         with self.device:
@@ -83,6 +113,17 @@ class CupyBackend(Backend):
                     "cupy.get_default_memory_pool().free_all_blocks(), use a smaller batch_size or "
                     "fewer candidates at once, or pass backend='numpy'."
                 ) from error
+
+
+def units() -> list[Unit]:
+    """What is compiled ahead."""
+    return [_COMMON]
+
+
+def address(array: Any) -> int:
+    """Where an array begins."""
+    interface = getattr(array, "__cuda_array_interface__", None) or array.__array_interface__
+    return interface["data"][0]
 
 
 def _conflict() -> str:

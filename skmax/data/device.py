@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import gcd
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -12,7 +13,8 @@ from scipy import sparse
 
 from skmax._sklearn import _convert_to_numpy
 from skmax.backends import float_dtype_for
-from skmax.backends.cupy import CupyBackend
+from skmax.backends.cupy import CupyBackend, address
+from skmax.backends.numpy import NumpyBackend
 from skmax.data.rows import Rows, SparseRows
 
 # Of the memory that is free, the share that X may take; a larger one stays on the host, and this
@@ -20,6 +22,8 @@ from skmax.data.rows import Rows, SparseRows
 _SHARE, _PIECE = 0.5, 1 << 26
 # Of a sparse matrix on the device.
 _MOST_ENTRIES = 2**31 - 1
+# Values of rows that are worth more to the host, which has them in its cache, than to the device.
+_ON_HOST = 1 << 23
 # Bytes that X begins at a multiple of, where nothing speaks against it.
 ALIGNMENT = 16
 
@@ -30,12 +34,28 @@ class DeviceRows(Rows):
     backend: CupyBackend
 
     @property
+    def is_all_there(self) -> bool:
+        """Whether all rows are on the device, one after the other."""
+        return self.alignment > 0
+
+    @property
     def alignment(self) -> int:
         """Bytes of which the address of X is a multiple; 0 where rows are not laid out in order."""
         if not self.X.flags.c_contiguous:
             return 0
-        interface = getattr(self.X, "__cuda_array_interface__", None) or self.X.__array_interface__
-        return int(np.gcd(interface["data"][0], ALIGNMENT))
+        return gcd(address(self.X), ALIGNMENT)
+
+    def _taken(self, order: np.ndarray) -> np.ndarray:
+        """Rows of X as they are, on the host."""
+        return self.backend.to_numpy(self.backend.take(self.X, order))
+
+    def on_host(self, order: np.ndarray) -> Rows | None:
+        """See `Rows.on_host`."""
+        if len(order) * self.n_features > _ON_HOST:
+            return None
+        host = NumpyBackend()
+        rows = Rows(host, self._taken(order), self.dtype, self.shift).rows(slice(None))
+        return Rows(host, rows, self.dtype)
 
     def segments(
         self,
@@ -54,11 +74,15 @@ class DeviceRows(Rows):
 class StreamedRows(DeviceRows):
     """Rows of an array too large for the device: those asked for go there, in X's own dtype."""
 
+    is_all_there = False
     alignment = ALIGNMENT  # of what is sent
 
     def rows(self, index: Any) -> Any:
         """Rows of X, less the shift."""
         return self._as_floats(self._gather(index))
+
+    def _taken(self, order: np.ndarray) -> np.ndarray:
+        return self.X[order]
 
     def _gather(self, index: Any) -> Any:
         if not isinstance(index, slice):

@@ -13,7 +13,7 @@ from scipy.sparse import issparse
 
 from skmax.backends import Array
 from skmax.data import Rows
-from skmax.kernels import cpu, cuda, sparse
+from skmax.kernels import cpu, cuda, device_sums, sparse
 from skmax.problem import BatchSums, Problem, State, Steps
 
 SGDEpoch = Callable[[Problem, State, Steps], tuple[State, BatchSums]]
@@ -46,8 +46,11 @@ def full_pass(problem: Problem) -> FullPass | None:
 
 def moments(problem: Problem) -> Moments | None:
     """The kernel for weighted sums of features and their squares; None: the reference serves."""
-    served = problem.backend.name == "numpy" and not problem.data.is_sparse
-    return cpu.moments if served and cpu.serves(problem.data) else None
+    if problem.data.is_sparse:
+        return None
+    if problem.backend.name == "cupy":
+        return device_sums.moments if device_sums.serves(problem.data) else None
+    return cpu.moments if problem.backend.name == "numpy" and cpu.serves(problem.data) else None
 
 
 def predictions(data: Rows, coef: Any) -> Predictions | None:

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from skmax.backends import Array
-from skmax.objective import evaluate, penalty
+from skmax.objective import penalty
 from skmax.problem import Problem, State
-from skmax.solvers.sgd import SGD
+from skmax.solvers.sgd import SGD, mean_loss
 
 # Steps of a search, rows that the curvature and the winner are measured on, and the rates that are
 # tried, in units of the stable one.
@@ -123,7 +123,7 @@ def _trial(stack: Problem, solver: SGD, rates: np.ndarray, rng: np.random.Genera
             running, after = epoch < lengths, next(epochs).state
             state = after if running.all() else after.where(stack.backend, running, state)
         sample = stack.data.sample(stack.order, _SAMPLE, rng)
-        entropy, _ = evaluate(replace(stack, order=sample), state)
+        entropy = mean_loss(replace(stack, order=sample), state, solver.batch_size)
         objective = entropy + penalty(stack, state.coef)
     return np.where(np.isfinite(objective), objective, np.inf)
 
@@ -157,9 +157,11 @@ def stable_rate(problem: Problem, solver: SGD) -> np.ndarray:
     """
     n, b, d = len(problem.order), solver.batch_size, problem.data.n_features
     effective = b * _evenness(problem)
-    sample = problem.data.sample(problem.order, _SAMPLE)
     with np.errstate(over="ignore", invalid="ignore"), problem.backend.computing():
-        largest = (np.sqrt(curvature(problem, sample)) + np.sqrt(d / effective * (1 - b / n))) ** 2
+        sample = problem.sample(_SAMPLE).on_host()
+        largest = (
+            np.sqrt(curvature(sample, sample.order)) + np.sqrt(d / effective * (1 - b / n))
+        ) ** 2
     if not np.isfinite(largest).all():
         raise ValueError(
             f"learning_rate='auto' finds no rate: the squares of X overflow {problem.data.dtype}. "
