@@ -20,8 +20,7 @@ from scipy.special import entr
 from sklearn.utils.extmath import safe_sparse_dot
 
 from skmax import kernels
-from skmax.backends import Array, Backend
-from skmax.backends.numpy import NumpyBackend
+from skmax.backends import Array
 from skmax.data import Rows
 from skmax.problem import BatchSums, Problem, State
 
@@ -264,20 +263,23 @@ def batch_gradient(
 
 def penalty(problem: Problem, coef: Array) -> np.ndarray:
     """The penalty of each model, of shape (m,), on the host."""
+    return (kernels.penalty(problem) or summed_penalty)(problem, coef)
+
+
+def summed_penalty(problem: Problem, coef: Array) -> np.ndarray:
+    """See `penalty`: the reference, for any array API namespace."""
     (m, k, d), backend = coef.shape, problem.backend
     size = max(1, backend.chunk_bytes // (8 * m * k))
-    if m * k * d <= backend.few:
-        coef, backend = backend.to_numpy(coef), NumpyBackend()
     parts = [
-        _penalty_of_features(backend, problem, coef[:, :, first : min(first + size, d)])
+        _penalty_of_features(problem, coef[:, :, first : min(first + size, d)])
         for first in range(0, d, size)
     ]
     return backend.to_numpy(sum(parts)).sum(axis=0)  # moved at once
 
 
-def _penalty_of_features(backend: Backend, problem: Problem, coef: Array) -> Array:
+def _penalty_of_features(problem: Problem, coef: Array) -> Array:
     """The terms of the penalty that come of some of the features, of shape (1 or 2, m)."""
-    xp = backend.xp
+    backend, xp = problem.backend, problem.backend.xp
     coef = xp.astype(coef, backend.dtype(np.float64), copy=False)
     # Squared by themselves, coefficients of features in tiny units may overflow.
     scaled = coef * backend.asarray(np.sqrt(problem.l2 / 2)[:, None, None], coef.dtype)

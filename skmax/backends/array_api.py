@@ -68,8 +68,6 @@ class Backend:
     # Bytes of rows, or of what is made of them, held at once where all rows are read in order:
     # small enough for a second-level cache, large enough for a matrix product at full speed.
     chunk_bytes = 1 << 20
-    # Values up to which it is quicker to move them to the host than to compute with them here.
-    few = 0
 
     def __init__(self, xp: Any, device: Any = None, name: str = ""):
         self.xp = xp

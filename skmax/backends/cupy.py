@@ -30,7 +30,6 @@ class CupyBackend(Backend):
     """
 
     chunk_bytes = 1 << 26  # a launch costs as much as megabytes of traffic
-    few = 1 << 19  # and each kind of operation a quarter of a second, once
 
     def __init__(self, device: Any = None):
         try:

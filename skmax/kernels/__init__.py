@@ -1,7 +1,8 @@
 """What is faster than the reference: epochs, passes and predictions.
 
-The references, to which `tests/test_kernels.py` holds them, are `skmax.solvers.sgd.sgd_epoch`, and
-in `skmax.objective` `full_pass` and `predicted`, and `skmax.solvers.preconditioner.weighted_sums`.
+The references, to which `tests/test_kernels.py` holds them, are `skmax.solvers.sgd.sgd_epoch`,
+`skmax.solvers.preconditioner.weighted_sums`, and in `skmax.objective` `full_pass`,
+`summed_penalty` and `predicted`.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from scipy.sparse import issparse
 
 from skmax.backends import Array
@@ -19,6 +21,7 @@ from skmax.problem import BatchSums, Problem, State, Steps
 SGDEpoch = Callable[[Problem, State, Steps], tuple[State, BatchSums]]
 FullPass = Callable[..., tuple[Array, ...]]
 Moments = Callable[[Problem], tuple[Array, ...]]
+Penalty = Callable[[Problem, Array], np.ndarray]
 Predictions = Callable[..., tuple[Array, bool]]
 
 
@@ -51,6 +54,11 @@ def moments(problem: Problem) -> Moments | None:
     if problem.backend.name == "cupy":
         return device_sums.moments if device_sums.serves(problem.data) else None
     return cpu.moments if problem.backend.name == "numpy" and cpu.serves(problem.data) else None
+
+
+def penalty(problem: Problem) -> Penalty | None:
+    """The kernel for the penalty of weights; None: the reference serves."""
+    return device_sums.penalty if problem.backend.name == "cupy" else None
 
 
 def predictions(data: Rows, coef: Any) -> Predictions | None:

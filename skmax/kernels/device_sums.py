@@ -15,8 +15,12 @@ from skmax.data.rows import start_of_range
 from skmax.kernels.cuda import DATA, MOST_ROWS
 from skmax.problem import Problem
 
-# As moments.cu has them; about how many blocks keep any device busy, and the fewest rows of one.
-_WARP, _THREADS, _BLOCKS, _FEWEST_ROWS = 32, 128, 2048, 64
+_PENALTY = {
+    real: Unit(("primitives.cuh", "penalty.cu"), ("-std=c++17", f"-DREAL={real}"))
+    for real in ("float", "double")
+}
+# As the sources have them; about how many blocks keep any device busy, and the fewest rows of one.
+_WARP, _THREADS, _BLOCKS, _FEWEST_ROWS, _FEWEST_WEIGHTS = 32, 128, 2048, 64, 4096
 
 
 def serves(data: Rows) -> bool:
@@ -32,7 +36,7 @@ def serves(data: Rows) -> bool:
 
 def units() -> list[Unit]:
     """What is compiled ahead."""
-    return [_unit(name) for name in DATA]
+    return [*{_unit(name): None for name in DATA}, *_PENALTY.values()]
 
 
 def _unit(name: str) -> Unit:
@@ -70,3 +74,17 @@ def moments(problem: Problem) -> tuple[Any, ...]:
     launch((tiles * n_parts * u,), (_THREADS,), arguments, shared_mem=shared)
     sums = data.backend.total(parts)
     return sums[0], sums[1]
+
+
+def penalty(problem: Problem, coef: Any) -> np.ndarray:
+    """What `skmax.objective.summed_penalty` does; weights of models follow one another."""
+    backend: Any = problem.backend
+    cupy, m, size = backend.cupy, len(coef), coef[0].size
+    n_parts = max(1, min(-(-size // _FEWEST_WEIGHTS), _BLOCKS // m))
+    parts = cupy.empty((n_parts, m), np.float64)
+    strengths = backend.asarray(np.stack([np.sqrt(problem.l2 / 2), problem.l1]), np.float64)
+    arguments = cupy.ascontiguousarray(coef), np.int32(m), np.int64(size), strengths, parts
+    unit = _PENALTY["double" if coef.dtype == np.float64 else "float"]
+    launch = kernel(unit, "penalty", backend.device.id)
+    launch((n_parts * m,), (_THREADS,), arguments, shared_mem=8 * _THREADS)
+    return backend.to_numpy(backend.total(parts))
