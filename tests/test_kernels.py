@@ -22,7 +22,7 @@ from skmax.backends.device_code import Unit
 from skmax.backends.numpy import NumpyBackend
 from skmax.data import source
 from skmax.data.disk import opened
-from skmax.kernels import cpu, cuda
+from skmax.kernels import cpu, cuda, device_sums
 from skmax.kernels.cuda import PARAMETERS, Device, Plan
 from skmax.kernels.sparse import rounded
 from skmax.problem import Problem, State
@@ -319,6 +319,73 @@ def test_the_epoch_of_the_emulated_device_equals_the_reference(
 
     emulated_cupy.Kernel.seed = seed % 2**31
     assert_an_epoch_equals_the_reference(kernel, CupyBackend(), seed, shape)
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(0, 2**32 - 1), shapes(), st.sampled_from([None, 1, 3]), st.booleans())
+def test_the_moments_of_the_emulated_device_equal_the_reference(
+    emulated, seed, shape, fewest_rows, in_order
+):
+    shape["rare"] = shape["rare"] - {"tiny units"}  # whose squares underflow
+    backend, results = CupyBackend(), []
+    emulated_cupy.Kernel.seed = seed % 2**31
+    problem, _, steps = make_case(backend, seed, **shape)
+    order = np.sort(steps.order) if in_order else steps.order
+    problem = replace(problem, order=order[seed % 7 : 8 + seed % len(order)])
+    assert kernels.moments(problem) is device_sums.moments
+    with mock.patch.object(device_sums, "_FEWEST_ROWS", fewest_rows or 64):
+        found = kernels.moments(problem)(problem)
+        again = kernels.moments(problem)(problem)
+    exact, *_ = make_case(backend, seed, **shape, precision=np.float64)
+    exact = replace(exact, order=problem.order)
+    for values in (
+        found,
+        preconditioner.weighted_sums(problem, preconditioner.first_two),
+        preconditioner.weighted_sums(exact, preconditioner.first_two),
+    ):
+        results.append(dict(zip(("sum", "square"), values, strict=True)))
+    assert_close(*results, np.float64 if shape["dtype"] == np.float64 else np.float32)
+    for one, another in zip(found, again, strict=True):
+        np.testing.assert_array_equal(another, one)
+
+
+def test_moments_of_a_device_see_wide_numbers_and_narrow_ones(emulated):
+    """What a kernel reads as it is, and what is left to the reference."""
+    for dtype in (np.float16, np.int8, np.uint16, bool, np.int64):
+        X = np.arange(24).reshape(8, 3).astype(dtype)
+        data = source(X, CupyBackend(), float_dtype_for(X))
+        problem, *_ = make_case(CupyBackend(), 0, **SHAPE)
+        problem = replace(problem, data=data, order=np.arange(2, 7))
+        run = kernels.moments(problem) or (lambda p: preconditioner.weighted_sums(p, first_two))
+        assert (kernels.moments(problem) is None) == (dtype is np.int64)
+        first_two = preconditioner.first_two
+        for found, expected in zip(run(problem), (X, X.astype(float) ** 2), strict=True):
+            np.testing.assert_allclose(found[0], expected[2:7].sum(axis=0, dtype=float))
+
+
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(0, 2**32 - 1), shapes(), st.sampled_from([7, 4096]))
+def test_the_penalty_of_the_emulated_device_equals_the_reference(emulated, seed, shape, fewest):
+    problem, state, _ = make_case(CupyBackend(), seed, **shape)
+    with mock.patch.object(device_sums, "_FEWEST_WEIGHTS", fewest):
+        found = objective.penalty(problem, state.coef)
+    assert emulated_cupy.Kernel.launches["penalty"]
+    np.testing.assert_allclose(found, objective.summed_penalty(problem, state.coef), rtol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float16, np.float32, np.float64, np.complex128])
+@pytest.mark.parametrize("shape", [(9,), (9, 3), (9, 4), (9, 2, 8), (9, 0)], ids=str)
+def test_rows_of_the_emulated_device(emulated, dtype, shape):
+    backend, index = CupyBackend(), np.array([8, 0, 3, 3])
+    array = np.arange(np.prod(shape)).reshape(shape).astype(dtype)
+    np.testing.assert_array_equal(backend.take(array, index), array[index])
+    np.testing.assert_array_equal(backend.take(array[:, ...][::-1], index), array[::-1][index])
+    np.testing.assert_array_equal(backend.take(array, index[:0]), array[:0])
+
+
+def test_sums_over_the_first_axis_of_the_emulated_device(emulated, rng):
+    parts = rng.normal(size=(7, 2, 300))
+    np.testing.assert_allclose(CupyBackend().total(parts), parts.sum(axis=0), rtol=1e-12)
 
 
 @pytest.mark.gpu

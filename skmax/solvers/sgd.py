@@ -134,8 +134,9 @@ class SGD:
             with quiet, problem.backend.computing():
                 after, sums = run(problem, state, solver.steps(epoch, order))
                 orders.draw_ahead()
+                of_penalty = penalty(problem, after.coef)  # asked for before anything is waited for
                 entropy, accuracy = (problem.backend.to_numpy(s) / len(order) for s in sums)
-                loss = entropy + penalty(problem, after.coef)
+                loss = entropy + of_penalty
             diverged = ~(loss <= bound)
             retrying = diverged & self.retry
             if not retrying.any():
