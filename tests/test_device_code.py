@@ -74,15 +74,8 @@ def test_the_compiler_says_what_is_wrong(monkeypatch):
 @pytest.mark.parametrize(
     ("capability", "architecture"),
     [
-        (75, None),
-        (80, 80),
-        (86, 80),
-        (89, 80),
-        (90, 90),
-        (100, 100),
-        (103, 100),
-        (110, None),
-        (121, 120),
+        *[(80, 80), (86, 80), (89, 80), (90, 90), (100, 100), (103, 100), (120, 120), (121, 120)],
+        *[(75, None), (110, None)],
     ],
 )
 def test_a_device_gets_what_was_compiled_for_it(capability, architecture):
@@ -110,10 +103,7 @@ def test_what_needs_clusters_is_not_compiled_for_less():
 
 @pytest.mark.parametrize("capability", ["75", "90"])
 def test_kernels_are_loaded_or_else_compiled(emulated, monkeypatch, capability):
-    monkeypatch.undo()  # what is stored counts
-
-    asked = []
-    unit, kernel = UNITS[0], types.SimpleNamespace()
+    asked, unit, kernel = [], UNITS[0], types.SimpleNamespace()
 
     def raw_module(**options):
         if "path" in options:
