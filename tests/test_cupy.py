@@ -326,6 +326,42 @@ def test_shapes_that_the_kernel_does_not_serve_are_fitted(cuda):
     assert_as_on_the_cpu(model, estimator().fit(values, labels), "float64")
 
 
+class Uncomputed(np.ndarray):
+    """An array that CuPy would have to compile a kernel for, whatever is done with it."""
+
+    def __array_ufunc__(self, ufunc, *_, **__):
+        pytest.fail(f"CuPy would compile {ufunc.__name__}")
+
+    def __array_function__(self, function, types, arguments, options):
+        if function is not np.zeros_like:
+            pytest.fail(f"CuPy would compile {function.__name__}")
+        return np.zeros(self.shape, self.dtype).view(Uncomputed)
+
+    def astype(self, dtype, copy=True, **_):
+        if copy or dtype != self.dtype:
+            pytest.fail(f"CuPy would compile a conversion to {dtype}")
+        return self
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.float64])
+@pytest.mark.parametrize("params", [{}, {"C": 10.0, "class_weight": "balanced"}], ids=str)
+def test_a_default_fit_of_a_device_compiles_nothing_of_CuPy(emulated, monkeypatch, dtype, params):
+    """Each kind of CuPy's operations would take a quarter of a second, once."""
+    values = np.rint(20 * X + 100).clip(0, 255).astype(dtype)
+    params = {"solver": "sgd", "max_iter": 3, "tol": 0, "random_state": 0, **params}
+    expected = SoftmaxRegression(backend="cupy", **params).fit(values, Y)
+    for name in ("asarray", "zeros", "empty", "ascontiguousarray"):
+        original = getattr(emulated, name)
+
+        def seen(*arguments, original=original, **options):
+            plain = [a.view(np.ndarray) if isinstance(a, Uncomputed) else a for a in arguments]
+            return original(*plain, **options).view(Uncomputed)
+
+        monkeypatch.setattr(emulated, name, seen)
+    model = SoftmaxRegression(backend="cupy", **params).fit(values, Y)
+    np.testing.assert_array_equal(model.coef_, expected.coef_)
+
+
 # X larger than the device
 
 

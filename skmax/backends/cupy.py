@@ -69,28 +69,40 @@ class CupyBackend(Backend):
         """An array of this backend, moved to the host."""
         return self.cupy.asnumpy(array)
 
+    def copy(self, array: Any) -> Any:
+        """A copy of an array, its rows in order; by CuPy, it would need a kernel per dtype."""
+        with self.device:
+            array = self.cupy.ascontiguousarray(array)
+            copied = self.cupy.empty(array.shape, array.dtype)
+            move(self.cupy, address(array), copied, "DeviceToDevice")
+            return copied
+
     def take(self, array: Any, index: Any) -> Any:
         """Rows of an array, at indices on the host, or of int32 here."""
         n, row_bytes = len(index), array.nbytes // max(1, len(array))
         if not (array.flags.c_contiguous and n and row_bytes):
             return super().take(array, index)
         word = gcd(address(array), row_bytes, _WORD)
-        index = self.asarray(index, np.int32)
-        rows = self.cupy.empty((n, *array.shape[1:]), array.dtype)
         words = row_bytes // word
-        n_blocks = min(_MOST_BLOCKS, -(-n * words // _THREADS))
-        arguments = array, index, np.int32(n), np.int32(words), rows
-        kernel(_COMMON, f"take_{word}", self.device.id)((n_blocks,), (_THREADS,), arguments)
-        return rows
+        with self.device:
+            rows = self.cupy.empty((n, *array.shape[1:]), array.dtype)
+            index = self.asarray(index, np.int32)
+            self._launch(
+                f"take_{word}", n * words, array, index, np.int32(n), np.int32(words), rows
+            )
+            return rows
 
     def total(self, parts: Any) -> Any:
         """Sums over the first axis of an array of float64, in its order."""
-        n, size = len(parts), parts[0].size
-        sums = self.cupy.empty(parts.shape[1:], np.float64)
-        arguments = parts, np.int32(n), np.int32(size), sums
-        n_blocks = -(-size // _THREADS)
-        kernel(_COMMON, "total", self.device.id)((n_blocks,), (_THREADS,), arguments)
-        return sums
+        size = parts[0].size
+        with self.device:
+            sums = self.cupy.empty(parts.shape[1:], np.float64)
+            self._launch("total", size, parts, np.int32(len(parts)), np.int32(size), sums)
+            return sums
+
+    def _launch(self, name: str, size: int, *arguments: Any) -> None:
+        n_blocks = min(_MOST_BLOCKS, -(-size // _THREADS))
+        kernel(_COMMON, name, self.device.id)((n_blocks,), (_THREADS,), arguments)
 
     def free_bytes(self) -> int:
         """The memory that is left on the device."""
@@ -117,6 +129,13 @@ class CupyBackend(Backend):
 def units() -> list[Unit]:
     """What is compiled ahead."""
     return [_COMMON]
+
+
+def move(cupy: Any, start: int, to: Any, way: str) -> None:
+    """Fill an array here with the bytes from an address on, once what is asked for is done."""
+    kind = getattr(cupy.cuda.runtime, f"memcpy{way}")
+    stream = cupy.cuda.get_current_stream().ptr
+    cupy.cuda.runtime.memcpyAsync(address(to), start, to.nbytes, kind, stream)
 
 
 def address(array: Any) -> int:

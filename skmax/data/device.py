@@ -14,7 +14,7 @@ from scipy import sparse
 
 from skmax._sklearn import _convert_to_numpy
 from skmax.backends import float_dtype_for
-from skmax.backends.cupy import CupyBackend, address
+from skmax.backends.cupy import CupyBackend, address, move
 from skmax.backends.numpy import NumpyBackend
 from skmax.backends.threads import n_threads
 from skmax.data.rows import Rows, SparseRows
@@ -150,14 +150,7 @@ class PinnedBuffer:
         half, sent = self._next_half()
         rows = half[: there.nbytes].view(there.dtype).reshape(there.shape)
         self._fill(rows, X, index)
-        cuda = self._cupy.cuda
-        cuda.runtime.memcpyAsync(
-            address(there),
-            rows.ctypes.data,
-            rows.nbytes,
-            cuda.runtime.memcpyHostToDevice,
-            cuda.get_current_stream().ptr,
-        )
+        move(self._cupy, rows.ctypes.data, there, "HostToDevice")
         sent.record()
 
     def _fill(self, rows: np.ndarray, X: np.ndarray, index: np.ndarray | slice) -> None:

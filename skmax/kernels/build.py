@@ -16,14 +16,14 @@ from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
 
 from skmax.backends import cupy
 from skmax.backends.device_code import ARCHITECTURES, COMPILER, Unit, kernels
-from skmax.kernels import device_sums
+from skmax.kernels import cuda, device_sums
 
 _PACKAGE = "nvidia-cuda-nvrtc-cu12"
 
 
 def units() -> list[Unit]:
     """All that is compiled ahead."""
-    return [*cupy.units(), *device_sums.units()]
+    return [*cupy.units(), *cuda.units(), *device_sums.units()]
 
 
 def code(unit: Unit, architecture: int) -> bytes:

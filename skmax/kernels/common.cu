@@ -23,9 +23,9 @@ TAKE(16, uint4)
 
 // Sums over the first axis of parts (n, size), in their order.
 extern "C" __global__ void total(const double *parts, int n, int size, double *sums) {
-    const int i = blockIdx.x * THREADS + threadIdx.x;
-    if (i >= size) return;
-    double sum = 0;
-    for (int part = 0; part < n; ++part) sum += parts[size_t(part) * size + i];
-    sums[i] = sum;
+    for (int i = blockIdx.x * THREADS + threadIdx.x; i < size; i += gridDim.x * THREADS) {
+        double sum = 0;
+        for (int part = 0; part < n; ++part) sum += parts[size_t(part) * size + i];
+        sums[i] = sum;
+    }
 }

@@ -173,7 +173,7 @@ class Plan:
         xp, data, m = problem.backend.xp, problem.data, problem.n_models
         assert isinstance(data, DeviceRows)
         state = State(  # these are written to
-            *(xp.asarray(getattr(state, part.name), copy=True, order="C") for part in fields(state))
+            *(data.backend.copy(getattr(state, part.name)) for part in fields(state))
         )
         values = _of_epoch(problem, steps) | {
             "coef": state.coef,
@@ -303,6 +303,18 @@ def _variants(device: Device, shape: Shape, cluster: int) -> Iterator[Plan]:
             if groups:
                 shared_bytes = build.shared_bytes(shape.batch, slice_, tile, groups)
                 yield Plan(build, device, shape.batch, slice_, tile, groups, shared_bytes)
+
+
+def units() -> list[Unit]:
+    """What is compiled ahead: the commonest builds, without clusters and with them."""
+    devices = Device(0, 108, 166912, 1, THREADS), Device(0, 132, 232448, _CLUSTER, THREADS)
+    shapes = [
+        Shape(1, k, 784, 200, data, real=4, shifted=False, aligned=True)
+        for k in (2, 10)
+        for data in ("uint8", "float32")
+    ]
+    plans = [_plan(device, shape) for device in devices for shape in shapes]
+    return [plan.build.unit() for plan in plans if plan is not None]
 
 
 def compiled(build: Build, index: int) -> Any:
