@@ -179,30 +179,6 @@ class Problem:
         """The problem of at most n of the rows, chosen as `Rows.sample` has it."""
         return replace(self, order=self.data.sample(self.order, n, rng))
 
-    def on_host(self) -> Problem:
-        """The problem of the rows that take part, moved to the host, where that pays; or itself."""
-        data, backend, n = self.data.on_host(self.order), self.backend, len(self.order)
-        if data is None:
-            return self
-
-        def rows(array: Array | None) -> np.ndarray | None:
-            return None if array is None else backend.to_numpy(backend.take(array, self.order))
-
-        def all_of(array: Array | None) -> np.ndarray | None:
-            return None if array is None else backend.to_numpy(array)
-
-        return replace(
-            self,
-            data=data,
-            order=np.arange(n),
-            targets=rows(self.targets),
-            sample_weight=rows(self.sample_weight),
-            score_weight=rows(self.score_weight),
-            smoothing=all_of(self.smoothing),
-            mean=all_of(self.mean),
-            inverse_scale=all_of(self.inverse_scale),
-        )
-
     def select(self, models: np.ndarray) -> Problem:
         """The problem of some of the models, at the host indices `models`."""
 

@@ -26,7 +26,7 @@ from skmax.kernels import cpu, cuda, device_sums
 from skmax.kernels.cuda import PARAMETERS, Device, Plan
 from skmax.kernels.sparse import rounded
 from skmax.problem import Problem, State
-from skmax.solvers import preconditioner, sgd
+from skmax.solvers import learning_rate, preconditioner, sgd
 from skmax.solvers.sgd import SGD
 
 ARCHITECTURES = ["sm_80", "sm_90", "sm_100"]
@@ -361,6 +361,22 @@ def test_moments_of_a_device_see_wide_numbers_and_narrow_ones(emulated):
         sums = preconditioner._quick_sums(problem, first_two)
         for found, expected in zip(sums, (X, X.astype(float) ** 2), strict=True):
             np.testing.assert_allclose(found[0], expected[2:7].sum(axis=0, dtype=float))
+
+
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(0, 2**32 - 1), shapes(), st.sampled_from([7, 64]), st.booleans())
+def test_the_curvature_of_the_emulated_device_equals_the_reference(
+    emulated, seed, shape, rows_of_a_part, in_order
+):
+    emulated_cupy.Kernel.seed = seed % 2**31
+    problem, _, steps = make_case(CupyBackend(), seed, **shape)
+    rows = (np.sort(steps.order) if in_order else steps.order)[: 10 + seed % 60]
+    run = kernels.curvature(problem)
+    for n_iter, settled in ((1, 0), (5, 0), (11, 1e-3)):
+        with mock.patch.object(device_sums, "_ROWS_OF_A_PART", rows_of_a_part):
+            found = run(problem, rows, n_iter, settled)
+        expected = learning_rate.curvature(problem, rows, n_iter, settled)
+        np.testing.assert_allclose(found, expected, rtol=1e-3 if settled else 1e-4)
 
 
 @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -15,7 +15,6 @@ from scipy import sparse
 from skmax._sklearn import _convert_to_numpy
 from skmax.backends import float_dtype_for
 from skmax.backends.cupy import CupyBackend, address, move
-from skmax.backends.numpy import NumpyBackend
 from skmax.backends.threads import n_threads
 from skmax.data.rows import Rows, SparseRows
 
@@ -27,8 +26,6 @@ _SHARE, _PIECE, _SMALL_PIECE = 0.5, 1 << 26, 1 << 23
 _MOST_THREADS = 4
 # Of a sparse matrix on the device.
 _MOST_ENTRIES = 2**31 - 1
-# Values of rows that are worth more to the host, which has them in its cache, than to the device.
-_ON_HOST = 1 << 23
 # Bytes that X begins at a multiple of, where nothing speaks against it.
 ALIGNMENT = 16
 
@@ -53,14 +50,6 @@ class DeviceRows(Rows):
     def _taken(self, order: np.ndarray) -> np.ndarray:
         """Rows of X as they are, on the host."""
         return self.backend.to_numpy(self.backend.take(self.X, order))
-
-    def on_host(self, order: np.ndarray) -> Rows | None:
-        """See `Rows.on_host`."""
-        if len(order) * self.n_features > _ON_HOST:
-            return None
-        host = NumpyBackend()
-        rows = Rows(host, self._taken(order), self.dtype, self.shift).rows(slice(None))
-        return Rows(host, rows, self.dtype)
 
     def segments(
         self,

@@ -185,10 +185,6 @@ class Rows:
         rows = xp.astype(self._gather(backend.asarray(order)), backend.dtype(np.float64))
         return backend.to_numpy(rows)
 
-    def on_host(self, order: np.ndarray) -> Rows | None:  # noqa: ARG002
-        """The rows `order`, moved to the host, where that pays; None: it does not."""
-        return None
-
     def _some(self, order: np.ndarray, n: int) -> np.ndarray:
         """At most n of the rows `order`, at equal distances."""
         return order[:: -(-len(order) // n)]

@@ -1,8 +1,8 @@
 """What is faster than the reference: epochs, passes and predictions.
 
 The references, to which `tests/test_kernels.py` holds them, are `skmax.solvers.sgd.sgd_epoch`,
-`skmax.solvers.preconditioner.weighted_sums`, and in `skmax.objective` `full_pass`,
-`summed_penalty` and `predicted`.
+`skmax.solvers.learning_rate.curvature`, `skmax.solvers.preconditioner.weighted_sums`, and in
+`skmax.objective` `full_pass`, `summed_penalty` and `predicted`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from skmax.problem import BatchSums, Problem, State, Steps
 SGDEpoch = Callable[[Problem, State, Steps], tuple[State, BatchSums]]
 FullPass = Callable[..., tuple[Array, ...]]
 Moments = Callable[[Problem], tuple[Array, ...]]
+Curvature = Callable[[Problem, np.ndarray, int, float], np.ndarray]
 Penalty = Callable[[Problem, Array], np.ndarray]
 Predictions = Callable[..., tuple[Array, bool]]
 
@@ -54,6 +55,12 @@ def moments(problem: Problem) -> Moments | None:
     if problem.backend.name == "cupy":
         return device_sums.moments if device_sums.serves(problem.data) else None
     return cpu.moments if problem.backend.name == "numpy" and cpu.serves(problem.data) else None
+
+
+def curvature(problem: Problem) -> Curvature | None:
+    """The kernel for the power method on few rows; None: the reference serves."""
+    served = problem.backend.name == "cupy" and not problem.data.is_sparse
+    return device_sums.curvature if served and device_sums.serves(problem.data) else None
 
 
 def penalty(problem: Problem) -> Penalty | None:

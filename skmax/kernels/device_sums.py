@@ -15,6 +15,9 @@ from skmax.data.rows import start_of_range
 from skmax.kernels.cuda import DATA, MOST_ROWS
 from skmax.problem import Problem
 
+# In the power method: threads of a block, the most parts of the rows, the fewest rows of one, and
+# the iterations after which the host looks whether all is done.
+THREADS, _MOST_PARTS, _ROWS_OF_A_PART, _ITERATIONS = 256, 32, 64, 8
 _PENALTY = {
     real: Unit(("primitives.cuh", "penalty.cu"), ("-std=c++17", f"-DREAL={real}"))
     for real in ("float", "double")
@@ -36,13 +39,23 @@ def serves(data: Rows) -> bool:
 
 def units() -> list[Unit]:
     """What is compiled ahead."""
-    return [*{_unit(name): None for name in DATA}, *_PENALTY.values()]
+    of_data = [unit for name in DATA for unit in (_unit(name), *_of_curvature(name))]
+    return [*dict.fromkeys(of_data), *_PENALTY.values()]
 
 
 def _unit(name: str) -> Unit:
     real = "double" if name == "float64" else "float"
     options = ("-std=c++17", f"-DDATA={DATA[name]}", f"-DREAL={real}")
     return Unit(("primitives.cuh", "moments.cu"), options)
+
+
+def _of_curvature(name: str) -> tuple[Unit, Unit]:
+    standard, data, real = _unit(name).options
+    threads = f"-DTHREADS={THREADS}"
+    return (
+        Unit(("primitives.cuh", "curvature.cu"), (standard, data, real, threads)),
+        Unit(("primitives.cuh", "iterate.cu"), (standard, real, threads)),
+    )
 
 
 def moments(problem: Problem) -> tuple[Any, ...]:
@@ -64,8 +77,7 @@ def moments(problem: Problem) -> tuple[Any, ...]:
         X,
         index,
         *(np.int32(size) for size in (n, d, u)),
-        np.uintp(0) if data.subtrahend is None else cupy.ascontiguousarray(data.subtrahend),
-        np.uintp(0) if weight is None else weight,
+        *(_or_null(data.subtrahend), _or_null(weight)),
         np.int32(n_parts),
         parts,
     )
@@ -88,3 +100,44 @@ def penalty(problem: Problem, coef: Any) -> np.ndarray:
     launch = kernel(unit, "penalty", backend.device.id)
     launch((n_parts * m,), (_THREADS,), arguments, shared_mem=8 * _THREADS)
     return backend.to_numpy(backend.total(parts))
+
+
+def curvature(problem: Problem, rows: np.ndarray, n_iter: int, settled: float) -> np.ndarray:
+    """What `skmax.solvers.learning_rate.curvature` does."""
+    data, m, weight = problem.data, problem.n_models, problem.sample_weight
+    assert isinstance(data, DeviceRows)
+    backend, cupy, n, d = data.backend, data.backend.cupy, len(rows), data.n_features
+    n_parts = max(1, min(_MOST_PARTS, -(-n // _ROWS_OF_A_PART)))
+    vector, offset = cupy.empty((m, d), data.dtype), cupy.empty((m,), data.dtype)
+    done, value = cupy.empty((m,), np.int32), cupy.empty((m,), np.float64)
+    parts = cupy.empty((m, n_parts, d + 1), np.float64)
+    images = (
+        *(data.X, backend.asarray(rows, np.int32), np.int32(n), np.int32(d)),
+        *(_or_null(data.subtrahend), _or_null(weight)),
+        np.int32(1 if weight is None else weight.shape[1]),
+        backend.asarray(problem.columns, np.int32),
+        *(vector, offset, done, np.int32(n_parts), parts),
+    )
+    fixed = np.int32(n), np.int32(d), np.int32(problem.fit_intercept)
+    rest = (
+        *(_or_null(problem.mean), _or_null(problem.inverse_scale)),
+        *(np.int32(n_parts), parts, vector, offset, done, value),
+    )
+    units, threads = _of_curvature(dtype_name(data.X)), (THREADS,)
+    image, iterate = (
+        kernel(unit, name, backend.device.id)
+        for unit, name in zip(units, ("images", "iterate"), strict=True)
+    )
+    shared_image, shared = 8 * _WARP * -(-n // n_parts), 8 * THREADS
+    for i in range(n_iter + 1):
+        if i:
+            image((m * n_parts,), threads, images, shared_mem=shared_image)
+        arguments = (*fixed, np.int32(i == 0), np.float64(settled), *rest)
+        iterate((m,), threads, arguments, shared_mem=shared)
+        if i % _ITERATIONS == _ITERATIONS - 1 and backend.to_numpy(done).all():
+            break
+    return backend.to_numpy(value)
+
+
+def _or_null(array: Any) -> Any:
+    return np.uintp(0) if array is None else array
