@@ -181,7 +181,10 @@ class Problem:
 
     def select(self, models: np.ndarray) -> Problem:
         """The problem of some of the models, at the host indices `models`."""
-        take = _taker(self.backend, models)
+
+        def take(array: Array | None) -> Array | None:
+            return None if array is None else self.backend.take(array, models)
+
         return replace(
             self,
             columns=self.columns[models],
@@ -264,8 +267,7 @@ class State:
 
     def select(self, backend: Backend, models: np.ndarray) -> State:
         """The state of some of the models, at the host indices `models`."""
-        take = _taker(backend, models)
-        return State(*(take(getattr(self, field.name)) for field in fields(self)))
+        return State(*(backend.take(getattr(self, part.name), models) for part in fields(self)))
 
 
 @dataclass(frozen=True)
@@ -358,9 +360,3 @@ def _strengths(
         # The strongest leaves nothing of any weight, and must not overflow.
         strength = np.minimum(1 / scale, float(float_info(dtype).max) ** 0.75)
     return (1 - l1_ratio) * strength * np.where(known == 2, 2.0, 1.0), l1_ratio * strength
-
-
-def _taker(backend: Backend, models: np.ndarray) -> Any:
-    index = backend.asarray(models)
-    xp = backend.xp
-    return lambda array, axis=0: None if array is None else xp.take(array, index, axis=axis)

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from skmax.backends import Array, rounding_unit
+from skmax.backends import Array, Backend, rounding_unit
 from skmax.ending import Ending, Reason
 from skmax.hyperparameters import Hyperparameters
 from skmax.objective import evaluate
@@ -32,9 +32,9 @@ class Weights(NamedTuple):
     intercept: Array
 
     @classmethod
-    def copy(cls, xp: object, coef: Array, intercept: Array) -> Weights:
+    def copy(cls, backend: Backend, coef: Array, intercept: Array) -> Weights:
         """Copies that training does not overwrite."""
-        return cls(*(xp.asarray(array, copy=True) for array in (coef, intercept)))  # type: ignore[attr-defined]
+        return cls(backend.copy(coef), backend.copy(intercept))
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Record(Consumer):
     def __init__(self, problem: Problem):
         self.last: Epoch | None = None
         m = problem.n_models
-        self._xp = problem.backend.xp
+        self._backend = problem.backend
         self._loss: list[list[float]] = [[] for _ in range(m)]
         self._accuracy: list[list[float]] = [[] for _ in range(m)]
         self._departed: dict[int, Weights] = {}
@@ -80,7 +80,7 @@ class Record(Consumer):
             self._loss[model].append(float(epoch.loss[position]))
             self._accuracy[model].append(float(epoch.accuracy[position]))
         n_iter[epoch.models] += 1
-        weights = Weights.copy(self._xp, epoch.state.coef, epoch.state.intercept)
+        weights = Weights.copy(self._backend, epoch.state.coef, epoch.state.intercept)
         self._snapshot = _Snapshot(epoch.models, weights, n_iter)
         return False
 
@@ -90,7 +90,7 @@ class Record(Consumer):
         for position, model in enumerate(before.models.tolist()):
             if model not in staying:
                 weights = coef[position, ...], intercept[position, ...]
-                self._departed[model] = Weights.copy(self._xp, *weights)
+                self._departed[model] = Weights.copy(self._backend, *weights)
 
     def n_iter(self, model: int) -> int:
         """The epochs that a model has completed."""
@@ -245,7 +245,7 @@ class EarlyStopping(Consumer):
         self.validation = validation
         self.tol = tol
         self.patience = Patience(n_iter_no_change)
-        self._xp = problem.backend.xp
+        self._backend = problem.backend
         self._best: dict[int, tuple[float, Weights]] = {}
 
     def __call__(self, epoch: Epoch) -> np.ndarray:
@@ -254,7 +254,7 @@ class EarlyStopping(Consumer):
         for position, model in enumerate(epoch.models):
             if model not in self._best or score[position] > self._best[model][0]:
                 state = epoch.state.coef[position, ...], epoch.state.intercept[position, ...]
-                self._best[model] = score[position], Weights.copy(self._xp, *state)
+                self._best[model] = score[position], Weights.copy(self._backend, *state)
         tol = self.tol[epoch.models]
         margin = np.where(np.isfinite(self.patience.best[epoch.models]), tol, 0.0)
         return self.patience.exhausted(epoch.models, -score, margin) & (tol > 0)
@@ -433,7 +433,7 @@ class Watch:
 
     def _settled(self, model: int, weights: Weights) -> Weights:
         coef, intercept = (part[None, ...] for part in weights)
-        state = State(coef, intercept, 0 * coef, 0 * intercept)
+        state = State(coef, intercept, coef, intercept).at_rest(self._problem.backend)
         state = with_exact_zeros(self._problem.select(np.array([model])), state)
         return Weights(state.coef[0, ...], state.intercept[0, ...])
 

@@ -4,6 +4,7 @@ What CuPy does itself is not tested so; what skmax asks of it is, and its kernel
 thread (see emulated_cuda.h).
 """
 
+import collections
 import ctypes
 import functools
 import hashlib
@@ -13,6 +14,7 @@ import sys
 import tempfile
 import types
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -53,7 +55,7 @@ class Kernel:
     """
 
     seed = 0
-    launches = 0
+    launches: ClassVar = collections.Counter()  # by name
 
     def __init__(self, code, options, name, *, cooperative=False):
         source = f'#include "{HERE / "emulated_cuda.h"}"\n{code}\n{LAUNCH.replace("KERNEL", name)}'
@@ -67,7 +69,7 @@ class Kernel:
             new = folder / f"{key}.new"
             subprocess.run([*command, "-o", new, folder / f"{key}.cpp"], check=True)
             new.rename(library)
-        self._launch = ctypes.CDLL(str(library)).launch
+        self._name, self._launch = name, ctypes.CDLL(str(library)).launch
         self._launch.restype = ctypes.c_char_p
         self.max_dynamic_shared_size_bytes = 0
         clusters = [int(option[len(CLUSTER) :]) for option in options if option.startswith(CLUSTER)]
@@ -75,7 +77,7 @@ class Kernel:
 
     def __call__(self, grid, block, args, *, shared_mem=0):
         assert shared_mem <= self.max_dynamic_shared_size_bytes
-        Kernel.launches += 1
+        Kernel.launches[self._name] += 1
         values, sizes = [], []
         for argument in args:
             if isinstance(argument, np.ndarray):
@@ -221,6 +223,13 @@ def empty(shape, dtype=float):
     ).reshape(shape)
 
 
+def memcpy(to, start, size, kind, stream):
+    """To and from addresses."""
+    assert kind in (1, 3)
+    assert stream == 0
+    ctypes.memmove(to, start, size)
+
+
 @functools.cache  # as CuPy's are
 def raw_module(code, options=(), enable_cooperative_groups=False):
     def get_function(name):
@@ -233,7 +242,7 @@ def install(monkeypatch):
     """Let `import cupy` find this, and build kernels with fewer threads."""
     import array_api_compat.numpy
 
-    from skmax.kernels.cuda import compiled
+    from skmax.backends import device_code
 
     if COMPILER is None:
         pytest.skip("no g++, which builds the kernels for the CPU")
@@ -243,6 +252,13 @@ def install(monkeypatch):
         Device=Device,
         Event=Event,
         memory=module("cupy.cuda.memory", OutOfMemoryError=OutOfMemoryError),
+        runtime=module(
+            "cupy.cuda.runtime",
+            memcpyHostToDevice=1,
+            memcpyDeviceToDevice=3,
+            memcpyAsync=memcpy,
+        ),
+        get_current_stream=lambda: types.SimpleNamespace(ptr=0),
     )
     cupy = module(
         "cupy",
@@ -266,6 +282,8 @@ def install(monkeypatch):
     monkeypatch.setitem(sys.modules, "array_api_compat.cupy", array_api_compat.numpy)
     monkeypatch.setattr(array_api_compat, "cupy", array_api_compat.numpy, raising=False)
     monkeypatch.setattr("skmax.kernels.cuda.THREADS", 64)
-    monkeypatch.setattr(Kernel, "launches", 0)
-    compiled.cache_clear()
+    monkeypatch.setattr("skmax.kernels.device_sums.THREADS", 64)
+    monkeypatch.setattr(Kernel, "launches", collections.Counter())
+    monkeypatch.setattr(device_code.Unit, "stored", lambda *_: None)  # that is for a GPU
+    device_code.kernel.cache_clear()
     return cupy

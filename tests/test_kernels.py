@@ -18,14 +18,15 @@ from scipy import sparse
 from skmax import kernels, objective
 from skmax.backends import Backend, float_dtype_for
 from skmax.backends.cupy import CupyBackend
+from skmax.backends.device_code import Unit
 from skmax.backends.numpy import NumpyBackend
 from skmax.data import source
 from skmax.data.disk import opened
-from skmax.kernels import cpu, cuda
+from skmax.kernels import cpu, cuda, device_sums
 from skmax.kernels.cuda import PARAMETERS, Device, Plan
 from skmax.kernels.sparse import rounded
 from skmax.problem import Problem, State
-from skmax.solvers import preconditioner, sgd
+from skmax.solvers import learning_rate, preconditioner, sgd
 from skmax.solvers.sgd import SGD
 
 ARCHITECTURES = ["sm_80", "sm_90", "sm_100"]
@@ -320,6 +321,89 @@ def test_the_epoch_of_the_emulated_device_equals_the_reference(
     assert_an_epoch_equals_the_reference(kernel, CupyBackend(), seed, shape)
 
 
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(0, 2**32 - 1), shapes(), st.sampled_from([None, 1, 3]), st.booleans())
+def test_the_moments_of_the_emulated_device_equal_the_reference(
+    emulated, seed, shape, fewest_rows, in_order
+):
+    shape["rare"] = shape["rare"] - {"tiny units"}  # whose squares underflow
+    backend, results = CupyBackend(), []
+    emulated_cupy.Kernel.seed = seed % 2**31
+    problem, _, steps = make_case(backend, seed, **shape)
+    order = np.sort(steps.order) if in_order else steps.order
+    problem = replace(problem, order=order[seed % 7 : 8 + seed % len(order)])
+    assert kernels.moments(problem) is device_sums.moments
+    with mock.patch.object(device_sums, "_FEWEST_ROWS", fewest_rows or 64):
+        found = kernels.moments(problem)(problem)
+        again = kernels.moments(problem)(problem)
+    exact, *_ = make_case(backend, seed, **shape, precision=np.float64)
+    exact = replace(exact, order=problem.order)
+    for values in (
+        found,
+        preconditioner.weighted_sums(problem, preconditioner.first_two),
+        preconditioner.weighted_sums(exact, preconditioner.first_two),
+    ):
+        results.append(dict(zip(("sum", "square"), values, strict=True)))
+    assert_close(*results, np.float64 if shape["dtype"] == np.float64 else np.float32)
+    for one, another in zip(found, again, strict=True):
+        np.testing.assert_array_equal(another, one)
+
+
+def test_moments_of_a_device_see_wide_numbers_and_narrow_ones(emulated):
+    """What a kernel reads as it is, and what is left to the reference."""
+    first_two = preconditioner.first_two
+    for dtype in (np.float16, np.int8, np.uint16, bool, np.int64):
+        X = np.arange(24).reshape(8, 3).astype(dtype)
+        data = source(X, CupyBackend(), float_dtype_for(X))
+        problem, *_ = make_case(CupyBackend(), 0, **SHAPE)
+        problem = replace(problem, data=data, order=np.arange(2, 7))
+        assert (kernels.moments(problem) is None) == (dtype is np.int64)
+        sums = preconditioner._quick_sums(problem, first_two)
+        for found, expected in zip(sums, (X, X.astype(float) ** 2), strict=True):
+            np.testing.assert_allclose(found[0], expected[2:7].sum(axis=0, dtype=float))
+
+
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(0, 2**32 - 1), shapes(), st.sampled_from([7, 64]), st.booleans())
+def test_the_curvature_of_the_emulated_device_equals_the_reference(
+    emulated, seed, shape, rows_of_a_part, in_order
+):
+    emulated_cupy.Kernel.seed = seed % 2**31
+    problem, _, steps = make_case(CupyBackend(), seed, **shape)
+    rows = (np.sort(steps.order) if in_order else steps.order)[: 10 + seed % 60]
+    run = kernels.curvature(problem)
+    for n_iter, settled in ((1, 0), (5, 0), (11, 1e-3)):
+        with mock.patch.object(device_sums, "_ROWS_OF_A_PART", rows_of_a_part):
+            found = run(problem, rows, n_iter, settled)
+        expected = learning_rate.curvature(problem, rows, n_iter, settled)
+        np.testing.assert_allclose(found, expected, rtol=1e-3 if settled else 1e-4)
+
+
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(0, 2**32 - 1), shapes(), st.sampled_from([7, 4096]))
+def test_the_penalty_of_the_emulated_device_equals_the_reference(emulated, seed, shape, fewest):
+    problem, state, _ = make_case(CupyBackend(), seed, **shape)
+    with mock.patch.object(device_sums, "_FEWEST_WEIGHTS", fewest):
+        found = objective.penalty(problem, state.coef)
+    assert emulated_cupy.Kernel.launches["penalty"]
+    np.testing.assert_allclose(found, objective.summed_penalty(problem, state.coef), rtol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float16, np.float32, np.float64, np.complex128])
+@pytest.mark.parametrize("shape", [(9,), (9, 3), (9, 4), (9, 2, 8), (9, 0)], ids=str)
+def test_rows_of_the_emulated_device(emulated, dtype, shape):
+    backend, index = CupyBackend(), np.array([8, 0, 3, 3])
+    array = np.arange(np.prod(shape)).reshape(shape).astype(dtype)
+    np.testing.assert_array_equal(backend.take(array, index), array[index])
+    np.testing.assert_array_equal(backend.take(array[:, ...][::-1], index), array[::-1][index])
+    np.testing.assert_array_equal(backend.take(array, index[:0]), array[:0])
+
+
+def test_sums_over_the_first_axis_of_the_emulated_device(emulated, rng):
+    parts = rng.normal(size=(7, 2, 300))
+    np.testing.assert_allclose(CupyBackend().total(parts), parts.sum(axis=0), rtol=1e-12)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [np.uint8, np.float16, np.float32, np.float64])
 @pytest.mark.parametrize("m", [1, 20])
@@ -511,9 +595,9 @@ def test_what_the_kernel_of_the_device_does_not_serve(emulated, shape, device, m
 
 def test_more_rows_than_the_kernel_of_the_device_can_count(emulated, monkeypatch):
     problem, *_ = make_case(CupyBackend(), 0, **SHAPE)
-    monkeypatch.setattr(cuda, "_MOST_ROWS", 40)
+    monkeypatch.setattr(cuda, "MOST_ROWS", 40)
     assert Plan.of(problem, 16, H100) is not None
-    monkeypatch.setattr(cuda, "_MOST_ROWS", 39)
+    monkeypatch.setattr(cuda, "MOST_ROWS", 39)
     assert Plan.of(problem, 16, H100) is None
 
 
@@ -538,7 +622,7 @@ def test_threads_of_the_device_may_run_in_any_order(emulated, dtype, cluster):
 
 
 def test_arguments_are_in_the_order_of_the_parameters():
-    (parameters,) = re.findall(r"sgd_epoch\(([^)]*)\)", cuda.source())
+    (parameters,) = re.findall(r"sgd_epoch\(([^)]*)\)", Unit((cuda.SOURCE,)).source())
     assert tuple(re.findall(r"(\w+)(?:,|$)", parameters)) == PARAMETERS
 
 
@@ -553,11 +637,12 @@ def nvrtc():
     return ctypes.CDLL(str(library))
 
 
-def compiler_report(source, options):
-    """What ptxas says of the kernel."""
+def compiler_report(unit, options):
+    """What ptxas says of a unit."""
     library, program, size = nvrtc(), ctypes.c_void_p(), ctypes.c_size_t()
-    code = source.encode()
+    code = unit.source().encode()
     assert library.nvrtcCreateProgram(ctypes.byref(program), code, b"k.cu", 0, None, None) == 0
+    options = (*unit.options, *options)
     words = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
     failed = library.nvrtcCompileProgram(program, len(options), words)
     library.nvrtcGetProgramLogSize(program, ctypes.byref(size))
@@ -599,8 +684,7 @@ def test_the_kernel_compiles_without_spilling_registers(
     memory, cluster = (166912, 1) if architecture == "sm_80" else (232448, 8)
     plan = Plan.of(problem, batch, Device(-1, 132, memory, cluster, 256))
     report = compiler_report(
-        cuda.source(),
-        (*plan.build.options(), f"-arch={architecture}", "-ftz=true", "--ptxas-options=-v"),
+        plan.build.unit(), (f"-arch={architecture}", "-ftz=true", "--ptxas-options=-v")
     )
     frames = re.findall(r"(\d+) bytes (stack frame|spill stores|spill loads)", report)
     assert len(frames) >= 3

@@ -92,6 +92,14 @@ class Backend:
         """An array of this backend, moved to the host."""
         return _convert_to_numpy(array, self.xp)
 
+    def copy(self, array: Array) -> Array:
+        """A copy of an array of this backend, its rows in order."""
+        return self.xp.asarray(array, copy=True)
+
+    def take(self, array: Array, index: np.ndarray) -> Array:
+        """Rows of an array of this backend, at host indices."""
+        return self.xp.take(array, self.asarray(index), axis=0)
+
     def each(
         self,
         function: Callable[[Any], Any],

@@ -5,11 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
+from math import gcd
 from typing import Any
 
 import numpy as np
 
 from skmax.backends.array_api import Backend
+from skmax.backends.device_code import Unit, kernel
+
+_COMMON, _THREADS = Unit(("common.cu",)), 128
+# Bytes of the widest words that its `take` moves, and the most blocks that it takes.
+_WORD, _MOST_BLOCKS = 16, 4096
 
 
 class CupyBackend(Backend):
@@ -63,6 +69,41 @@ class CupyBackend(Backend):
         """An array of this backend, moved to the host."""
         return self.cupy.asnumpy(array)
 
+    def copy(self, array: Any) -> Any:
+        """A copy of an array, its rows in order; by CuPy, it would need a kernel per dtype."""
+        with self.device:
+            array = self.cupy.ascontiguousarray(array)
+            copied = self.cupy.empty(array.shape, array.dtype)
+            move(self.cupy, address(array), copied, "DeviceToDevice")
+            return copied
+
+    def take(self, array: Any, index: Any) -> Any:
+        """Rows of an array, at indices on the host, or of int32 here."""
+        n, row_bytes = len(index), array.nbytes // max(1, len(array))
+        if not (array.flags.c_contiguous and n and row_bytes):
+            return super().take(array, index)
+        word = gcd(address(array), row_bytes, _WORD)
+        words = row_bytes // word
+        with self.device:
+            rows = self.cupy.empty((n, *array.shape[1:]), array.dtype)
+            index = self.asarray(index, np.int32)
+            self._launch(
+                f"take_{word}", n * words, array, index, np.int32(n), np.int32(words), rows
+            )
+            return rows
+
+    def total(self, parts: Any) -> Any:
+        """Sums over the first axis of an array of float64, in its order."""
+        size = parts[0].size
+        with self.device:
+            sums = self.cupy.empty(parts.shape[1:], np.float64)
+            self._launch("total", size, parts, np.int32(len(parts)), np.int32(size), sums)
+            return sums
+
+    def _launch(self, name: str, size: int, *arguments: Any) -> None:
+        n_blocks = min(_MOST_BLOCKS, -(-size // _THREADS))
+        kernel(_COMMON, name, self.device.id)((n_blocks,), (_THREADS,), arguments)
+
     def free_bytes(self) -> int:
         """The memory that is left on the device."""
         with self.device:
@@ -83,6 +124,24 @@ class CupyBackend(Backend):
                     "cupy.get_default_memory_pool().free_all_blocks(), use a smaller batch_size or "
                     "fewer candidates at once, or pass backend='numpy'."
                 ) from error
+
+
+def units() -> list[Unit]:
+    """What is compiled ahead."""
+    return [_COMMON]
+
+
+def move(cupy: Any, start: int, to: Any, way: str) -> None:
+    """Fill an array here with the bytes from an address on, once what is asked for is done."""
+    kind = getattr(cupy.cuda.runtime, f"memcpy{way}")
+    stream = cupy.cuda.get_current_stream().ptr
+    cupy.cuda.runtime.memcpyAsync(address(to), start, to.nbytes, kind, stream)
+
+
+def address(array: Any) -> int:
+    """Where an array begins."""
+    interface = getattr(array, "__cuda_array_interface__", None) or array.__array_interface__
+    return interface["data"][0]
 
 
 def _conflict() -> str:

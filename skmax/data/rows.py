@@ -168,9 +168,7 @@ class Rows:
         The mean of every so many of them, rounded to what X can hold; or zero, which costs nothing
         to subtract, where that is within a few times their deviation.
         """
-        backend, xp = self.backend, self.backend.xp
-        sample = self._gather(backend.asarray(self._some(order, _SAMPLE)))
-        values = backend.to_numpy(xp.astype(sample, backend.dtype(np.float64)))
+        values = self._taken(self._some(order, _SAMPLE)).astype(np.float64)
         shares = values / len(values)  # whose sum overflows only if their mean does
         center = shares.sum(axis=0)
         if (np.abs(center) <= _NEAR * np.abs(shares - center / len(values)).sum(axis=0)).all():
@@ -180,6 +178,12 @@ class Rows:
         if dtype_name(self.X).endswith("64") and not self._differences_fit():
             return np.zeros(self.n_features, np.int64)
         return np.rint(center).astype(np.int64)
+
+    def _taken(self, order: np.ndarray) -> np.ndarray:
+        """Rows of X as they are, on the host; or in float64, which NumPy has."""
+        backend, xp = self.backend, self.backend.xp
+        rows = xp.astype(self._gather(backend.asarray(order)), backend.dtype(np.float64))
+        return backend.to_numpy(rows)
 
     def _some(self, order: np.ndarray, n: int) -> np.ndarray:
         """At most n of the rows `order`, at equal distances."""

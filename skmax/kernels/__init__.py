@@ -1,7 +1,8 @@
 """What is faster than the reference: epochs, passes and predictions.
 
-The references, to which `tests/test_kernels.py` holds them, are `skmax.solvers.sgd.sgd_epoch`, and
-in `skmax.objective` `full_pass` and `predicted`, and `skmax.solvers.preconditioner.weighted_sums`.
+The references, to which `tests/test_kernels.py` holds them, are `skmax.solvers.sgd.sgd_epoch`,
+`skmax.solvers.learning_rate.curvature`, `skmax.solvers.preconditioner.weighted_sums`, and in
+`skmax.objective` `full_pass`, `summed_penalty` and `predicted`.
 """
 
 from __future__ import annotations
@@ -9,16 +10,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from scipy.sparse import issparse
 
 from skmax.backends import Array
 from skmax.data import Rows
-from skmax.kernels import cpu, cuda, many_classes, sparse
+from skmax.kernels import cpu, cuda, device_sums, many_classes, sparse
 from skmax.problem import BatchSums, Problem, State, Steps
 
 SGDEpoch = Callable[[Problem, State, Steps], tuple[State, BatchSums]]
 FullPass = Callable[..., tuple[Array, ...]]
 Moments = Callable[[Problem], tuple[Array, ...]]
+Curvature = Callable[[Problem, np.ndarray, int, float], np.ndarray]
+Penalty = Callable[[Problem, Array], np.ndarray]
 Predictions = Callable[..., tuple[Array, bool]]
 
 
@@ -48,8 +52,22 @@ def full_pass(problem: Problem) -> FullPass | None:
 
 def moments(problem: Problem) -> Moments | None:
     """The kernel for weighted sums of features and their squares; None: the reference serves."""
-    served = problem.backend.name == "numpy" and not problem.data.is_sparse
-    return cpu.moments if served and cpu.serves(problem.data) else None
+    if problem.data.is_sparse:
+        return None
+    if problem.backend.name == "cupy":
+        return device_sums.moments if device_sums.serves(problem.data) else None
+    return cpu.moments if problem.backend.name == "numpy" and cpu.serves(problem.data) else None
+
+
+def curvature(problem: Problem) -> Curvature | None:
+    """The kernel for the power method on few rows; None: the reference serves."""
+    served = problem.backend.name == "cupy" and not problem.data.is_sparse
+    return device_sums.curvature if served and device_sums.serves(problem.data) else None
+
+
+def penalty(problem: Problem) -> Penalty | None:
+    """The kernel for the penalty of weights; None: the reference serves."""
+    return device_sums.penalty if problem.backend.name == "cupy" else None
 
 
 def predictions(data: Rows, coef: Any) -> Predictions | None:

@@ -9,15 +9,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from functools import cache
-from importlib import resources
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from skmax.backends.array_api import dtype_name
+from skmax.backends.device_code import Unit, kernel
 from skmax.data.device import ALIGNMENT, DeviceRows
 from skmax.problem import BatchSums, Problem, State, Steps
 
+SOURCE = "sgd_epoch.cu"
 # Types of X that the kernel reads, as it names them.
 DATA = {
     "bool": "unsigned char",
@@ -40,7 +41,7 @@ THREADS, WARP = 256, 32
 # Bytes that a thread may sum at once: more would not stay in its registers.
 _SUMS, _GRADIENTS, _MOST_CLASSES = 320, 384, 128
 # Rows that the kernel can count.
-_MOST_ROWS = 2**31 - 1
+MOST_ROWS = 2**31 - 1
 # Multiply-adds per cycle of a multiprocessor, and the cycles that going on to the next tile takes.
 _LANES, _TURN = 128, 500
 # Features that make a block worthwhile, the most blocks of a cluster on any device that has
@@ -67,10 +68,11 @@ class Build:
     SHIFTED: int
     COPY: int
 
-    def options(self) -> tuple[str, ...]:
-        """Options of the compiler."""
+    def unit(self) -> Unit:
+        """What is compiled."""
         defined = ((field.name, getattr(self, field.name)) for field in fields(self))
-        return ("-std=c++17", *(f"-D{name}={value}" for name, value in defined))
+        options = ("-std=c++17", *(f"-D{name}={value}" for name, value in defined))
+        return Unit((SOURCE,), options, 80 if self.CLUSTER == 1 else _CLUSTERS_FROM)
 
     def shared_bytes(self, batch: int, slice_: int, tile: int, groups: int) -> int:
         """What `lay_out` and `cut` take of a block's memory in the kernel."""
@@ -148,7 +150,7 @@ class Plan:
     def of(cls, problem: Problem, batch_size: int, device: Device) -> Plan | None:
         """The plan for a problem; None if the kernel does not serve it."""
         data, (m, k) = problem.data, problem.masked.shape
-        if not isinstance(data, DeviceRows) or data.n_samples > _MOST_ROWS:
+        if not isinstance(data, DeviceRows) or data.n_samples > MOST_ROWS:
             return None
         name, real = dtype_name(data.X), np.dtype(data.dtype).itemsize
         if name not in DATA or k * real > _MOST_CLASSES or not data.alignment:
@@ -177,10 +179,10 @@ class Plan:
 
     def __call__(self, problem: Problem, state: State, steps: Steps) -> tuple[State, BatchSums]:
         """What `skmax.solvers.sgd.sgd_epoch` does. It returns before the device is done."""
-        xp, data = problem.backend.xp, problem.data
+        xp, data, m = problem.backend.xp, problem.data, problem.n_models
         assert isinstance(data, DeviceRows)
         state = State(  # these are written to
-            *(xp.asarray(getattr(state, part.name), copy=True, order="C") for part in fields(state))
+            *(data.backend.copy(getattr(state, part.name)) for part in fields(state))
         )
         values = of_epoch(problem, steps) | {
             "coef": state.coef,
@@ -193,15 +195,16 @@ class Plan:
             "groups": np.int32(self.groups),
         }
         rate: Any = values["rate"]
-        total: Any = 0
+        total: Any = None
         for X, place, visits, part in data.segments(steps.order, self.batch):
-            sums = xp.empty((problem.n_models, self.build.CLUSTER, 2), dtype=xp.float64)
+            sums = xp.empty((self.build.CLUSTER, 2, m), dtype=xp.float64)
             values |= _of_rows(problem, visits)
             values |= {"X": X, "place": place, "n": np.int32(len(place)), "sums": sums}
             values["rate"] = rate[part.start // self.batch :]
             self._launch(values)
-            total = total + xp.sum(sums, axis=1)
-        return state, BatchSums(total[:, 0], total[:, 1])
+            part_total = data.backend.total(sums)
+            total = part_total if total is None else total + part_total
+        return state, BatchSums(total[0], total[1])
 
     def _launch(self, values: dict[str, Any]) -> None:
         compiled(self.build, self.device.index)(
@@ -249,15 +252,15 @@ def of_epoch(problem: Problem, steps: Steps) -> dict[str, Any]:
 
 def _of_rows(problem: Problem, visits: Any) -> dict[str, Any]:
     """The kernel's arguments about the rows visited, in the order of the visits."""
-    xp, weight, score_weight = problem.backend.xp, problem.sample_weight, problem.score_weight
-    target, soft = xp.take(problem.targets, visits, axis=0), problem.targets.ndim == 2
+    take, weight, score_weight = problem.backend.take, problem.sample_weight, problem.score_weight
+    target, soft = take(problem.targets, visits), problem.targets.ndim == 2
     if weight is None:
         score_weight = None
     return {
-        "label": None if soft else xp.astype(target, xp.int32),
+        "label": None if soft else target,
         "target": target if soft else None,
-        "weight": None if weight is None else xp.take(weight, visits, axis=0),
-        "score_weight": None if score_weight is None else xp.take(score_weight, visits, axis=0),
+        "weight": None if weight is None else take(weight, visits),
+        "score_weight": None if score_weight is None else take(score_weight, visits),
     }
 
 
@@ -315,17 +318,18 @@ def _variants(device: Device, shape: Shape, cluster: int) -> Iterator[Plan]:
                 yield Plan(build, device, shape.batch, slice_, tile, groups, shared_bytes)
 
 
-def source() -> str:
-    """The kernel's source."""
-    return resources.files(__package__).joinpath("sgd_epoch.cu").read_text(encoding="utf-8")
+def units() -> list[Unit]:
+    """What is compiled ahead: the commonest builds, without clusters and with them."""
+    devices = Device(0, 108, 166912, 1, THREADS), Device(0, 132, 232448, _CLUSTER, THREADS)
+    shapes = [
+        Shape(1, k, 784, 200, data, real=4, shifted=False, aligned=True)
+        for k in (2, 10)
+        for data in ("uint8", "float32")
+    ]
+    plans = [_plan(device, shape) for device in devices for shape in shapes]
+    return [plan.build.unit() for plan in plans if plan is not None]
 
 
-@cache
 def compiled(build: Build, index: int) -> Any:
     """The kernel, ready for the device of that number, which is the current one."""
-    import cupy
-
-    kernel = cupy.RawModule(code=source(), options=build.options()).get_function("sgd_epoch")
-    # All that there is: equal builds share what is set here, however much each launch takes.
-    kernel.max_dynamic_shared_size_bytes = Device.of(cupy.cuda.Device(index)).shared_bytes
-    return kernel
+    return kernel(build.unit(), "sgd_epoch", index)

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from importlib import resources
 from typing import Any
 
 import numpy as np
 
 from skmax.backends.array_api import dtype_name
+from skmax.backends.device_code import Unit, kernel
 from skmax.data.device import DeviceRows
-from skmax.kernels.cuda import DATA, Device, argument, of_epoch
+from skmax.kernels.cuda import DATA, MOST_ROWS, Device, argument, of_epoch
 from skmax.problem import BatchSums, Problem, State, Steps
 
+SOURCES = "primitives.cuh", "many_classes.cu"
 # In the order of the kernel's parameters.
 PARAMETERS = (
     *("X", "place", "visit", "n", "batch", "d", "classes", "models", "copy", "splits", "label"),
@@ -30,6 +31,7 @@ PARAMETERS = (
 _WARPS, _TILE, _DEEP, _STAGES = 4, 64, 32, 3
 # From row to row in shared memory, in bytes, by the bytes of a value: of DEEP and of TILE values.
 _STRIDES = {1: (48, 80), 2: (80, 160), 4: (160, 288), 8: (320, 544)}
+_BYTES = {type_: np.dtype(name).itemsize for name, type_ in DATA.items()}
 # Classes up to which a warp has a row, and not a block.
 _FEW = 128
 # Blocks of a multiprocessor that share its registers.
@@ -37,7 +39,6 @@ _BLOCKS = 2
 # What starting a tile takes, in units of what multiplying DEEP features of it does, and what a part
 # of the logits adds to the softmax.
 _START, _PER_SPLIT = 4, 0.5
-_MOST_ROWS = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -46,18 +47,18 @@ class Build:
 
     REAL: str
     DATA: str
-    size: int  # of a value of X
 
-    def options(self) -> tuple[str, ...]:
-        """Options of the compiler."""
+    def unit(self) -> Unit:
+        """What is compiled."""
         defined = {"REAL": self.REAL, "DATA": self.DATA, "BLOCKS": _BLOCKS}
-        return ("-std=c++17", *(f"-D{name}={value}" for name, value in defined.items()))
+        options = ("-std=c++17", *(f"-D{name}={value}" for name, value in defined.items()))
+        return Unit(SOURCES, options)
 
     @property
     def shared_bytes(self) -> int:
         """What a block takes of shared memory."""
-        (deep, tile), word = _STRIDES[self.size], 8 if self.REAL == "double" else 4
-        of_weights, of_residuals = _STRIDES[word]
+        word = _BYTES[self.REAL]
+        (deep, tile), (of_weights, of_residuals) = _STRIDES[_BYTES[self.DATA]], _STRIDES[word]
         forward = _TILE * (deep + of_weights) + word * _DEEP
         return _STAGES * max(forward, _DEEP * (tile + of_residuals)) + word * _TILE
 
@@ -77,7 +78,7 @@ class Plan:
     def of(cls, problem: Problem, batch_size: int, device: Device) -> Plan | None:
         """The plan for a problem; None if the kernel does not serve it."""
         data, (m, k) = problem.data, problem.masked.shape
-        if not isinstance(data, DeviceRows) or data.n_samples > _MOST_ROWS or not data.alignment:
+        if not isinstance(data, DeviceRows) or data.n_samples > MOST_ROWS or not data.alignment:
             return None
         name = dtype_name(data.X)
         if data.subtrahend is not None or name not in DATA:
@@ -85,7 +86,7 @@ class Plan:
         real = "double" if np.dtype(data.dtype) == np.float64 else "float"
         size, batch = np.dtype(name).itemsize, min(batch_size, len(problem.order))
         row = data.n_features * size
-        build = Build(real, DATA[name], size)
+        build = Build(real, DATA[name])
         most = device.blocks(build.shared_bytes, _BLOCKS)
         if m > most:  # each block has rows of one
             return None
@@ -122,7 +123,8 @@ class Plan:
             "score_weight": None if problem.sample_weight is None else problem.score_weight,
             "memory": xp.empty(self._n_reals(m, k, d), dtype=dtype),
         }
-        rate, total = values["rate"], 0
+        rate: Any = values["rate"]
+        total: Any = None
         for X, place, visit, part in data.segments(steps.order, self.batch):
             sums = xp.empty((2, m), dtype=xp.float64)
             after = State(*(xp.empty(shape, dtype=dtype) for shape in ((m, k, d), (m, k)) * 2))
@@ -131,7 +133,7 @@ class Plan:
             values |= {"sums": sums, "counter": xp.zeros(1, dtype=xp.uint32)}
             values["rate"] = rate[part.start // self.batch :]
             self._launch(values)
-            state, total = after, total + sums
+            state, total = after, sums if total is None else total + sums
         return state, BatchSums(total[0, :], total[1, :])
 
     def _n_reals(self, m: int, k: int, d: int) -> int:
@@ -142,8 +144,10 @@ class Plan:
 
     def _launch(self, values: dict[str, Any]) -> None:
         arguments = tuple(argument(values[name]) for name in PARAMETERS)
-        kernel = compiled(self.build, self.device.index)
-        kernel((self.blocks,), (_WARPS * 32,), arguments, shared_mem=self.build.shared_bytes)
+        launch = kernel(
+            self.build.unit(), "sgd_epoch_of_many_classes", self.device.index, cooperative=True
+        )
+        launch((self.blocks,), (_WARPS * 32,), arguments, shared_mem=self.build.shared_bytes)
 
 
 def _of_state(prefix: str, state: State) -> dict[str, Any]:
@@ -169,21 +173,7 @@ def _splits(tiles: int, deep: int, blocks: int) -> int:
     return min(range(1, max(1, deep // 2) + 1), key=cost)
 
 
-def source() -> str:
-    """The kernel's source."""
-    folder = resources.files(__package__)
-    return "\n".join(
-        folder.joinpath(name).read_text(encoding="utf-8")
-        for name in ("primitives.cuh", "many_classes.cu")
-    )
-
-
-@cache
-def compiled(build: Build, index: int) -> Any:
-    """The kernel, ready for the device of that number, which is the current one."""
-    import cupy
-
-    module = cupy.RawModule(code=source(), options=build.options(), enable_cooperative_groups=True)
-    kernel = module.get_function("sgd_epoch_of_many_classes")
-    kernel.max_dynamic_shared_size_bytes = build.shared_bytes
-    return kernel
+def units() -> list[Unit]:
+    """What is compiled ahead: for the commonest types of X."""
+    common = ("unsigned char", "half", "float", "double")
+    return [Build(type_ if type_ == "double" else "float", type_).unit() for type_ in common]

@@ -205,7 +205,7 @@ struct Arguments {
     const int *place;            // (n,): the row of X that is visited when
     int n, batch, d;
     const REAL *shift;           // (d,), or null
-    const int *label;            // (n,), in the order of the visits; or null: see target
+    const uint64 *label;         // (n,), in the order of the visits; or null: see target
     const REAL *target;          // (n, K), likewise; or null
     const REAL *weight;          // (n, u), likewise; or null: all 1
     const REAL *score_weight;    // (n, u), likewise; or null: as weight
@@ -219,7 +219,7 @@ struct Arguments {
     int fit_intercept;
     REAL *coef, *velocity;       // (m, K, d), in and out
     REAL *intercept, *intercept_velocity;          // (m, K), in and out
-    double *sums;                // (m, CLUSTER, 2), out: loss and correct
+    double *sums;                // (CLUSTER, 2, m), out: loss and correct
 };
 
 // A thread of a block at work.
@@ -269,7 +269,7 @@ struct Worker {
         for (int r = thread; r < l.owned && own_begin + r < size; r += THREADS) {
             const size_t row = first + own_begin + r;
             const int here = slot * l.owned + r;
-            if (a.label) copy_ahead<sizeof(int)>(s.label + here, a.label + row);
+            if (a.label) copy_ahead<sizeof(int)>(s.label + here, a.label + row);  // the lower half
             const size_t i = row * a.u + a.column[model];
             if (a.weight) copy_ahead<sizeof(REAL)>(s.weight + here, a.weight + i);
             if (a.score_weight) copy_ahead<sizeof(REAL)>(s.score + here, a.score_weight + i);
@@ -645,7 +645,7 @@ struct Worker {
         if (thread < 2) {
             double sum = 0;
             for (int i = 0; i < THREADS; ++i) sum += s.sums[2 * i + thread];
-            a.sums[(model * CLUSTER + rank) * 2 + thread] = sum;
+            a.sums[(rank * 2 + thread) * models + model] = sum;
         }
     }
 };
@@ -653,7 +653,7 @@ struct Worker {
 // Arguments as `Arguments` has them; then features per block and per tile, and the parts in which a
 // gradient is summed.
 extern "C" __global__ void CLUSTERED __launch_bounds__(THREADS, 1) sgd_epoch(
-    const DATA *X, const int *place, int n, int batch, int d, const REAL *shift, const int *label,
+    const DATA *X, const int *place, int n, int batch, int d, const REAL *shift, const uint64 *label,
     const REAL *target, const REAL *weight, const REAL *score_weight, int u, const int *column,
     const REAL *smoothing, const REAL *mean, const REAL *inverse_scale, const REAL *rate,
     const REAL *l2, const REAL *l1, const REAL *momentum, int fit_intercept, REAL *coef,

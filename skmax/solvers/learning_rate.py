@@ -9,25 +9,27 @@ from typing import Any
 
 import numpy as np
 
+from skmax import kernels
 from skmax.backends import Array
-from skmax.objective import evaluate, penalty
+from skmax.objective import penalty
 from skmax.problem import Problem, State
-from skmax.solvers.sgd import SGD
+from skmax.solvers.sgd import SGD, mean_loss
 
 # Steps of a search, rows that the curvature and the winner are measured on, and the rates that are
 # tried, in units of the stable one.
 _STEPS, _SAMPLE = 128, 2048
 _MULTIPLES = 10.0 ** (np.arange(4) / 2)
 _LEAST_CURVATURE = 1e-3
-# The share that the curvature changes by in an iteration when it counts as known.
-_SETTLED = 1e-3
+# The most iterations that find the curvature, and the share that it changes by in one when it
+# counts as known.
+_ITERATIONS, _SETTLED = 20, 1e-3
 # Weights that race at a time: more gain nothing from the company, and take the memory.
 _WEIGHTS_AT_ONCE = 1 << 20
 # Objectives that differ by less than this share count as the same, and the slowest rate wins.
 _TIE = 1e-4
 
 
-def curvature(problem: Problem, rows: np.ndarray, n_iter: int = 20) -> np.ndarray:
+def curvature(problem: Problem, rows: np.ndarray, n_iter: int, settled: float) -> np.ndarray:
     """The largest eigenvalue of the features' second moments, of shape (m,), on the host.
 
     In the coordinates of the preconditioner and with the constant feature of the intercept, by
@@ -39,15 +41,15 @@ def curvature(problem: Problem, rows: np.ndarray, n_iter: int = 20) -> np.ndarra
     d, m = problem.data.n_features, problem.n_models
     vector = backend.asarray(np.ones((m, d)) / np.sqrt(d + 1), dtype)
     constant = backend.asarray(np.full((m, 1), problem.fit_intercept / np.sqrt(d + 1)), dtype)
-    value, settled = np.ones(m), np.zeros(m, dtype=bool)
+    value, done = np.ones(m), np.zeros(m, dtype=bool)
     for _ in range(n_iter):
         vector, constant = _second_moments_times(problem, rows, vector, constant)
         norm = xp.sqrt(xp.sum(vector * vector, axis=1, keepdims=True) + constant * constant)
-        value, before = np.where(settled, value, backend.to_numpy(norm)[:, 0]), value
+        value, before = np.where(done, value, backend.to_numpy(norm)[:, 0]), value
         norm = xp.where(norm > 0, norm, xp.ones_like(norm))
         vector, constant = (xp.astype(part / norm, dtype) for part in (vector, constant))
-        settled |= np.abs(value - before) <= _SETTLED * value
-        if settled.all():
+        done |= np.abs(value - before) <= settled * value
+        if done.all():
             break
     return value
 
@@ -123,7 +125,7 @@ def _trial(stack: Problem, solver: SGD, rates: np.ndarray, rng: np.random.Genera
             running, after = epoch < lengths, next(epochs).state
             state = after if running.all() else after.where(stack.backend, running, state)
         sample = stack.data.sample(stack.order, _SAMPLE, rng)
-        entropy, _ = evaluate(replace(stack, order=sample), state)
+        entropy = mean_loss(replace(stack, order=sample), state, solver.batch_size)
         objective = entropy + penalty(stack, state.coef)
     return np.where(np.isfinite(objective), objective, np.inf)
 
@@ -157,9 +159,10 @@ def stable_rate(problem: Problem, solver: SGD) -> np.ndarray:
     """
     n, b, d = len(problem.order), solver.batch_size, problem.data.n_features
     effective = b * _evenness(problem)
-    sample = problem.data.sample(problem.order, _SAMPLE)
     with np.errstate(over="ignore", invalid="ignore"), problem.backend.computing():
-        largest = (np.sqrt(curvature(problem, sample)) + np.sqrt(d / effective * (1 - b / n))) ** 2
+        rows = problem.data.sample(problem.order, _SAMPLE)
+        of_all = (kernels.curvature(problem) or curvature)(problem, rows, _ITERATIONS, _SETTLED)
+        largest = (np.sqrt(of_all) + np.sqrt(d / effective * (1 - b / n))) ** 2
     if not np.isfinite(largest).all():
         raise ValueError(
             f"learning_rate='auto' finds no rate: the squares of X overflow {problem.data.dtype}. "

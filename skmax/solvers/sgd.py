@@ -108,7 +108,7 @@ class SGD:
     def _bound(self, problem: Problem, state: State) -> np.ndarray:
         """The objective above which a model has diverged, of shape (m,)."""
         start = np.log(np.sum(~problem.masked, axis=1))  # of a model that knows nothing
-        if bool(problem.backend.xp.any(state.coef != 0)):
+        if problem.backend.to_numpy(state.coef).any():
             start = np.fmax(start, evaluate(problem, state)[0] + penalty(problem, state.coef))
         return np.where(self.retry, _TOO_FAST, _HOPELESS) * start
 
@@ -134,9 +134,9 @@ class SGD:
             with quiet, problem.backend.computing():
                 after, sums = run(problem, state, solver.steps(epoch, order))
                 orders.draw_ahead()
-                together = problem.backend.xp.stack(list(sums))
-                entropy, accuracy = problem.backend.to_numpy(together) / len(order)
-                loss = entropy + penalty(problem, after.coef)
+                of_penalty = penalty(problem, after.coef)  # asked for before anything is waited for
+                entropy, accuracy = (problem.backend.to_numpy(s) / len(order) for s in sums)
+                loss = entropy + of_penalty
             diverged = ~(loss <= bound)
             retrying = diverged & self.retry
             if not retrying.any():
@@ -145,6 +145,20 @@ class SGD:
             slower = np.where(retrying, solver.learning_rate / 4, solver.learning_rate)
             solver = replace(solver, learning_rate=slower)
         return solver, state, after, (loss, accuracy, diverged)
+
+
+def mean_loss(problem: Problem, state: State, batch_size: int) -> np.ndarray:
+    """The mean cross-entropy of each model over all rows, of shape (m,), on the host.
+
+    Where a kernel does epochs and none does passes, of an epoch whose steps have no length.
+    """
+    run = kernels.sgd_epoch(problem, batch_size)
+    if run is None or kernels.full_pass(problem) is not None:
+        return evaluate(problem, state)[0]
+    n, m = len(problem.order), problem.n_models
+    steps = Steps(problem.order, batch_size, np.zeros((-(-n // batch_size), m)), np.zeros(m))
+    with problem.backend.computing():
+        return problem.backend.to_numpy(run(problem, state, steps)[1].loss) / n
 
 
 class _Orders:

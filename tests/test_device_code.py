@@ -1,0 +1,124 @@
+"""Kernels for CUDA devices that were compiled ahead: what is stored, and what of it is taken."""
+
+import types
+from zipfile import ZipFile
+
+import pytest
+
+from skmax.backends import device_code
+from skmax.backends.device_code import ARCHITECTURES, Unit, kernels
+from skmax.kernels import build
+
+FOLDER = kernels().joinpath("cubins")
+UNITS = build.units()
+
+
+def entries(path):
+    with ZipFile(path) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def test_what_is_stored_is_what_the_sources_name():
+    """If not: python -m skmax.kernels.build."""
+    wanted = {archive: set(of) for archive, of in build.archives().items()}
+    stored = {path.name: set(entries(path)) for path in FOLDER.iterdir()}
+    assert stored == wanted
+
+
+def test_what_is_stored_is_small():
+    assert sum(path.stat().st_size for path in FOLDER.iterdir()) < 3e6
+
+
+@pytest.mark.parametrize("archive", build.archives())
+def test_what_is_stored_is_what_the_compiler_makes_of_it(archive, tmp_path):
+    pytest.importorskip("nvidia.cuda_nvrtc", reason="no nvidia-cuda-nvrtc-cu12")
+    stored, made_of = entries(FOLDER / archive), build.archives()[archive]
+    for name in list(made_of)[:2]:
+        assert build.code(*made_of[name]) == stored[name]
+    build._write(tmp_path / archive, stored)
+    assert entries(tmp_path / archive) == stored
+    assert (tmp_path / archive).read_bytes() == (FOLDER / archive).read_bytes()
+
+
+def test_only_what_has_changed_is_compiled(tmp_path, monkeypatch, capsys):
+    made = []
+    monkeypatch.setattr(build, "code", lambda *of: made.append(of) or str(of).encode())
+    (tmp_path / "forgotten.zip").touch()
+    build.main(tmp_path)
+    n = sum(sum(a >= unit.least for a in ARCHITECTURES) for unit in UNITS)
+    assert len(made) == n
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert before.keys() == build.archives().keys()
+    build.main(tmp_path)
+    assert len(made) == n
+    first, *others = UNITS
+    changed = first._replace(options=("-DNEW",))
+    monkeypatch.setattr(build, "units", lambda: [changed, *others])
+    build.main(tmp_path)
+    assert {unit for unit, _ in made[n:]} == {changed}
+    monkeypatch.setattr(build, "units", lambda: UNITS)
+    build.main(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert "compiled" in capsys.readouterr().out
+
+
+def test_the_compiler_says_what_is_wrong(monkeypatch):
+    pytest.importorskip("nvidia.cuda_nvrtc", reason="no nvidia-cuda-nvrtc-cu12")
+    with pytest.raises(RuntimeError, match=r"does not compile:[^$]*penalty.cu.*REAL"):
+        build.code(Unit(("penalty.cu",)), 80)
+    monkeypatch.setattr(build, "COMPILER", "1.0")
+    with pytest.raises(RuntimeError, match=r"pip install nvidia-cuda-nvrtc-cu12==1\.0"):
+        build.code(UNITS[0], 80)
+
+
+@pytest.mark.parametrize(
+    ("capability", "architecture"),
+    [
+        *[(80, 80), (86, 80), (89, 80), (90, 90), (100, 100), (103, 100), (120, 120), (121, 120)],
+        *[(75, None), (110, None)],
+    ],
+)
+def test_a_device_gets_what_was_compiled_for_it(capability, architecture):
+    unit = UNITS[0]
+    expected = architecture and entries(FOLDER / unit.archive)[unit.name(architecture)]
+    assert unit.stored(capability) == expected
+
+
+def test_what_is_out_of_date_is_not_taken(monkeypatch):
+    unit = UNITS[0]
+    assert unit._replace(options=("-DNEW",)).stored(90) is None
+    assert Unit(("sgd_epoch.cu",)).stored(90) is None
+    monkeypatch.setattr(device_code, "_text", lambda file: "// changed")
+    assert unit.stored(90) is None
+    monkeypatch.undo()
+    monkeypatch.setattr(device_code, "COMPILER", "13.0")
+    assert unit.stored(90) is None
+
+
+def test_what_needs_clusters_is_not_compiled_for_less():
+    unit = Unit(("sgd_epoch.cu",), ("-DCLUSTER=8",), 90)
+    with pytest.raises(ValueError, match="does not run on sm_80"):
+        build.code(unit, 80)
+
+
+@pytest.mark.parametrize("capability", ["75", "90"])
+def test_kernels_are_loaded_or_else_compiled(emulated, monkeypatch, capability):
+    asked, unit, kernel = [], UNITS[0], types.SimpleNamespace()
+
+    def raw_module(**options):
+        if "path" in options:
+            with open(options.pop("path"), "rb") as file:
+                options["binary"] = file.read()
+        asked.append(options)
+        return types.SimpleNamespace(get_function=lambda name: kernel)
+
+    monkeypatch.setattr(emulated, "RawModule", raw_module)
+    monkeypatch.setattr(emulated.cuda.Device, "compute_capability", capability)
+    binary = entries(FOLDER / unit.archive)[unit.name(90)] if capability == "90" else None
+    monkeypatch.setattr(Unit, "stored", lambda *_: binary)
+    for _ in range(2):
+        found = device_code.kernel(unit, "total", -1, cooperative=True)
+        assert found is kernel
+    assert kernel.max_dynamic_shared_size_bytes == 232448
+    what = {"binary": binary} if binary else {"code": unit.source(), "options": unit.options}
+    assert asked == [what | {"enable_cooperative_groups": True}]
