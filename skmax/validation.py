@@ -34,6 +34,8 @@ _OF_X = ("n_features_in_", "feature_names_in_")
 _SUM_TOLERANCE = 1e-3
 # Kinds of dtypes whose values name classes, whatever they are: integers and strings.
 _OF_LABELS = "biuU"
+# The largest label that int64 holds.
+_LARGEST = 2**63 - 1
 
 
 def check_X(estimator: Any, X: Any) -> Any:
@@ -218,10 +220,22 @@ def _distinct_labels(y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The labels that occur, sorted, and the index of each row's; checked as scikit-learn does."""
     if y.dtype.kind not in _OF_LABELS:
         check_classification_targets(y)
-    classes, index = np.unique(y, return_inverse=True)
+    classes, index = _unique(y)
     if y.dtype.kind in _OF_LABELS and 2 * len(classes) >= len(y):  # the targets of a regression?
         check_classification_targets(y)
     return classes, index
+
+
+def _unique(y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What np.unique gives with its inverse; without sorting, where labels are close integers."""
+    if y.dtype.kind in "iu" and y.size:
+        first, last = int(y.min()), int(y.max())
+        if last - first < len(y) and last <= _LARGEST:
+            place = y.astype(np.int64) - first
+            occurs = np.bincount(place) > 0
+            classes = (np.flatnonzero(occurs) + first).astype(y.dtype)
+            return classes, (np.cumsum(occurs) - 1)[place]
+    return np.unique(y, return_inverse=True)
 
 
 def is_matrix(y: Any) -> bool:

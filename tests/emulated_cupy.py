@@ -258,6 +258,7 @@ def install(monkeypatch):
             memcpyDeviceToDevice=3,
             memcpyAsync=memcpy,
         ),
+        alloc_pinned_memory=lambda size: bytearray(b"\xff") * size,
         get_current_stream=lambda: types.SimpleNamespace(ptr=0),
     )
     cupy = module(
@@ -276,7 +277,7 @@ def install(monkeypatch):
     )
     on_device = module("cupyx.scipy.sparse", csr_matrix=csr_matrix)
     scipy = module("cupyx.scipy", sparse=on_device)
-    cupyx = module("cupyx", empty_pinned=empty, scipy=scipy)
+    cupyx = module("cupyx", scipy=scipy)
     for made in (cupy, cuda, cupyx, scipy, on_device):
         monkeypatch.setitem(sys.modules, made.__name__, made)
     monkeypatch.setitem(sys.modules, "array_api_compat.cupy", array_api_compat.numpy)

@@ -20,6 +20,7 @@ from skmax.problem import Problem
 from skmax.solvers.learning_rate import stable_rate
 from skmax.solvers.preconditioner import Moments
 from skmax.solvers.sgd import SGD
+from skmax.validation import _unique
 
 INTEGERS = ["int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64"]
 # The last digits that training in each precision keeps.
@@ -721,3 +722,24 @@ def test_under_the_strongest_penalty_classes_are_as_frequent_as_they_were(
     if "preconditioner" not in params:
         shares = np.tile(np.bincount(y) / len(y), (len(y), 1))
         np.testing.assert_allclose(model.predict_proba(X), shares, atol=0.02)
+
+
+# Labels
+
+
+@given(
+    st.sampled_from("bBhHiIqQ"),
+    st.sampled_from(["lowest", "zero", "highest"]),
+    st.integers(1, 300),
+    st.integers(1, 60),
+    st.integers(0, 99),
+)
+def test_integers_that_occur_are_those_that_NumPy_finds(code, where, spread, n, seed):
+    """Wherever in the range of their dtype they are, close together or not."""
+    info = np.iinfo(code)
+    spread = min(spread, info.max)
+    first = {"lowest": info.min, "zero": 0, "highest": info.max - spread + 1}[where]
+    y = np.random.default_rng(seed).integers(spread, size=n).astype(code) + np.array(first, code)
+    for found, expected in zip(_unique(y), np.unique(y, return_inverse=True), strict=True):
+        np.testing.assert_array_equal(found, expected)
+        assert found.dtype == expected.dtype

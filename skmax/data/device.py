@@ -163,10 +163,9 @@ class PinnedBuffer:
     def _next_half(self) -> Any:
         """The half that has been sent, and the event that says so."""
         if self._halves is None:
-            from cupyx import empty_pinned
-
+            cuda, size = self._cupy.cuda, self._half_bytes
             self._halves = [
-                (empty_pinned((self._half_bytes,), np.uint8), self._cupy.cuda.Event())
+                (np.frombuffer(cuda.alloc_pinned_memory(size), np.uint8, size), cuda.Event())
                 for _ in range(2)
             ]
         self._turn = 1 - self._turn

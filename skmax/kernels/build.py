@@ -7,7 +7,6 @@ run-time compiler of one version, which the extra ``test`` installs, and no GPU.
 from __future__ import annotations
 
 import ctypes
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from io import BytesIO
@@ -116,4 +115,4 @@ def _write(path: Path, entries: dict[str, bytes]) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(str(kernels().joinpath("cubins"))))
+    main(Path(str(kernels().joinpath("cubins"))))
