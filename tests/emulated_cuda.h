@@ -322,6 +322,9 @@ inline void send(Address to, uint4 v, Address barrier) {
     emulation::flights.push_back({to, {v.x, v.y, v.z, v.w}, 16, barrier});
 }
 
+inline void store(Address to, float value) { std::memcpy(to, &value, sizeof value); }
+inline void store(Address to, double value) { std::memcpy(to, &value, sizeof value); }
+
 inline unsigned bits_of(float value) {
     unsigned bits;
     std::memcpy(&bits, &value, 4);
