@@ -70,6 +70,7 @@ class Kernel:
         self._launch = ctypes.CDLL(str(library)).launch
         self._launch.restype = ctypes.c_char_p
         self.max_dynamic_shared_size_bytes = 0
+        self.kernel = types.SimpleNamespace(ptr=0)
         clusters = [int(option[len(CLUSTER) :]) for option in options if option.startswith(CLUSTER)]
         self._cluster = None if cooperative else clusters[0] if clusters else 1
 
@@ -229,7 +230,8 @@ def install(monkeypatch):
     """Let `import cupy` find this, and build kernels with fewer threads."""
     import array_api_compat.numpy
 
-    from skmax.kernels.cuda import compiled
+    from skmax.kernels import cuda as kernels
+    from skmax.kernels import few_classes
 
     if COMPILER is None:
         pytest.skip("no g++, which builds the kernels for the CPU")
@@ -257,11 +259,14 @@ def install(monkeypatch):
     on_device = module("cupyx.scipy.sparse", csr_matrix=csr_matrix)
     scipy = module("cupyx.scipy", sparse=on_device)
     cupyx = module("cupyx", empty_pinned=empty, scipy=scipy)
-    for made in (cupy, cuda, cupyx, scipy, on_device):
+    driver = module("cupy_backends.cuda.api.driver", funcSetAttribute=lambda *_: None)
+    api = module("cupy_backends.cuda.api", driver=driver)
+    for made in (cupy, cuda, cupyx, scipy, on_device, driver, api):
         monkeypatch.setitem(sys.modules, made.__name__, made)
     monkeypatch.setitem(sys.modules, "array_api_compat.cupy", array_api_compat.numpy)
     monkeypatch.setattr(array_api_compat, "cupy", array_api_compat.numpy, raising=False)
     monkeypatch.setattr("skmax.kernels.cuda.THREADS", 64)
     monkeypatch.setattr(Kernel, "launches", 0)
-    compiled.cache_clear()
+    kernels.compiled.cache_clear()
+    few_classes.compiled.cache_clear()
     return cupy

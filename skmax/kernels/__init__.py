@@ -13,7 +13,7 @@ from scipy.sparse import issparse
 
 from skmax.backends import Array
 from skmax.data import Rows
-from skmax.kernels import cpu, cuda, sparse
+from skmax.kernels import cpu, cuda, few_classes, sparse
 from skmax.problem import BatchSums, Problem, State, Steps
 
 SGDEpoch = Callable[[Problem, State, Steps], tuple[State, BatchSums]]
@@ -31,7 +31,9 @@ def sgd_epoch(problem: Problem, batch_size: int) -> SGDEpoch | None:
     if problem.data.is_sparse:
         return None
     if problem.backend.name == "cupy":
-        return cuda.Plan.of(problem, batch_size, cuda.Device.of(problem.backend.device))
+        device = cuda.Device.of(problem.backend.device)
+        plan = few_classes.Plan.of(problem, batch_size, device)
+        return plan or cuda.Plan.of(problem, batch_size, device)
     return None
 
 

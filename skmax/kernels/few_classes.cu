@@ -55,7 +55,7 @@ constexpr int ROUNDS = (OWNED + 31) / 32;              // in which a block sees 
 constexpr int SOURCE = OWNED * CLASSES;                // logits that each block sends to an owner
 constexpr int LEAST = -80;                             // where fixed-point numbers end
 static_assert(DATA_BYTES == 1 || DATA_BYTES == 2 || DATA_BYTES == 4, "");
-static_assert(OWNED % 16 == 0 && (BYTES || (PER == 2 && GROUPS == 1)), "");
+static_assert((OWNED == 16 || OWNED == 32) && (BYTES || (PER == 2 && GROUPS == 1)), "");
 
 // Where what is in the memory of a block, in bytes. skmax.kernels.few_classes computes `total` too.
 struct Layout {
@@ -71,7 +71,9 @@ struct Layout {
     static constexpr int heaviest = smoothing + CLASSES * 4;           // (2, WARPS)
     static constexpr int sums = heaviest + 2 * WARPS * 4;              // (THREADS, 2)
     static constexpr int of_all = sums + THREADS * 16;                 // (CLUSTER, 2)
-    static constexpr int barriers = of_all + CLUSTER * 16;
+    static constexpr int mean = of_all + CLUSTER * 16;                 // (SLICE,)
+    static constexpr int unit = mean + SLICE * 4;
+    static constexpr int barriers = unit + SLICE * 4;
     static constexpr int total = barriers + 16;
 };
 static_assert(Layout::sums % 8 == 0 && Layout::place % 16 == 0, "");
@@ -138,14 +140,12 @@ struct Worker {
     const int thread, lane, warp, g, t, rank, model, models, steps;
     const bool works;  // whether the lane has features
     const int width;   // the features of the block
-    const int tiles, share, owned;  // tiles of 16 rows of a batch, of any block, and of this one
-    const unsigned flip;
+    // Tiles of 16 rows: of a batch, the most of a block as a power of two, and those of this block.
+    const int tiles, shift, owned;
     const float l2, l1, momentum;
     const int column;
     float w[GROUPS][HALVES][PASSES][4], v[GROUPS][HALVES][PASSES][4];
-    float mean[GROUPS][HALVES][2], unit[GROUPS][HALVES][2];
     float w_rest[GROUPS][HALVES], v_rest[GROUPS][HALVES];  // of one of the last two classes
-    float mean_rest[GROUPS][HALVES], unit_rest[GROUPS][HALVES];
     float b[OWN], b_velocity[OWN];  // of a row that equals the mean
     float hard_share = 1, poison = 0, weight_ahead = 0;
     int scale = 60;  // the weights' unit is 2^-scale
@@ -161,11 +161,10 @@ struct Worker {
           thread(threadIdx.x), lane(thread % 32), warp(thread / 32), g(lane / 4), t(lane % 4),
           rank(blockIdx.x % CLUSTER), model(blockIdx.x / CLUSTER), models(gridDim.x / CLUSTER),
           steps((a.n + a.batch - 1) / a.batch), works(g < 7),
-          width(a.d - rank * SLICE < SLICE ? a.d - rank * SLICE : SLICE),
-          tiles((a.batch + 15) / 16), share((tiles + CLUSTER - 1) / CLUSTER),
-          owned(tiles <= rank * share ? 0
-                                      : (tiles - rank * share < share ? tiles - rank * share : share)),
-          flip(a.offset ? 0x80808080u : 0u), l2(number(0)), l1(number(1)), momentum(number(2)),
+          width(between(0, a.d - rank * SLICE, SLICE)),
+          tiles((a.batch + 15) / 16), shift(tiles > CLUSTER ? 1 : 0),
+          owned(between(0, tiles - (rank << shift), 1 << shift)),
+          l2(number(0)), l1(number(1)), momentum(number(2)),
           column(static_cast<int>(bits_of(number(3)))) {}
 
     __device__ __forceinline__ float number(int i) const {
@@ -178,6 +177,12 @@ struct Worker {
     // The class that is the j-th of a lane.
     __device__ __forceinline__ int class_of(int j) const {
         return j < 2 * TILES ? j / 2 * 8 + 2 * t + j % 2 : 8 * TILES + j % 2;
+    }
+    // Of numbers that features have, those of a lane; and of a lane that has none, zeros.
+    template <int N> __device__ __forceinline__ void
+    pick(float (&values)[N], int place, int f) const {
+#pragma unroll
+        for (int i = 0; i < N; ++i) values[i] = works ? at<float>(place)[f + i] : 0.f;
     }
     // Whether the lane speaks for the j-th of its classes: all lanes of a row have the last two.
     __device__ __forceinline__ bool speaks(int j) const { return j < 2 * TILES || t == 0; }
@@ -193,6 +198,10 @@ struct Worker {
     }
     __device__ __forceinline__ size_t in_all(int k, int f) const {
         return (size_t(model) * a.classes + k) * a.d + rank * SLICE + f;
+    }
+
+    __device__ static __forceinline__ int between(int least, int value, int most) {
+        return value < least ? least : value > most ? most : value;
     }
 
     // Loads
@@ -228,6 +237,12 @@ struct Worker {
         else if (a.copy == 8) fetch_by<8>(step);
         else fetch_by<4>(step);
     }
+    // Makes the signed bytes of a step's rows, which have come, unsigned ones.
+    __device__ __forceinline__ void shift_rows(int step) const {
+        __syncthreads();
+        unsigned *const words = at<unsigned>(Layout::rows + step % 2 * (ROWS * STRIDE));
+        for (int i = thread; i < rows_in(step) * (STRIDE / 4); i += THREADS) words[i] ^= 0x80808080u;
+    }
     // The largest weight that this thread sees of a step's rows, which says what the unit of its
     // residuals is.
     __device__ __forceinline__ void weigh(int step) {
@@ -260,18 +275,16 @@ struct Worker {
     // Weights
 
     __device__ __forceinline__ void load_weights() {
+        for (int f = thread; f < width; f += THREADS) {
+            const size_t here = size_t(model) * a.d + rank * SLICE + f;
+            at<float>(Layout::mean)[f] = (a.mean ? a.mean[here] : 0.f) + to_float(a.offset);
+            at<float>(Layout::unit)[f] = a.inverse_scale ? a.inverse_scale[here] : 1.f;
+        }
+        __syncthreads();
 #pragma unroll
         for (int q = 0; q < GROUPS; ++q)
 #pragma unroll
             for (int i = 0; i < HALVES; ++i) {
-#pragma unroll
-                for (int j = 0; j < 2; ++j) {
-                    const int f = feature(q) + 2 * i + j;
-                    const size_t here = size_t(model) * a.d + rank * SLICE + f;
-                    const bool inside = is_mine(0, f);
-                    mean[q][i][j] = inside ? (a.mean ? a.mean[here] : 0.f) + to_float(a.offset) : 0.f;
-                    unit[q][i][j] = !inside ? 0.f : a.inverse_scale ? a.inverse_scale[here] : 1.f;
-                }
 #pragma unroll
                 for (int c = 0; c < TILES; ++c)
 #pragma unroll
@@ -282,10 +295,6 @@ struct Worker {
                     }
                 if (!REST) continue;
                 const int f = feature_of_rest(q) + i, k = 8 * TILES + t % 2;
-                const size_t here = size_t(model) * a.d + rank * SLICE + f;
-                const bool inside = is_mine(0, f);
-                mean_rest[q][i] = inside ? (a.mean ? a.mean[here] : 0.f) + to_float(a.offset) : 0.f;
-                unit_rest[q][i] = !inside ? 0.f : a.inverse_scale ? a.inverse_scale[here] : 1.f;
                 w_rest[q][i] = is_mine(k, f) ? a.coef[in_all(k, f)] : 0.f;
                 v_rest[q][i] = is_mine(k, f) ? a.velocity[in_all(k, f)] : 0.f;
             }
@@ -402,12 +411,15 @@ struct Worker {
         for (int c = 0; c < TILES; ++c) {
             float sum[2] = {0, 0};
 #pragma unroll
-            for (int q = 0; q < GROUPS; ++q)
+            for (int q = 0; q < GROUPS; ++q) {
+                float mean[PER];
+                pick(mean, Layout::mean, feature(q));
 #pragma unroll
                 for (int i = 0; i < HALVES; ++i)
 #pragma unroll
                     for (int j = 0; j < 4; ++j)
-                        sum[j % 2] += w[q][i][c][j] * (mean[q][i][j / 2] + plus);
+                        sum[j % 2] += w[q][i][c][j] * (mean[2 * i + j / 2] + plus);
+            }
 #pragma unroll
             for (int mask = 4; mask < 32; mask *= 2)
 #pragma unroll
@@ -419,9 +431,12 @@ struct Worker {
         if (!REST) return;
         float sum = 0;
 #pragma unroll
-        for (int q = 0; q < GROUPS; ++q)
+        for (int q = 0; q < GROUPS; ++q) {
+            float mean[HALVES];
+            pick(mean, Layout::mean, feature_of_rest(q));
 #pragma unroll
-            for (int i = 0; i < HALVES; ++i) sum += w_rest[q][i] * (mean_rest[q][i] + plus);
+            for (int i = 0; i < HALVES; ++i) sum += w_rest[q][i] * (mean[i] + plus);
+        }
 #pragma unroll
         for (int mask = 2; mask < 32; mask *= 2) sum += from_lane_xor(sum, mask);
         if (g == 0 && t < 2) to[8 * TILES + t] = sum;
@@ -441,6 +456,7 @@ struct Worker {
             __syncthreads();
             return;
         }
+        if (a.offset && next < steps) shift_rows(next);
         int any = __syncthreads_or(over);
         for (; BYTES && any && scale > LEAST; any = __syncthreads_or(over)) {
             scale -= 2;
@@ -548,10 +564,10 @@ struct Worker {
                                        at_mean(8 * c + 2 * t + 1) - poison};
 #pragma unroll
                 for (int i = 0; i < N; ++i) {
-                    const int tile = warp + WARPS * i, owner = tile / share;
+                    const int tile = warp + WARPS * i, owner = tile >> shift;
                     if (tile >= tiles) continue;
                     const Address came = in_block(logits_came, owner);
-                    const int row = tile % share * 16 + g;
+                    const int row = (tile & (1 << shift) - 1) * 16 + g;
                     const Address there = in_block(base + Layout::logits, owner) +
                                           (rank * SOURCE + (c * OWNED + row) * 8 + 2 * t) * 4;
                     send(there, z[i][0] - less[0], z[i][1] - less[1], came);
@@ -578,10 +594,10 @@ struct Worker {
             part[0][j] = keep + from_lane_xor(give, 1);
         }
         const float less[2] = {at_mean(8 * TILES) - poison, at_mean(8 * TILES + 1) - poison};
-        const int tile = warp + WARPS * t, owner = tile / share;
+        const int tile = warp + WARPS * t, owner = tile >> shift;
         if (t >= N || tile >= tiles) return;
         const Address came = in_block(logits_came, owner);
-        const int row = tile % share * 16 + g;
+        const int row = (tile & (1 << shift) - 1) * 16 + g;
         const Address there = in_block(base + Layout::logits, owner) +
                               (rank * SOURCE + OWNED * 8 * TILES + row * 2) * 4;
         send(there, part[0][0] - less[0], part[0][1] - less[1], came);
@@ -602,7 +618,7 @@ struct Worker {
         const Address rows = base + Layout::rows + step % 2 * (ROWS * STRIDE) +
                              (16 * warp + lane % 16) * STRIDE + lane / 16 * 16;
         const uint2 *const weights = at<uint2>(Layout::weights) + lane;
-#pragma unroll
+#pragma unroll 2  // more of them would not find enough registers
         for (int ks = 0; ks < FORWARD; ++ks) {
             uint2 f[DIGITS + REST];
 #pragma unroll
@@ -613,9 +629,6 @@ struct Worker {
             for (int i = 0; i < N; ++i) {
                 unsigned x[4];
                 load_matrices(x, rows + i * (16 * WARPS * STRIDE) + ks * 32);
-                if (flip)
-#pragma unroll
-                    for (int j = 0; j < 4; ++j) x[j] ^= flip;
 #pragma unroll
                 for (int digit = 0; digit < DIGITS; ++digit)
                     multiply_u8s8(sum[i][digit], x, f[digit].x, f[digit].y);
@@ -714,7 +727,6 @@ struct Worker {
                 const unsigned char *const row = from + (j / 2 * 8 + j % 2) * STRIDE;
                 r[j] = PER == 4 ? *reinterpret_cast<const unsigned *>(row)
                                 : *reinterpret_cast<const unsigned short *>(row);
-                if (flip) r[j] ^= flip;
             }
             const unsigned p0 = permute_bytes(r[0], r[1], 0x5140);
             const unsigned p1 = permute_bytes(r[2], r[3], 0x5140);
@@ -738,7 +750,7 @@ struct Worker {
         float weight, score;
     };
     __device__ __forceinline__ Row row_of(int step, int round) const {
-        const int r = thread / 4 + 32 * round, of_batch = rank * share * 16 + r;
+        const int r = thread / 4 + 32 * round, of_batch = (rank << shift) * 16 + r;
         Row row{-1, 0, 0.f, 0.f};
         if (r >= 16 * owned || of_batch >= rows_in(step)) return row;
         row.visit = at<int>(Layout::visit)[step % 2 * ROWS + of_batch];
@@ -810,7 +822,7 @@ struct Worker {
             outcome.target[j] = inside ? target_of(row, class_of(j)) : 0.f;
             p[j] = inside ? row.weight * (p[j] * one_of - outcome.target[j]) : 0.f;
         }
-        const int of_batch = rank * share * 16 + r;
+        const int of_batch = (rank << shift) * 16 + r;
         if (BYTES) put_bytes(p, of_batch, size);
         else put_floats(p, of_batch);
     }
@@ -853,7 +865,7 @@ struct Worker {
 
     __device__ __forceinline__ void send_residuals() const {
         constexpr int VECTORS = OWNED / 16 * WORDS / 4;
-        const int count = owned * (WORDS / 4), first = rank * share * (WORDS / 4);
+        const int count = owned * (WORDS / 4), first = (rank << shift) * (WORDS / 4);
         const uint4 *const from = at<uint4>(Layout::residuals) + first;
         const Address own = base + Layout::residuals + first * 16;
 #pragma unroll 8
@@ -1007,13 +1019,16 @@ struct Worker {
 #pragma unroll
                     for (int j = 0; q == 0 && j < 2; ++j)
                         of_class[2 * c + j] = from_lane_at(y[0][j], 28 + t);
+                    float mean[PER], unit[PER];
+                    pick(mean, Layout::mean, feature(q));
+                    pick(unit, Layout::unit, feature(q));
 #pragma unroll
                     for (int i = 0; i < HALVES; ++i)
 #pragma unroll
                         for (int j = 0; j < 4; ++j)
                             move(w[q][i][c][j], v[q][i][c][j],
-                                 (y[i][j] - of_class[2 * c + j % 2] * mean[q][i][j / 2]) * per_row,
-                                 unit[q][i][j / 2], rate);
+                                 (y[i][j] - of_class[2 * c + j % 2] * mean[2 * i + j / 2]) * per_row,
+                                 unit[2 * i + j / 2], rate);
                 }
                 if (!REST || c) continue;
                 own_of_rest(rest, own);
@@ -1021,10 +1036,13 @@ struct Worker {
                 for (int j = 0; q == 0 && j < 2; ++j)
                     of_class[2 * TILES + j] = from_lane_at(own[0], 28 + j);
                 const float of_own = t % 2 ? of_class[OWN - 1] : of_class[OWN - 2];
+                float mean[HALVES], unit[HALVES];
+                pick(mean, Layout::mean, feature_of_rest(q));
+                pick(unit, Layout::unit, feature_of_rest(q));
 #pragma unroll
                 for (int i = 0; i < HALVES; ++i)
-                    move(w_rest[q][i], v_rest[q][i], (own[i] - of_own * mean_rest[q][i]) * per_row,
-                         unit_rest[q][i], rate);
+                    move(w_rest[q][i], v_rest[q][i], (own[i] - of_own * mean[i]) * per_row,
+                         unit[i], rate);
             }
         if (!a.fit_intercept) return;
 #pragma unroll
@@ -1049,10 +1067,15 @@ struct Worker {
         else forward<1>(step);
         // While logits travel: the operands of the backward products, and the next rows.
         unsigned ahead[ROWS / 32][HALVES][4];
+        if (BYTES && GROUPS == 1) {
+            if (tiles > 8) {
 #pragma unroll
-        for (int ks = 0; BYTES && GROUPS == 1 && ks < ROWS / 32; ++ks) {
-            if (end_before(ks)) break;
-            operands(ahead[ks], step, 0, ks);
+                for (int ks = 0; ks < 8; ++ks) operands(ahead[ks], step, 0, ks);
+            } else {
+#pragma unroll
+                for (int ks = 0; ks < 4; ++ks)
+                    if (2 * ks < tiles) operands(ahead[ks], step, 0, ks);
+            }
         }
         fetch(step + 1);
         weigh(step + 1);

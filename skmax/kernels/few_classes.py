@@ -89,7 +89,7 @@ class Build:
         residuals = ROWS // 16 * (32 if of_bytes else 128) * (sent * tiles + rest) * 4
         logits = ROWS * self.CLASSES * 4
         numbers = 4 * ROWS * 4 + (WARPS + self.CLUSTER + 1) * self.CLASSES * 4 + 2 * WARPS * 4
-        return rows + weights + residuals + logits + numbers + 16 * (THREADS + self.CLUSTER + 1)
+        return rows + weights + residuals + logits + numbers + 16 * (THREADS + self.CLUSTER + 1) + 8 * self.slice_
 
 
 def builds() -> list[Build]:
