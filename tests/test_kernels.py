@@ -334,8 +334,8 @@ def test_the_epoch_of_a_device_with_poisoned_memory_equals_the_reference(dtype, 
         ("own columns", "weights", "no intercept"), ("not centred",), ("plain", "l1"),
     ):  # fmt: skip
         case = make_case(backend, seed, **shape | {"rare": rare})
-        plan = kernels.sgd_epoch(case[0], 256)
-        assert isinstance(plan, Plan)
+        plan = Plan.of(case[0], 256, Device.of(backend.device))
+        assert plan is not None
         poison = cupy.full(1 << 26, np.nan)  # what is freed now is what the next arrays get
         del poison
         shape["rare"] = rare
@@ -553,10 +553,10 @@ def nvrtc():
     return ctypes.CDLL(str(library))
 
 
-def compiler_report(options):
-    """What ptxas says of the kernel."""
+def compiler_report(options, source=None):
+    """What ptxas says of a kernel; None: of that of `cuda`."""
     library, program, size = nvrtc(), ctypes.c_void_p(), ctypes.c_size_t()
-    code = cuda.source().encode()
+    code = (source or cuda.source()).encode()
     assert library.nvrtcCreateProgram(ctypes.byref(program), code, b"k.cu", 0, None, None) == 0
     words = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
     failed = library.nvrtcCompileProgram(program, len(options), words)

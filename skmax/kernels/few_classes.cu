@@ -15,11 +15,11 @@
 //
 // All sums are taken in a fixed order, so that two runs are equal to the last bit.
 //
-// Where X has bytes, these are multiplied as they are, by weights and residuals that are fixed-point
-// numbers of four signed bytes, so that sums are exact. The unit of the weights is a power of two,
-// which grows with the largest weight of the block. Signed bytes are taken for unsigned ones that are
-// larger by 128, and so is the mean. Other values are taken for sums of two numbers of tf32, and so
-// are weights and residuals; the product of both small parts is left out.
+// Where X has bytes, these are multiplied as they are, by weights and residuals that are fixed-
+// point numbers of four signed bytes, so that sums are exact. The unit of the weights is a power of
+// two, which grows with the largest weight of the block. Signed bytes are taken for unsigned ones
+// that are larger by 128, and so is the mean. Other values are taken for sums of two numbers of
+// tf32, and so are weights and residuals; the product of both small parts is left out.
 //
 // Classes come in tiles of 8, whose columns a product has; CLASSES % 8 may be 2, and these two have
 // one tile for all their parts.
@@ -43,11 +43,18 @@ constexpr int GROUP = 7 * PER;
 constexpr int SLICE = WARPS * GROUPS * GROUP;
 constexpr int DEPTH = BYTES ? 32 : 8;
 constexpr int FORWARD = (SLICE + DEPTH - 1) / DEPTH;
-// Bytes of a row in shared memory, so that neighbours are in other banks.
-constexpr int STRIDE = BYTES ? ((SLICE + 15) / 16 | 1) * 16 : (SLICE + 16) * DATA_BYTES;
-// Tiles of weights and of residuals. Of many classes, whole residuals are sent and taken apart late.
+// Of these steps, those for which there are registers at a time.
+constexpr int UNROLLED = BYTES ? (TILES > 1 ? 1 : 2) : 4;
+// Bytes of a row in shared memory, so that neighbours are in other banks; of
+// float32 with many classes, two of them share one, since there is no more memory.
+constexpr int PADDED = SLICE + (DATA_BYTES == 4 && TILES > 2 ? 12 : 16);
+constexpr int STRIDE = BYTES ? ((SLICE + 15) / 16 | 1) * 16 : PADDED * DATA_BYTES;
+// Tiles of weights and of residuals. Of many classes, whole residuals are sent, and taken apart
+// late.
 constexpr bool LATE = !BYTES && TILES > 2;
 constexpr int PARTS = BYTES ? 4 : 2, SENT = LATE ? 1 : PARTS;
+// Whether operands of the backward products wait in registers for the residuals.
+constexpr bool AHEAD = BYTES && GROUPS == 1 && TILES <= 2;
 constexpr int WEIGHTS = PARTS * TILES + REST, RESIDUALS = SENT * TILES + REST;
 constexpr int WORDS = (BYTES ? 32 : 128) * RESIDUALS;  // of 16 rows' residuals
 constexpr int OWNED = ROWS / CLUSTER;                  // the most rows of a block
@@ -85,7 +92,7 @@ struct Arguments {
     int n, batch, d, classes;
     int copy;                   // bytes that are copied at once: 4, 8 or 16
     int offset;                 // what a byte is larger by than the value it stands for
-    const int *label;           // (rows, label_words), of which the first counts; or null: see target
+    const int *label;           // (rows, label_words), of which the first counts; or null
     int label_words;
     const float *target;        // (rows, classes), or null
     const float *weight;        // (rows, u), or null: all 1
@@ -94,7 +101,7 @@ struct Arguments {
     const float *smoothing;      // (m, classes), or null
     const float *mean;           // (m, d), or null: zero
     const float *inverse_scale;  // (m, d), or null: one
-    const float *numbers;        // (steps + 4, m): rates, l2, l1, momenta, columns of weights as ints
+    const float *numbers;        // (steps + 4, m): rates, l2, l1, momenta, bits of `column`
     int steps, first;            // those of the whole epoch, and the first one here
     int fit_intercept;
     const float *coef, *velocity, *intercept, *intercept_velocity;  // (m, classes, d), (m, classes)
@@ -135,8 +142,8 @@ struct Worker {
     const Arguments a;
     unsigned char *const memory;
     const Address base, logits_came, residuals_came;
-    // Of a product, lane 4 g + t has rows g and g + 8 and columns 2 t and 2 t + 1. The features of a
-    // product that gives a gradient are its rows.
+    // Of a product, lane 4 g + t has rows g and g + 8 and columns 2 t and 2 t + 1. Where it gives a
+    // gradient, features are its rows.
     const int thread, lane, warp, g, t, rank, model, models, steps;
     const bool works;  // whether the lane has features
     const int width;   // the features of the block
@@ -233,7 +240,8 @@ struct Worker {
     // Rows of a step, of which those beyond the last stay what they were.
     __device__ __forceinline__ void fetch(int step) const {
         if (step >= steps) return;
-        if (SLICE * DATA_BYTES % 16 == 0 && a.copy == 16) fetch_by<SLICE * DATA_BYTES % 16 ? 8 : 16>(step);
+        constexpr int MOST = SLICE * DATA_BYTES % 16 ? 8 : 16;
+        if (a.copy == 16) fetch_by<MOST>(step);
         else if (a.copy == 8) fetch_by<8>(step);
         else fetch_by<4>(step);
     }
@@ -241,7 +249,8 @@ struct Worker {
     __device__ __forceinline__ void shift_rows(int step) const {
         __syncthreads();
         unsigned *const words = at<unsigned>(Layout::rows + step % 2 * (ROWS * STRIDE));
-        for (int i = thread; i < rows_in(step) * (STRIDE / 4); i += THREADS) words[i] ^= 0x80808080u;
+        const int count = rows_in(step) * (STRIDE / 4);
+        for (int i = thread; i < count; i += THREADS) words[i] ^= 0x80808080u;
     }
     // The largest weight that this thread sees of a step's rows, which says what the unit of its
     // residuals is.
@@ -618,7 +627,7 @@ struct Worker {
         const Address rows = base + Layout::rows + step % 2 * (ROWS * STRIDE) +
                              (16 * warp + lane % 16) * STRIDE + lane / 16 * 16;
         const uint2 *const weights = at<uint2>(Layout::weights) + lane;
-#pragma unroll 2  // more of them would not find enough registers
+#pragma unroll UNROLLED
         for (int ks = 0; ks < FORWARD; ++ks) {
             uint2 f[DIGITS + REST];
 #pragma unroll
@@ -669,7 +678,7 @@ struct Worker {
         const unsigned char *const rows =
             memory + Layout::rows + step % 2 * (ROWS * STRIDE) + (16 * warp + g) * STRIDE;
         const uint2 *const weights = at<uint2>(Layout::weights) + lane;
-#pragma unroll
+#pragma unroll UNROLLED
         for (int ks = 0; ks < FORWARD; ++ks) {
             uint2 f[3] = {};
             if (TILES) {
@@ -690,8 +699,8 @@ struct Worker {
 #pragma unroll
             for (int j = 0; j < 4; ++j) z[i][j] += low[i][j];
     }
-    // Adds the products of four values and the large and the small part of numbers of 8 classes, and
-    // those of all parts of the last two classes.
+    // Adds the products of four values and the large and the small part of numbers of 8 classes,
+    // and those of all parts of the last two classes.
     __device__ __forceinline__ void
     multiply_both(float x0, float x1, float x2, float x3, const uint2 (&f)[3], float (&large)[4],
                   float (&small)[4], float (&rest)[4], bool with_rest) const {
@@ -739,7 +748,7 @@ struct Worker {
             x[HALVES - 1][2 * i + 1] = permute_bytes(p2, p3, 0x7632);
         }
     }
-    // Whether the rows of a batch end before so many times 32, about; what is beyond has no residuals.
+    // Whether the rows of a batch end before so many times 32, about; beyond are no residuals.
     __device__ __forceinline__ bool end_before(int ks) const {
         return ks >= 4 ? tiles <= 8 : ks >= 2 && tiles <= 4;
     }
@@ -790,7 +799,8 @@ struct Worker {
         for (int source = 0; source < CLUSTER; ++source)
 #pragma unroll
             for (int c = 0; c < TILES + REST; ++c) {
-                const int here = c < TILES ? (c * OWNED + r) * 8 + 2 * t : OWNED * 8 * TILES + r * 2;
+                const int here = c < TILES ? (c * OWNED + r) * 8 + 2 * t
+                                           : OWNED * 8 * TILES + r * 2;
                 const float2 both =
                     *reinterpret_cast<const float2 *>(logits + source * SOURCE + here);
                 y[2 * c] += both.x;
@@ -896,8 +906,9 @@ struct Worker {
 
     // The gradient of 8 classes by the features of a group, and of the last two.
     __device__ __forceinline__ void
-    gradient_of_bytes(int step, int q, int c, int size, const unsigned (&ahead)[ROWS / 32][HALVES][4],
-                      float (&y)[HALVES][4], float (&rest)[HALVES][4]) const {
+    gradient_of_bytes(int step, int q, int c, int size,
+                      const unsigned (&ahead)[ROWS / 32][HALVES][4], float (&y)[HALVES][4],
+                      float (&rest)[HALVES][4]) const {
         constexpr int DIGITS = TILES ? 4 : 0;
         const bool with_rest = REST && c == 0;
         int sum[HALVES][DIGITS + REST][4];
@@ -912,7 +923,7 @@ struct Worker {
         for (int ks = 0; ks < ROWS / 32; ++ks) {
             if (end_before(ks)) break;
             unsigned here[HALVES][4];
-            if (GROUPS > 1) operands(here, step, q, ks);
+            if (!AHEAD) operands(here, step, q, ks);
 #pragma unroll
             for (int digit = 0; digit < DIGITS + REST; ++digit) {
                 if (digit == DIGITS && !with_rest) continue;
@@ -921,7 +932,7 @@ struct Worker {
                 const unsigned f0 = from[0], f1 = from[WORDS];
 #pragma unroll
                 for (int i = 0; i < HALVES; ++i)
-                    multiply_u8s8(sum[i][digit], GROUPS > 1 ? here[i] : ahead[ks][i], f0, f1);
+                    multiply_u8s8(sum[i][digit], AHEAD ? ahead[ks][i] : here[i], f0, f1);
             }
         }
         const float high_down = power_of_two(size - 14), down = power_of_two(size - 30);
@@ -963,8 +974,8 @@ struct Worker {
 #pragma unroll
         for (int j = 0; j < 4; ++j) y[0][j] += low[j];
     }
-    // Of the last two classes, each lane has a part of all of its features, and gets the sums of its
-    // own.
+    // Of the last two classes, each lane has a part of all of its features, and gets the sums of
+    // its own.
     __device__ __forceinline__ void
     own_of_rest(const float (&rest)[HALVES][4], float (&own)[HALVES]) const {
         if (HALVES == 2) {
@@ -1025,10 +1036,11 @@ struct Worker {
 #pragma unroll
                     for (int i = 0; i < HALVES; ++i)
 #pragma unroll
-                        for (int j = 0; j < 4; ++j)
-                            move(w[q][i][c][j], v[q][i][c][j],
-                                 (y[i][j] - of_class[2 * c + j % 2] * mean[2 * i + j / 2]) * per_row,
-                                 unit[2 * i + j / 2], rate);
+                        for (int j = 0; j < 4; ++j) {
+                            const int f = 2 * i + j / 2;
+                            const float slope = y[i][j] - of_class[2 * c + j % 2] * mean[f];
+                            move(w[q][i][c][j], v[q][i][c][j], slope * per_row, unit[f], rate);
+                        }
                 }
                 if (!REST || c) continue;
                 own_of_rest(rest, own);
@@ -1067,7 +1079,7 @@ struct Worker {
         else forward<1>(step);
         // While logits travel: the operands of the backward products, and the next rows.
         unsigned ahead[ROWS / 32][HALVES][4];
-        if (BYTES && GROUPS == 1) {
+        if (AHEAD) {
             if (tiles > 8) {
 #pragma unroll
                 for (int ks = 0; ks < 8; ++ks) operands(ahead[ks], step, 0, ks);
@@ -1099,9 +1111,10 @@ struct Worker {
 };
 
 // Arguments as `Arguments` has them.
-extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THREADS, 1) few_classes(
-    const unsigned char *X, const int *place, const int *visit, int n, int batch, int d, int classes,
-    int copy, int offset, const int *label, int label_words, const float *target,
+extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THREADS, 1)
+    few_classes(
+    const unsigned char *X, const int *place, const int *visit, int n, int batch, int d,
+    int classes, int copy, int offset, const int *label, int label_words, const float *target,
     const float *weight, const float *score_weight, int u, const float *smoothing,
     const float *mean, const float *inverse_scale, const float *numbers, int steps, int first,
     int fit_intercept, const float *coef, const float *velocity, const float *intercept,

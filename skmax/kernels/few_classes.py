@@ -7,7 +7,7 @@ serves.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -36,7 +36,8 @@ PARAMETERS = (
     *("new_intercept_velocity", "sums"),
 )
 WARPS, THREADS, ROWS = 4, 128, 256
-_CLASSES = (2, 10, 16, 32)
+# What numbers of classes are rounded up to, and where they are many.
+_CLASSES, _MANY = (2, 10, 16, 32), 16
 # Rows that the kernel can count, and bytes of a row.
 _MOST_ROWS, _MOST_BYTES = 2**31 - 1, 2**31 - 1
 # The blocks that any cluster may have; where there may be more, blocks have so many bytes.
@@ -79,7 +80,8 @@ class Build:
     def shared_bytes(self) -> int:
         """What `Layout` takes of a block's memory in the kernel."""
         of_bytes, tiles, rest = self.DATA_BYTES == 1, self.CLASSES // 8, int(self.CLASSES % 8 > 0)
-        stride = (self.slice_ + 16) * self.DATA_BYTES
+        padding = 12 if self.DATA_BYTES == 4 and tiles > 2 else 16
+        stride = (self.slice_ + padding) * self.DATA_BYTES
         if of_bytes:
             stride = (-(-self.slice_ // 16) | 1) * 16
         parts = 4 if of_bytes else 2
@@ -89,13 +91,26 @@ class Build:
         residuals = ROWS // 16 * (32 if of_bytes else 128) * (sent * tiles + rest) * 4
         logits = ROWS * self.CLASSES * 4
         numbers = 4 * ROWS * 4 + (WARPS + self.CLUSTER + 1) * self.CLASSES * 4 + 2 * WARPS * 4
-        return rows + weights + residuals + logits + numbers + 16 * (THREADS + self.CLUSTER + 1) + 8 * self.slice_
+        return (
+            rows
+            + weights
+            + residuals
+            + logits
+            + numbers
+            + 16 * (THREADS + self.CLUSTER + 1)
+            + 8 * self.slice_
+        )
 
 
 def builds() -> list[Build]:
     """All builds that there are, for each kind of data in the order in which they are tried."""
     kinds = [(1, 16, 2, 1), (1, 8, 4, 1), (1, 16, 4, 2), (2, 16, 2, 1), (4, 8, 2, 1), (4, 16, 2, 1)]
-    return [Build(size, k, *kind) for size, *kind in kinds for k in _CLASSES]
+    return [
+        # Of many classes, a thread has no room for the weights of two groups.
+        Build(size, k, cluster, per, 1 if k > _MANY else groups)
+        for size, cluster, per, groups in kinds
+        for k in _CLASSES
+    ]
 
 
 @dataclass(frozen=True)
@@ -132,10 +147,7 @@ class Plan:
         data, empty = problem.data, problem.backend.xp.empty
         assert isinstance(data, DeviceRows)
         after = State(
-            *(
-                empty(getattr(state, part.name).shape, dtype=np.float32)
-                for part in fields(state)
-            )
+            *(empty(getattr(state, part.name).shape, dtype=np.float32) for part in fields(state))
         )
         sums = empty((2, problem.n_models), dtype=np.float64)
         values = self._of_epoch(problem, steps)
@@ -208,9 +220,9 @@ def _of_state(state: State) -> dict[str, Any]:
 def _build(device: Device, size: int, k: int, d: int, m: int) -> Build | None:
     """The build for so many classes, features and models; None if there is none."""
     for build in builds():
-        if build.DATA_BYTES != size or d > build.n_features:
+        if size != build.DATA_BYTES or d > build.n_features:
             continue
-        if build.CLASSES != next((padded for padded in _CLASSES if k <= padded), None):
+        if k > build.CLASSES:
             continue
         if build.shared_bytes > device.shared_bytes:
             continue
@@ -239,7 +251,7 @@ def source() -> str:
 
 
 @cache
-def compiled(build: Build, index: int) -> Any:
+def compiled(build: Build, index: int) -> Any:  # noqa: ARG001, each device has its own
     """The kernel, ready for the device of that number, which is the current one."""
     import cupy
 
