@@ -75,7 +75,7 @@ struct Layout {
     static constexpr int at_mean = visit + 2 * ROWS * 4;               // (WARPS, CLASSES)
     static constexpr int of_blocks = at_mean + WARPS * CLASSES * 4;    // (CLUSTER, CLASSES)
     static constexpr int smoothing = of_blocks + CLUSTER * CLASSES * 4;
-    static constexpr int heaviest = smoothing + CLASSES * 4;           // (2, WARPS)
+    static constexpr int heaviest = smoothing + (CLASSES + 3) / 4 * 16;  // (2, WARPS)
     static constexpr int sums = heaviest + 2 * WARPS * 4;              // (THREADS, 2)
     static constexpr int of_all = sums + THREADS * 16;                 // (CLUSTER, 2)
     static constexpr int mean = of_all + CLUSTER * 16;                 // (SLICE,)
@@ -83,12 +83,13 @@ struct Layout {
     static constexpr int barriers = unit + SLICE * 4;
     static constexpr int total = barriers + 16;
 };
-static_assert(Layout::sums % 8 == 0 && Layout::place % 16 == 0, "");
+static_assert(Layout::mean % 16 == 0 && Layout::place % 16 == 0, "");
 
 // The kernel's arguments; which are null says what there is none of.
 struct Arguments {
     const unsigned char *X;     // rows of d values
-    const int *place, *visit;   // (n,): the row of X, and of what follows, that is visited when
+    const int *place;           // (n,): the row of X that is visited when
+    const int *visit;           // (n,): that of what follows; or null: the same
     int n, batch, d, classes;
     int copy;                   // bytes that are copied at once: 4, 8 or 16
     int offset;                 // what a byte is larger by than the value it stands for
@@ -169,7 +170,7 @@ struct Worker {
           rank(blockIdx.x % CLUSTER), model(blockIdx.x / CLUSTER), models(gridDim.x / CLUSTER),
           steps((a.n + a.batch - 1) / a.batch), works(g < 7),
           width(between(0, a.d - rank * SLICE, SLICE)),
-          tiles((a.batch + 15) / 16), shift(tiles > CLUSTER ? 1 : 0),
+          tiles((a.batch + 15) / 16), shift(OWNED > 16 && tiles > CLUSTER ? 1 : 0),
           owned(between(0, tiles - (rank << shift), 1 << shift)),
           l2(number(0)), l1(number(1)), momentum(number(2)),
           column(static_cast<int>(bits_of(number(3)))) {}
@@ -188,8 +189,13 @@ struct Worker {
     // Of numbers that features have, those of a lane; and of a lane that has none, zeros.
     template <int N> __device__ __forceinline__ void
     pick(float (&values)[N], int place, int f) const {
+        // Lanes without features read what lies behind, and none of it counts.
+        struct alignas(4 * N) Several {
+            float value[N];
+        };
+        const Several several = *at<Several>(place + 4 * f);
 #pragma unroll
-        for (int i = 0; i < N; ++i) values[i] = works ? at<float>(place)[f + i] : 0.f;
+        for (int i = 0; i < N; ++i) values[i] = works ? several.value[i] : 0.f;
     }
     // Whether the lane speaks for the j-th of its classes: all lanes of a row have the last two.
     __device__ __forceinline__ bool speaks(int j) const { return j < 2 * TILES || t == 0; }
@@ -220,8 +226,12 @@ struct Worker {
         for (int r = thread; r < ROWS; r += THREADS)
             if (r < size) {
                 copy_ahead<4>(base + Layout::place + (slot + r) * 4, a.place + first + r);
-                copy_ahead<4>(base + Layout::visit + (slot + r) * 4, a.visit + first + r);
+                if (a.visit)
+                    copy_ahead<4>(base + Layout::visit + (slot + r) * 4, a.visit + first + r);
             }
+    }
+    __device__ __forceinline__ const int *visits(int step) const {
+        return at<int>(a.visit ? Layout::visit : Layout::place) + step % 2 * ROWS;
     }
     template <int COPY> __device__ __forceinline__ void fetch_by(int step) const {
         constexpr int CHUNKS = SLICE * DATA_BYTES / COPY;
@@ -233,8 +243,15 @@ struct Worker {
         const Address to = base + Layout::rows + step % 2 * (ROWS * STRIDE) + chunk * COPY;
         const int *const place = at<int>(Layout::place) + step % 2 * ROWS;
         const unsigned row_bytes = a.d * DATA_BYTES;
-#pragma unroll 8
-        for (int r = thread / ACROSS; r < size; r += THREADS / ACROSS)
+        const int first = thread / ACROSS;
+        if (size == ROWS && COPY * ACROSS >= 128) {  // the usual ones without a test
+#pragma unroll
+            for (int i = 0; i < ROWS; i += THREADS / ACROSS)
+                copy_ahead<COPY>(to + (first + i) * STRIDE,
+                                 from + size_t(unsigned(place[first + i])) * row_bytes);
+            return;
+        }
+        for (int r = first; r < size; r += THREADS / ACROSS)
             copy_ahead<COPY>(to + r * STRIDE, from + size_t(unsigned(place[r])) * row_bytes);
     }
     // Rows of a step, of which those beyond the last stay what they were.
@@ -256,7 +273,7 @@ struct Worker {
     // residuals is.
     __device__ __forceinline__ void weigh(int step) {
         if (!BYTES || !a.weight || step >= steps) return;
-        const int size = rows_in(step), *const visit = at<int>(Layout::visit) + step % 2 * ROWS;
+        const int size = rows_in(step), *const visit = visits(step);
         weight_ahead = 0;
 #pragma unroll
         for (int r = thread; r < ROWS; r += THREADS)
@@ -762,7 +779,7 @@ struct Worker {
         const int r = thread / 4 + 32 * round, of_batch = (rank << shift) * 16 + r;
         Row row{-1, 0, 0.f, 0.f};
         if (r >= 16 * owned || of_batch >= rows_in(step)) return row;
-        row.visit = at<int>(Layout::visit)[step % 2 * ROWS + of_batch];
+        row.visit = visits(step)[of_batch];
         row.truth = a.label ? a.label[size_t(row.visit) * a.label_words] : likeliest(row.visit);
         const size_t here = size_t(row.visit) * a.u + column;
         row.weight = a.weight ? a.weight[here] : 1.f;
@@ -828,10 +845,14 @@ struct Worker {
         const float one_of = __fdividef(1.f, total);
         const bool inside = row.truth >= 0;
 #pragma unroll
-        for (int j = 0; j < OWN; ++j) {
-            outcome.target[j] = inside ? target_of(row, class_of(j)) : 0.f;
+        for (int j = 0; j < OWN; ++j) outcome.target[j] = class_of(j) == row.truth ? 1.f : 0.f;
+        if (a.target || a.smoothing)
+#pragma unroll
+            for (int j = 0; j < OWN; ++j)
+                outcome.target[j] = inside ? target_of(row, class_of(j)) : 0.f;
+#pragma unroll
+        for (int j = 0; j < OWN; ++j)
             p[j] = inside ? row.weight * (p[j] * one_of - outcome.target[j]) : 0.f;
-        }
         const int of_batch = (rank << shift) * 16 + r;
         if (BYTES) put_bytes(p, of_batch, size);
         else put_floats(p, of_batch);
@@ -878,8 +899,10 @@ struct Worker {
         const int count = owned * (WORDS / 4), first = (rank << shift) * (WORDS / 4);
         const uint4 *const from = at<uint4>(Layout::residuals) + first;
         const Address own = base + Layout::residuals + first * 16;
-#pragma unroll 8
-        for (int i = thread; i < VECTORS * (CLUSTER - 1); i += THREADS) {
+#pragma unroll
+        for (int top = 0; top < VECTORS * (CLUSTER - 1); top += THREADS) {
+            const int i = top + thread;
+            if (i >= VECTORS * (CLUSTER - 1)) break;
             const int other = i / VECTORS, here = i % VECTORS;
             const int there = (rank + 1 + other) % CLUSTER;
             if (here < count)
@@ -894,8 +917,8 @@ struct Worker {
         for (int j = 0; j < OWN; ++j) {
             const float k = to_float(class_of(j));
             if (outcome.below[j] == 0) best = fminf(best, k);
-            if (outcome.target[j] != 0 && speaks(j))
-                sum += outcome.target[j] * (of_all - outcome.below[j]);
+            const bool counts = outcome.target[j] != 0 && speaks(j);
+            sum += counts ? outcome.target[j] * (of_all - outcome.below[j]) : 0.f;
         }
         best = fminf(best, from_lane_xor(best, 1));
         best = fminf(best, from_lane_xor(best, 2));

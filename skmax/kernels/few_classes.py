@@ -90,7 +90,8 @@ class Build:
         weights = -(-self.slice_ // (32 if of_bytes else 8)) * (parts * tiles + rest) * 256
         residuals = ROWS // 16 * (32 if of_bytes else 128) * (sent * tiles + rest) * 4
         logits = ROWS * self.CLASSES * 4
-        numbers = 4 * ROWS * 4 + (WARPS + self.CLUSTER + 1) * self.CLASSES * 4 + 2 * WARPS * 4
+        numbers = 4 * ROWS * 4 + (WARPS + self.CLUSTER) * self.CLASSES * 4
+        numbers += -(-self.CLASSES // 4) * 16 + 2 * WARPS * 4
         return (
             rows
             + weights
@@ -155,7 +156,8 @@ class Plan:
         values["sums"] = sums
         for X, place, visit, part in data.segments(steps.order, self.batch):
             values |= _of_state(state)
-            values |= {"X": X, "place": place, "visit": visit, "n": np.int32(len(place))}
+            values |= {"X": X, "place": place, "n": np.int32(len(place))}
+            values["visit"] = None if visit is place else visit
             values["first"] = np.int32(part.start // self.batch)
             self._launch(data, values)
             state = after
