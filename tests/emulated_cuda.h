@@ -374,6 +374,7 @@ inline void multiply_u8s8(int (&c)[4], const unsigned *a, unsigned b0, unsigned 
         }
     }
 }
+inline void forget(int &) {}
 inline unsigned permute_bytes(unsigned a, unsigned b, unsigned selector) {
     const uint64 both = uint64(a) | uint64(b) << 32;
     unsigned result = 0;

@@ -31,6 +31,9 @@
 //   PER         features of a lane: 2, or 4 for bytes
 //   GROUPS      how often a warp has those of its lanes
 
+#ifndef EARLY
+#define EARLY 1
+#endif
 constexpr int WARPS = 4, THREADS = 32 * WARPS;
 constexpr int ROWS = 256;  // the most of a batch
 constexpr bool BYTES = DATA_BYTES == 1;
@@ -64,6 +67,16 @@ constexpr int LEAST = -80;                             // where fixed-point numb
 static_assert(DATA_BYTES == 1 || DATA_BYTES == 2 || DATA_BYTES == 4, "");
 static_assert((OWNED == 16 || OWNED == 32) && (BYTES || (PER == 2 && GROUPS == 1)), "");
 
+// Rows come in chunks of up to 16 bytes; the threads that share a row, of which each copies one.
+template <int COPY> struct Chunks {
+    static constexpr int count = SLICE * DATA_BYTES / COPY;
+    static constexpr int across = count <= 8 ? 8 : count <= 16 ? 16 : count <= 32 ? 32 : 64;
+};
+constexpr int MOST = SLICE * DATA_BYTES % 16 ? 8 : 16;
+constexpr int CHUNKS = Chunks<MOST>::count, ACROSS = Chunks<MOST>::across;
+constexpr int MINE = ROWS / (THREADS / ACROSS);  // rows of which a thread has a chunk
+constexpr int AT_ONCE = (MINE + FORWARD - 1) / FORWARD;
+
 // Where what is in the memory of a block, in bytes. skmax.kernels.few_classes computes `total` too.
 struct Layout {
     static constexpr int rows = 0;                                     // (2, ROWS, STRIDE)
@@ -75,7 +88,9 @@ struct Layout {
     static constexpr int at_mean = visit + 2 * ROWS * 4;               // (WARPS, CLASSES)
     static constexpr int of_blocks = at_mean + WARPS * CLASSES * 4;    // (CLUSTER, CLASSES)
     static constexpr int smoothing = of_blocks + CLUSTER * CLASSES * 4;
-    static constexpr int heaviest = smoothing + (CLASSES + 3) / 4 * 16;  // (2, WARPS)
+    static constexpr int intercept = smoothing + (CLASSES + 3) / 4 * 16;  // of the mean
+    static constexpr int speed = intercept + (CLASSES + 3) / 4 * 16;      // of the intercept
+    static constexpr int heaviest = speed + (CLASSES + 3) / 4 * 16;       // (2, WARPS)
     static constexpr int sums = heaviest + 2 * WARPS * 4;              // (THREADS, 2)
     static constexpr int of_all = sums + THREADS * 16;                 // (CLUSTER, 2)
     static constexpr int mean = of_all + CLUSTER * 16;                 // (SLICE,)
@@ -145,7 +160,8 @@ struct Worker {
     const Address base, logits_came, residuals_came;
     // Of a product, lane 4 g + t has rows g and g + 8 and columns 2 t and 2 t + 1. Where it gives a
     // gradient, features are its rows.
-    const int thread, lane, warp, g, t, rank, model, models, steps;
+    int thread, lane, warp, g, t;
+    const int rank, model, models, steps;
     const bool works;  // whether the lane has features
     const int width;   // the features of the block
     // Tiles of 16 rows: of a batch, the most of a block as a power of two, and those of this block.
@@ -154,7 +170,6 @@ struct Worker {
     const int column;
     float w[GROUPS][HALVES][PASSES][4], v[GROUPS][HALVES][PASSES][4];
     float w_rest[GROUPS][HALVES], v_rest[GROUPS][HALVES];  // of one of the last two classes
-    float b[OWN], b_velocity[OWN];  // of a row that equals the mean
     float hard_share = 1, poison = 0, weight_ahead = 0;
     int scale = 60;  // the weights' unit is 2^-scale
     double loss = 0, correct = 0;
@@ -234,30 +249,48 @@ struct Worker {
         return at<int>(a.visit ? Layout::visit : Layout::place) + step % 2 * ROWS;
     }
     template <int COPY> __device__ __forceinline__ void fetch_by(int step) const {
-        constexpr int CHUNKS = SLICE * DATA_BYTES / COPY;
-        constexpr int ACROSS = CHUNKS <= 8 ? 8 : CHUNKS <= 16 ? 16 : CHUNKS <= 32 ? 32 : 64;
-        static_assert(CHUNKS <= ACROSS, "");
+        constexpr int CHUNKS = Chunks<COPY>::count, ACROSS = Chunks<COPY>::across;
         const int chunk = thread % ACROSS, size = rows_in(step);
         if (chunk >= CHUNKS || chunk * COPY >= width * DATA_BYTES) return;
         const unsigned char *const from = a.X + size_t(rank) * SLICE * DATA_BYTES + chunk * COPY;
         const Address to = base + Layout::rows + step % 2 * (ROWS * STRIDE) + chunk * COPY;
         const int *const place = at<int>(Layout::place) + step % 2 * ROWS;
         const unsigned row_bytes = a.d * DATA_BYTES;
-        const int first = thread / ACROSS;
-        if (size == ROWS && COPY * ACROSS >= 128) {  // the usual ones without a test
-#pragma unroll
-            for (int i = 0; i < ROWS; i += THREADS / ACROSS)
-                copy_ahead<COPY>(to + (first + i) * STRIDE,
-                                 from + size_t(unsigned(place[first + i])) * row_bytes);
-            return;
-        }
-        for (int r = first; r < size; r += THREADS / ACROSS)
+        for (int r = thread / ACROSS; r < size; r += THREADS / ACROSS)
             copy_ahead<COPY>(to + r * STRIDE, from + size_t(unsigned(place[r])) * row_bytes);
+    }
+    // The same of a whole batch and in the largest chunks, bit by bit while products are computed.
+    struct Fetch {
+        const unsigned char *from;
+        const int *place;
+        Address to;
+        bool all, here;  // whether it is done so, and by this thread
+    };
+    __device__ __forceinline__ Fetch fetch_of(int step) const {
+        const int chunk = thread % ACROSS, row = thread / ACROSS;
+        Fetch fetch;
+        fetch.all = EARLY && step < steps && rows_in(step) == ROWS && a.copy == MOST;
+        fetch.here = fetch.all && chunk < CHUNKS && chunk * MOST < width * DATA_BYTES;
+        fetch.from = a.X + size_t(rank) * SLICE * DATA_BYTES + chunk * MOST;
+        fetch.place = at<int>(Layout::place) + step % 2 * ROWS + row;
+        fetch.to = base + Layout::rows + (step % 2 * ROWS + row) * STRIDE + chunk * MOST;
+        return fetch;
+    }
+    // What falls to one of `parts` parts of a step of the forward products.
+    __device__ __forceinline__ void fetch_part(const Fetch &fetch, int ks, int i, int parts) const {
+#pragma unroll
+        for (int j = i * AT_ONCE / parts; j < (i + 1) * AT_ONCE / parts; ++j) {
+            const int turn = ks * AT_ONCE + j, row = turn * (THREADS / ACROSS);
+            if (MINE % FORWARD && turn >= MINE) break;
+            if (fetch.here)
+                copy_ahead<MOST>(fetch.to + row * STRIDE,
+                                 fetch.from + size_t(unsigned(fetch.place[row])) *
+                                                  unsigned(a.d * DATA_BYTES));
+        }
     }
     // Rows of a step, of which those beyond the last stay what they were.
     __device__ __forceinline__ void fetch(int step) const {
         if (step >= steps) return;
-        constexpr int MOST = SLICE * DATA_BYTES % 16 ? 8 : 16;
         if (a.copy == 16) fetch_by<MOST>(step);
         else if (a.copy == 8) fetch_by<8>(step);
         else fetch_by<4>(step);
@@ -518,12 +551,12 @@ struct Worker {
         meet_cluster();
         for (int k = 0; a.smoothing && k < a.classes; ++k)
             hard_share -= at<float>(Layout::smoothing)[k];
-#pragma unroll
-        for (int j = 0; j < OWN; ++j) {
-            const int k = class_of(j), here = model * a.classes + k;
+        for (int k = thread; k < CLASSES; k += THREADS) {
+            const int here = model * a.classes + k;
             // What is no class has no probability.
-            b[j] = k < a.classes ? a.intercept[here] + of_blocks(k) : -INFINITE;
-            b_velocity[j] = k < a.classes ? a.intercept_velocity[here] : 0.f;
+            at<float>(Layout::intercept)[k] =
+                k < a.classes ? a.intercept[here] + of_blocks(k) : -INFINITE;
+            at<float>(Layout::speed)[k] = k < a.classes ? a.intercept_velocity[here] : 0.f;
         }
         publish_all(0);
     }
@@ -560,14 +593,11 @@ struct Worker {
         }
         meet_cluster();
         if (rank) return;
-        if (warp == 0 && g == 0)
-#pragma unroll
-            for (int j = 0; j < OWN; ++j) {
-                const int k = class_of(j), here = model * a.classes + k;
-                if (k >= a.classes || !speaks(j)) continue;
-                a.new_intercept[here] = b[j] - of_blocks(k);
-                a.new_intercept_velocity[here] = b_velocity[j];
-            }
+        for (int k = thread; k < a.classes; k += THREADS) {
+            const int here = model * a.classes + k;
+            a.new_intercept[here] = at<float>(Layout::intercept)[k] - of_blocks(k);
+            a.new_intercept_velocity[here] = at<float>(Layout::speed)[k];
+        }
         if (thread < 2) {
             double sum = a.first ? a.sums[thread * models + model] : 0;
             for (int block = 0; block < CLUSTER; ++block)
@@ -579,12 +609,12 @@ struct Worker {
     // Steps
 
     // The logits that this block's features make of N tiles of rows per warp, sent to their owners.
-    template <int N> __device__ __forceinline__ void forward(int step) const {
+    template <int N> __device__ __forceinline__ void forward(int step, const Fetch &fetch) const {
 #pragma unroll
         for (int c = 0; c < PASSES; ++c) {
             float z[N][4], rest[4][4];
-            if (BYTES) multiply_bytes<N>(step, c, z, rest);
-            else multiply_floats<N>(step, c, z, rest);
+            if (BYTES) multiply_bytes<N>(step, c, fetch, z, rest);
+            else multiply_floats<N>(step, c, fetch, z, rest);
             if (TILES) {
                 const float less[2] = {at_mean(8 * c + 2 * t) - poison,
                                        at_mean(8 * c + 2 * t + 1) - poison};
@@ -631,7 +661,8 @@ struct Worker {
     }
     template <int N>
     __device__ __forceinline__ void
-    multiply_bytes(int step, int c, float (&z)[N][4], float (&rest)[4][4]) const {
+    multiply_bytes(int step, int c, const Fetch &fetch, float (&z)[N][4],
+                   float (&rest)[4][4]) const {
         constexpr int DIGITS = TILES ? 4 : 0;
         const bool with_rest = REST && c == 0;
         int sum[N][DIGITS + REST][4];
@@ -661,6 +692,7 @@ struct Worker {
                 if (with_rest)
                     multiply_u8s8(sum[i][DIGITS + REST - 1], x, f[DIGITS + REST - 1].x,
                                   f[DIGITS + REST - 1].y);
+                if (N == 4 && c == 0) fetch_part(fetch, ks, i, N);
             }
         }
         const float down = power_of_two(-scale), high_down = power_of_two(16 - scale);
@@ -685,7 +717,8 @@ struct Worker {
     }
     template <int N>
     __device__ __forceinline__ void
-    multiply_floats(int step, int c, float (&z)[N][4], float (&rest)[4][4]) const {
+    multiply_floats(int step, int c, const Fetch &fetch, float (&z)[N][4],
+                    float (&rest)[4][4]) const {
         const bool with_rest = REST && c == 0;
         float low[N][4];
 #pragma unroll
@@ -709,6 +742,7 @@ struct Worker {
                     rows + i * (16 * WARPS * STRIDE) + (ks * 8 + 2 * t) * DATA_BYTES;
                 const float2 p = load(row), q = load(row + 8 * STRIDE);
                 multiply_both(p.x, q.x, p.y, q.y, f, z[i], low[i], rest[i], with_rest);
+                if (N == 4 && c == 0) fetch_part(fetch, ks, i, N);
             }
         }
 #pragma unroll
@@ -811,7 +845,7 @@ struct Worker {
         const float *const logits = at<float>(Layout::logits);
         float y[OWN];
 #pragma unroll
-        for (int j = 0; j < OWN; ++j) y[j] = b[j];
+        for (int j = 0; j < OWN; ++j) y[j] = at<float>(Layout::intercept)[class_of(j)];
 #pragma unroll
         for (int source = 0; source < CLUSTER; ++source)
 #pragma unroll
@@ -1079,11 +1113,13 @@ struct Worker {
                     move(w_rest[q][i], v_rest[q][i], (own[i] - of_own * mean[i]) * per_row,
                          unit[i], rate);
             }
-        if (!a.fit_intercept) return;
+        if (!a.fit_intercept || warp || g) return;
 #pragma unroll
         for (int j = 0; j < OWN; ++j) {
-            b_velocity[j] = momentum * b_velocity[j] - rate * (of_class[j] * per_row);
-            b[j] += b_velocity[j];
+            if (!speaks(j)) continue;
+            float &speed = at<float>(Layout::speed)[class_of(j)];
+            speed = momentum * speed - rate * (of_class[j] * per_row);
+            at<float>(Layout::intercept)[class_of(j)] += speed;
         }
     }
 
@@ -1097,9 +1133,15 @@ struct Worker {
         Row row[ROUNDS];
 #pragma unroll
         for (int i = 0; i < ROUNDS; ++i) row[i] = row_of(step, i);
-        if (tiles > 8) forward<4>(step);
-        else if (tiles > 4) forward<2>(step);
-        else forward<1>(step);
+        forget(thread);  // or what follows from it fills the registers for the whole epoch
+        lane = thread % 32;
+        warp = thread / 32;
+        g = lane / 4;
+        t = lane % 4;
+        const Fetch early = fetch_of(step + 1);
+        if (tiles > 8) forward<4>(step, early);
+        else if (tiles > 4) forward<2>(step, early);
+        else forward<1>(step, early);
         // While logits travel: the operands of the backward products, and the next rows.
         unsigned ahead[ROWS / 32][HALVES][4];
         if (AHEAD) {
@@ -1112,7 +1154,7 @@ struct Worker {
                     if (2 * ks < tiles) operands(ahead[ks], step, 0, ks);
             }
         }
-        fetch(step + 1);
+        if (!early.all) fetch(step + 1);
         weigh(step + 1);
         wait_for_bytes(logits_came, step % 2);
         Outcome outcome[ROUNDS];

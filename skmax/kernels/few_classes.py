@@ -91,7 +91,7 @@ class Build:
         residuals = ROWS // 16 * (32 if of_bytes else 128) * (sent * tiles + rest) * 4
         logits = ROWS * self.CLASSES * 4
         numbers = 4 * ROWS * 4 + (WARPS + self.CLUSTER) * self.CLASSES * 4
-        numbers += -(-self.CLASSES // 4) * 16 + 2 * WARPS * 4
+        numbers += 3 * -(-self.CLASSES // 4) * 16 + 2 * WARPS * 4
         return (
             rows
             + weights

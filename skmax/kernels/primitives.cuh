@@ -120,6 +120,8 @@ __device__ inline void multiply_u8s8(int (&c)[4], const unsigned *a, unsigned b0
                  : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
+// Whatever the compiler knows of a number, it knows no more.
+__device__ inline void forget(int &number) { asm volatile("" : "+r"(number)); }
 __device__ inline unsigned permute_bytes(unsigned a, unsigned b, unsigned selector) {
     return __byte_perm(a, b, selector);
 }
