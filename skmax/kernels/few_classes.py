@@ -145,8 +145,9 @@ class Plan:
 
     def __call__(self, problem: Problem, state: State, steps: Steps) -> tuple[State, BatchSums]:
         """What `skmax.solvers.sgd.sgd_epoch` does. It returns before the device is done."""
-        data, empty = problem.data, problem.backend.xp.empty
+        data = problem.data
         assert isinstance(data, DeviceRows)
+        empty = data.backend.cupy.empty
         after = State(
             *(empty(getattr(state, part.name).shape, dtype=np.float32) for part in fields(state))
         )
