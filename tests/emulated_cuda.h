@@ -260,6 +260,9 @@ template <int SIZE> void copy_ahead(void *to, const void *from, int bytes = SIZE
     std::memset(to, 0xff, SIZE);
     emulation::current->copies.push_back({to, from, bytes, SIZE - bytes});
 }
+template <int SIZE> void copy_ahead_if(bool wanted, void *to, const void *from) {
+    if (wanted) copy_ahead<SIZE>(to, from);
+}
 inline void commit_copies() {
     emulation::Fiber &mine = *emulation::current;
     mine.groups.push_back(mine.copies);
@@ -373,6 +376,9 @@ inline void multiply_u8s8(int (&c)[4], const unsigned *a, unsigned b0, unsigned 
             c[i] += of_x * static_cast<signed char>(w[4 + k / 16] >> (8 * (k % 4)) & 255);
         }
     }
+}
+inline const unsigned char *element(const unsigned char *first, int i, int bytes) {
+    return first + size_t(i) * bytes;
 }
 inline void forget(int &) {}
 inline unsigned permute_bytes(unsigned a, unsigned b, unsigned selector) {

@@ -236,14 +236,16 @@ struct Worker {
 
     __device__ __forceinline__ void fetch_indices(int step) const {
         if (step >= steps) return;
-        const int size = rows_in(step), first = step * a.batch, slot = step % 2 * ROWS;
+        fetch_numbers(step, Layout::place, a.place);
+        if (a.visit) fetch_numbers(step, Layout::visit, a.visit);
+    }
+    __device__ __forceinline__ void fetch_numbers(int step, int place, const int *numbers) const {
+        const int size = rows_in(step);
+        const Address to = base + place + (step % 2 * ROWS + thread) * 4;
+        const int *const from = numbers + step * a.batch + thread;
 #pragma unroll
-        for (int r = thread; r < ROWS; r += THREADS)
-            if (r < size) {
-                copy_ahead<4>(base + Layout::place + (slot + r) * 4, a.place + first + r);
-                if (a.visit)
-                    copy_ahead<4>(base + Layout::visit + (slot + r) * 4, a.visit + first + r);
-            }
+        for (int i = 0; i < ROWS; i += THREADS)
+            if (thread + i < size) copy_ahead<4>(to + i * 4, from + i);
     }
     __device__ __forceinline__ const int *visits(int step) const {
         return at<int>(a.visit ? Layout::visit : Layout::place) + step % 2 * ROWS;
@@ -255,15 +257,17 @@ struct Worker {
         const unsigned char *const from = a.X + size_t(rank) * SLICE * DATA_BYTES + chunk * COPY;
         const Address to = base + Layout::rows + step % 2 * (ROWS * STRIDE) + chunk * COPY;
         const int *const place = at<int>(Layout::place) + step % 2 * ROWS;
-        const unsigned row_bytes = a.d * DATA_BYTES;
+        const int row_bytes = a.d * DATA_BYTES;
+#pragma unroll 1
         for (int r = thread / ACROSS; r < size; r += THREADS / ACROSS)
-            copy_ahead<COPY>(to + r * STRIDE, from + size_t(unsigned(place[r])) * row_bytes);
+            copy_ahead<COPY>(to + r * STRIDE, element(from, place[r], row_bytes));
     }
     // The same of a whole batch and in the largest chunks, bit by bit while products are computed.
     struct Fetch {
         const unsigned char *from;
         const int *place;
         Address to;
+        int row_bytes;
         bool all, here;  // whether it is done so, and by this thread
     };
     __device__ __forceinline__ Fetch fetch_of(int step) const {
@@ -273,6 +277,8 @@ struct Worker {
         fetch.here = fetch.all && chunk < CHUNKS && chunk * MOST < width * DATA_BYTES;
         fetch.from = a.X + size_t(rank) * SLICE * DATA_BYTES + chunk * MOST;
         fetch.place = at<int>(Layout::place) + step % 2 * ROWS + row;
+        fetch.row_bytes = a.d * DATA_BYTES;
+        forget(fetch.row_bytes);  // or it would be loaded for each row
         fetch.to = base + Layout::rows + (step % 2 * ROWS + row) * STRIDE + chunk * MOST;
         return fetch;
     }
@@ -282,10 +288,8 @@ struct Worker {
         for (int j = i * AT_ONCE / parts; j < (i + 1) * AT_ONCE / parts; ++j) {
             const int turn = ks * AT_ONCE + j, row = turn * (THREADS / ACROSS);
             if (MINE % FORWARD && turn >= MINE) break;
-            if (fetch.here)
-                copy_ahead<MOST>(fetch.to + row * STRIDE,
-                                 fetch.from + size_t(unsigned(fetch.place[row])) *
-                                                  unsigned(a.d * DATA_BYTES));
+            copy_ahead_if<MOST>(fetch.here, fetch.to + row * STRIDE,
+                                element(fetch.from, fetch.place[row], fetch.row_bytes));
         }
     }
     // Rows of a step, of which those beyond the last stay what they were.
@@ -395,7 +399,7 @@ struct Worker {
         const float up = power_of_two(scale), most = power_of_two(30 - scale);
         const int f = feature(q), e = feature_of_rest(q);
         unsigned *const words = at<unsigned>(Layout::weights);
-        unsigned *const to = words + (f / 32 * WEIGHTS * 32 + f % 16 / 4) * 2 + f % 32 / 16;
+        unsigned *const to = words + (f / 32 * WEIGHTS * 32 + f % 16 / 4) * 2 + f % 32 / 16 + 16 * t;
 #pragma unroll
         for (int c = 0; c < TILES; ++c)
 #pragma unroll
@@ -416,7 +420,7 @@ struct Worker {
                     permute_bytes(p1, p3, 0x5410), permute_bytes(p1, p3, 0x7632)};
 #pragma unroll
                 for (int digit = 0; digit < 4; ++digit) {
-                    unsigned *const there = to + ((4 * c + digit) * 32 + (2 * t + j) * 4) * 2;
+                    unsigned *const there = to + (4 * c + digit) * 64 + j * 8;
                     if (PER == 4) *there = digits[digit];
                     else
                         reinterpret_cast<unsigned short *>(there)[f % 4 / 2] =
@@ -431,13 +435,14 @@ struct Worker {
             u[i] = digits_of(w_rest[q][i] * up);
         }
         const int word = ((e / 32 * WEIGHTS + 4 * TILES) * 32 + e % 16 / 4) * 2 + e % 32 / 16;
-        unsigned char *const far = reinterpret_cast<unsigned char *>(words + word);
+        unsigned char *const far =
+            reinterpret_cast<unsigned char *>(words + word) + t % 2 * 32 + e % 4;
         const unsigned p0 = permute_bytes(u[0], u[1], 0x5140);
         const unsigned p1 = permute_bytes(u[0], u[1], 0x7362);
 #pragma unroll
         for (int digit = 0; digit < 4; ++digit) {
             const unsigned pair = (digit < 2 ? p0 : p1) >> (16 * (digit % 2));
-            unsigned char *const there = far + (2 * digit + t % 2) * 32 + e % 4;
+            unsigned char *const there = far + digit * 64;
             if (HALVES == 2)
                 *reinterpret_cast<unsigned short *>(there) = static_cast<unsigned short>(pair);
             else *there = static_cast<unsigned char>(pair);
@@ -777,10 +782,10 @@ struct Worker {
     __device__ __forceinline__ void
     operands(unsigned (&x)[HALVES][4], int step, int q, int ks) const {
         const unsigned char *const rows =
-            memory + Layout::rows + step % 2 * (ROWS * STRIDE) + feature(q);
+            memory + Layout::rows + step % 2 * (ROWS * STRIDE) + 2 * t * STRIDE + feature(q);
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
-            const unsigned char *const from = rows + (32 * ks + 16 * i + 2 * t) * STRIDE;
+            const unsigned char *const from = rows + (32 * ks + 16 * i) * STRIDE;
             unsigned r[4];
 #pragma unroll
             for (int j = 0; j < 4; ++j) {
@@ -842,7 +847,8 @@ struct Worker {
     __device__ __forceinline__ void
     softmax(Outcome &outcome, const Row &row, int round, int size) const {
         const int r = thread / 4 + 32 * round;
-        const float *const logits = at<float>(Layout::logits);
+        const float *const logits = at<float>(Layout::logits) + r * 8 + 2 * t;
+        const float *const rest = at<float>(Layout::logits) + OWNED * 8 * TILES + r * 2;
         float y[OWN];
 #pragma unroll
         for (int j = 0; j < OWN; ++j) y[j] = at<float>(Layout::intercept)[class_of(j)];
@@ -850,10 +856,8 @@ struct Worker {
         for (int source = 0; source < CLUSTER; ++source)
 #pragma unroll
             for (int c = 0; c < TILES + REST; ++c) {
-                const int here = c < TILES ? (c * OWNED + r) * 8 + 2 * t
-                                           : OWNED * 8 * TILES + r * 2;
-                const float2 both =
-                    *reinterpret_cast<const float2 *>(logits + source * SOURCE + here);
+                const float2 both = *reinterpret_cast<const float2 *>(
+                    (c < TILES ? logits + c * OWNED * 8 : rest) + source * SOURCE);
                 y[2 * c] += both.x;
                 y[2 * c + 1] += both.y;
             }
@@ -895,52 +899,58 @@ struct Worker {
         const float up = power_of_two(30 - size);
         unsigned char *const to =
             memory + Layout::residuals + row / 16 * (WORDS * 4) +
-            (row >> 1 & 3) * 4 + (row >> 3 & 1) * 2 + (row & 1);
+            (row >> 1 & 3) * 4 + (row >> 3 & 1) * 2 + (row & 1) + t * 32;
 #pragma unroll
         for (int j = 0; j < 2 * TILES; ++j) {
             const unsigned u = digits_of(p[j] * up);
 #pragma unroll
             for (int digit = 0; digit < 4; ++digit)
-                to[((j / 2 * 4 + digit) * 32 + (2 * t + j % 2) * 4) * 4] =
+                to[(j / 2 * 4 + digit) * 128 + j % 2 * 16] =
                     static_cast<unsigned char>(u >> (8 * digit));
         }
         if (!REST || t >= 2) return;
         const unsigned u = digits_of((t ? p[OWN - 1] : p[OWN - 2]) * up);
 #pragma unroll
         for (int digit = 0; digit < 4; ++digit)
-            to[(4 * TILES * 32 + (2 * digit + t) * 4) * 4] =
+            to[4 * TILES * 128 + digit * 32 - t * 16] =
                 static_cast<unsigned char>(u >> (8 * digit));
     }
     __device__ __forceinline__ void put_floats(const float (&p)[OWN], int row) const {
         unsigned *const to = at<unsigned>(Layout::residuals) +
-                             (row / 8 * RESIDUALS * 32 + row % 4) * 2 + row % 8 / 4;
+                             (row / 8 * RESIDUALS * 32 + row % 4) * 2 + row % 8 / 4 + t * 16;
         unsigned high, low;
 #pragma unroll
         for (int j = 0; j < 2 * TILES; ++j) {
-            unsigned *const there = to + (j / 2 * SENT * 32 + (2 * t + j % 2) * 4) * 2;
+            unsigned *const there = to + j / 2 * SENT * 64 + j % 2 * 8;
             split(p[j], high, low);
             there[0] = LATE ? bits_of(p[j]) : high;
             if (!LATE) there[64] = low;
         }
         if (!REST || t >= 2) return;
         split(t ? p[OWN - 1] : p[OWN - 2], high, low);
-        to[(SENT * TILES * 32 + t * 4) * 2] = high;
-        to[(SENT * TILES * 32 + (2 + t) * 4) * 2] = low;
+        to[SENT * TILES * 64 - t * 8] = high;
+        to[SENT * TILES * 64 - t * 8 + 16] = low;
     }
 
     __device__ __forceinline__ void send_residuals() const {
+        // Each thread has vectors, and sends them to some of the other blocks.
         constexpr int VECTORS = OWNED / 16 * WORDS / 4;
-        const int count = owned * (WORDS / 4), first = (rank << shift) * (WORDS / 4);
-        const uint4 *const from = at<uint4>(Layout::residuals) + first;
-        const Address own = base + Layout::residuals + first * 16;
+        constexpr int GROUP_SIZE = VECTORS < THREADS ? VECTORS : THREADS, TEAMS = THREADS / GROUP_SIZE;
+        constexpr int EACH = (CLUSTER - 1 + TEAMS - 1) / TEAMS;
+        const int count = owned * (WORDS / 4), first = rank << shift, team = thread / GROUP_SIZE;
+        const int begin = first * (WORDS / 4) + thread % GROUP_SIZE;
+        const uint4 *const from = at<uint4>(Layout::residuals) + begin;
+        const Address own = base + Layout::residuals + begin * 16;
 #pragma unroll
-        for (int top = 0; top < VECTORS * (CLUSTER - 1); top += THREADS) {
-            const int i = top + thread;
-            if (i >= VECTORS * (CLUSTER - 1)) break;
-            const int other = i / VECTORS, here = i % VECTORS;
-            const int there = (rank + 1 + other) % CLUSTER;
-            if (here < count)
-                send(in_block(own, there) + here * 16, from[here], in_block(residuals_came, there));
+        for (int i = 0; i < VECTORS; i += GROUP_SIZE) {
+            if (team >= TEAMS || thread % GROUP_SIZE + i >= count) break;
+            const uint4 vector = from[i];
+#pragma unroll
+            for (int j = 0; j < EACH; ++j) {
+                const int other = team * EACH + j, there = (rank + 1 + other) % CLUSTER;
+                if (TEAMS * EACH == CLUSTER - 1 || other < CLUSTER - 1)
+                    send(in_block(own, there) + i * 16, vector, in_block(residuals_came, there));
+            }
         }
     }
 
@@ -1133,7 +1143,7 @@ struct Worker {
         Row row[ROUNDS];
 #pragma unroll
         for (int i = 0; i < ROUNDS; ++i) row[i] = row_of(step, i);
-        forget(thread);  // or what follows from it fills the registers for the whole epoch
+        if (PER == 4) forget(thread);  // or what follows from it fills the registers for all steps
         lane = thread % 32;
         warp = thread / 32;
         g = lane / 4;
