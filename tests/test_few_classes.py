@@ -62,7 +62,7 @@ def planned(case, batch):
     return plan
 
 
-@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=16, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, 2**32 - 1), shapes([(1, 8), (4, 8)]))
 def test_the_epoch_of_the_emulated_device_equals_the_reference(emulated, chosen, seed, drawn):
     build, shape = drawn

@@ -30,6 +30,8 @@
 //   CLUSTER     blocks per model: 8 or 16
 //   PER         features of a lane: 2, or 4 for bytes
 //   GROUPS      how often a warp has those of its lanes
+// and may define EARLY as 0, for comparison: whole batches then come after the products, not among
+// them.
 
 #ifndef EARLY
 #define EARLY 1
@@ -48,8 +50,8 @@ constexpr int DEPTH = BYTES ? 32 : 8;
 constexpr int FORWARD = (SLICE + DEPTH - 1) / DEPTH;
 // Of these steps, those for which there are registers at a time.
 constexpr int UNROLLED = BYTES ? (TILES > 1 ? 1 : 2) : 4;
-// Bytes of a row in shared memory, so that neighbours are in other banks; of
-// float32 with many classes, two of them share one, since there is no more memory.
+// Bytes of a row in shared memory, so that neighbours are in other banks; of float32 with many
+// classes, two of them share one, since there is no more memory.
 constexpr int PADDED = SLICE + (DATA_BYTES == 4 && TILES > 2 ? 12 : 16);
 constexpr int STRIDE = BYTES ? ((SLICE + 15) / 16 | 1) * 16 : PADDED * DATA_BYTES;
 // Tiles of weights and of residuals. Of many classes, whole residuals are sent, and taken apart
@@ -399,7 +401,8 @@ struct Worker {
         const float up = power_of_two(scale), most = power_of_two(30 - scale);
         const int f = feature(q), e = feature_of_rest(q);
         unsigned *const words = at<unsigned>(Layout::weights);
-        unsigned *const to = words + (f / 32 * WEIGHTS * 32 + f % 16 / 4) * 2 + f % 32 / 16 + 16 * t;
+        unsigned *const to =
+            words + (f / 32 * WEIGHTS * 32 + f % 16 / 4) * 2 + f % 32 / 16 + 16 * t;
 #pragma unroll
         for (int c = 0; c < TILES; ++c)
 #pragma unroll
@@ -935,15 +938,15 @@ struct Worker {
     __device__ __forceinline__ void send_residuals() const {
         // Each thread has vectors, and sends them to some of the other blocks.
         constexpr int VECTORS = OWNED / 16 * WORDS / 4;
-        constexpr int GROUP_SIZE = VECTORS < THREADS ? VECTORS : THREADS, TEAMS = THREADS / GROUP_SIZE;
+        constexpr int SIZE = VECTORS < THREADS ? VECTORS : THREADS, TEAMS = THREADS / SIZE;
         constexpr int EACH = (CLUSTER - 1 + TEAMS - 1) / TEAMS;
-        const int count = owned * (WORDS / 4), first = rank << shift, team = thread / GROUP_SIZE;
-        const int begin = first * (WORDS / 4) + thread % GROUP_SIZE;
+        const int count = owned * (WORDS / 4), first = rank << shift, team = thread / SIZE;
+        const int begin = first * (WORDS / 4) + thread % SIZE;
         const uint4 *const from = at<uint4>(Layout::residuals) + begin;
         const Address own = base + Layout::residuals + begin * 16;
 #pragma unroll
-        for (int i = 0; i < VECTORS; i += GROUP_SIZE) {
-            if (team >= TEAMS || thread % GROUP_SIZE + i >= count) break;
+        for (int i = 0; i < VECTORS; i += SIZE) {
+            if (team >= TEAMS || thread % SIZE + i >= count) break;
             const uint4 vector = from[i];
 #pragma unroll
             for (int j = 0; j < EACH; ++j) {
