@@ -264,6 +264,9 @@ template <int SIZE> void copy_ahead(void *to, const void *from, int bytes = SIZE
     std::memset(to, 0xff, SIZE);
     emulation::current->copies.push_back({to, from, bytes, SIZE - bytes});
 }
+template <int SIZE> void copy_ahead_if(bool wanted, void *to, const void *from) {
+    if (wanted) copy_ahead<SIZE>(to, from);
+}
 inline void commit_copies() {
     emulation::Fiber &mine = *emulation::current;
     mine.groups.push_back(mine.copies);
@@ -325,6 +328,9 @@ inline void send(Address to, uint4 v, Address barrier) {
     if (reinterpret_cast<size_t>(to) % 16) emulation::fail("What is sent is not aligned.");
     emulation::flights.push_back({to, {v.x, v.y, v.z, v.w}, 16, barrier});
 }
+
+inline void store(Address to, float value) { std::memcpy(to, &value, sizeof value); }
+inline void store(Address to, double value) { std::memcpy(to, &value, sizeof value); }
 
 inline unsigned bits_of(float value) {
     unsigned bits;
@@ -389,6 +395,10 @@ inline void multiply_u8s8(int (&c)[4], const unsigned *a, unsigned b0, unsigned 
         }
     }
 }
+inline const unsigned char *element(const unsigned char *first, int i, int bytes) {
+    return first + size_t(i) * bytes;
+}
+inline void forget(int &) {}
 inline unsigned permute_bytes(unsigned a, unsigned b, unsigned selector) {
     const uint64 both = uint64(a) | uint64(b) << 32;
     unsigned result = 0;

@@ -72,6 +72,7 @@ class Kernel:
         self._name, self._launch = name, ctypes.CDLL(str(library)).launch
         self._launch.restype = ctypes.c_char_p
         self.max_dynamic_shared_size_bytes = 0
+        self.kernel = types.SimpleNamespace(ptr=0)
         clusters = [int(option[len(CLUSTER) :]) for option in options if option.startswith(CLUSTER)]
         self._cluster = None if cooperative else clusters[0] if clusters else 1
 
@@ -278,7 +279,9 @@ def install(monkeypatch):
     on_device = module("cupyx.scipy.sparse", csr_matrix=csr_matrix)
     scipy = module("cupyx.scipy", sparse=on_device)
     cupyx = module("cupyx", scipy=scipy)
-    for made in (cupy, cuda, cupyx, scipy, on_device):
+    driver = module("cupy_backends.cuda.api.driver", funcSetAttribute=lambda *_: None)
+    api = module("cupy_backends.cuda.api", driver=driver)
+    for made in (cupy, cuda, cupyx, scipy, on_device, driver, api):
         monkeypatch.setitem(sys.modules, made.__name__, made)
     monkeypatch.setitem(sys.modules, "array_api_compat.cupy", array_api_compat.numpy)
     monkeypatch.setattr(array_api_compat, "cupy", array_api_compat.numpy, raising=False)

@@ -418,8 +418,8 @@ def test_the_epoch_of_a_device_with_poisoned_memory_equals_the_reference(dtype, 
         ("own columns", "weights", "no intercept"), ("not centred",), ("plain", "l1"),
     ):  # fmt: skip
         case = make_case(backend, seed, **shape | {"rare": rare})
-        plan = kernels.sgd_epoch(case[0], 256)
-        assert isinstance(plan, Plan)
+        plan = Plan.of(case[0], 256, Device.of(backend.device))
+        assert plan is not None
         poison = cupy.full(1 << 26, np.nan)  # what is freed now is what the next arrays get
         del poison
         shape["rare"] = rare
@@ -637,10 +637,10 @@ def nvrtc():
     return ctypes.CDLL(str(library))
 
 
-def compiler_report(unit, options):
-    """What ptxas says of a unit."""
+def compiler_report(unit, options, check=""):
+    """What ptxas says of a unit, with a check at its end."""
     library, program, size = nvrtc(), ctypes.c_void_p(), ctypes.c_size_t()
-    code = unit.source().encode()
+    code = (unit.source() + check).encode()
     assert library.nvrtcCreateProgram(ctypes.byref(program), code, b"k.cu", 0, None, None) == 0
     options = (*unit.options, *options)
     words = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))

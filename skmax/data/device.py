@@ -90,7 +90,7 @@ class StreamedRows(DeviceRows):
         for first in range(0, len(order), size):
             part = slice(first, min(first + size, len(order)))
             place = self.backend.asarray(np.arange(part.stop - first, dtype=np.int32))
-            visits = self.backend.asarray(order[part])
+            visits = self.backend.asarray(order[part].astype(np.int32))
             yield buffer.send(self.X, order[part]), place, visits, part
 
 

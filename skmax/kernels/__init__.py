@@ -15,7 +15,7 @@ from scipy.sparse import issparse
 
 from skmax.backends import Array
 from skmax.data import Rows
-from skmax.kernels import cpu, cuda, device_sums, many_classes, sparse
+from skmax.kernels import cpu, cuda, device_sums, few_classes, many_classes, sparse
 from skmax.problem import BatchSums, Problem, State, Steps
 
 SGDEpoch = Callable[[Problem, State, Steps], tuple[State, BatchSums]]
@@ -36,8 +36,8 @@ def sgd_epoch(problem: Problem, batch_size: int) -> SGDEpoch | None:
         return None
     if problem.backend.name == "cupy":
         device = cuda.Device.of(problem.backend.device)
-        few = cuda.Plan.of(problem, batch_size, device)
-        return many_classes.Plan.of(problem, batch_size, device) if few is None else few
+        plans = (module.Plan.of for module in (few_classes, cuda, many_classes))
+        return next((plan for of in plans if (plan := of(problem, batch_size, device))), None)
     return None
 
 

@@ -15,14 +15,15 @@ from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
 
 from skmax.backends import cupy
 from skmax.backends.device_code import ARCHITECTURES, COMPILER, Unit, kernels
-from skmax.kernels import cuda, device_sums, many_classes
+from skmax.kernels import cuda, device_sums, few_classes, many_classes
 
 _PACKAGE = "nvidia-cuda-nvrtc-cu12"
 
 
 def units() -> list[Unit]:
     """All that is compiled ahead."""
-    return [*cupy.units(), *cuda.units(), *device_sums.units(), *many_classes.units()]
+    modules = (cupy, cuda, device_sums, few_classes, many_classes)
+    return [unit for module in modules for unit in module.units()]
 
 
 def code(unit: Unit, architecture: int) -> bytes:

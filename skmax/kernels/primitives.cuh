@@ -30,6 +30,18 @@ template <int SIZE> __device__ inline void copy_ahead(Address to, const void *fr
         asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(to), "l"(from), "n"(SIZE),
                      "r"(bytes) : "memory");
 }
+// The same of all bytes, without a branch.
+template <int SIZE>
+__device__ inline void copy_ahead_if(bool wanted, Address to, const void *from) {
+    if (SIZE == 16)
+        asm volatile("{.reg .pred p; setp.ne.u32 p, %2, 0; "
+                     "@p cp.async.cg.shared.global [%0], [%1], 16;}"
+                     ::"r"(to), "l"(from), "r"(unsigned(wanted)) : "memory");
+    else
+        asm volatile("{.reg .pred p; setp.ne.u32 p, %2, 0; "
+                     "@p cp.async.ca.shared.global [%0], [%1], %3;}"
+                     ::"r"(to), "l"(from), "r"(unsigned(wanted)), "n"(SIZE) : "memory");
+}
 __device__ inline void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Waits until at most N groups are on their way.
 template <int N> __device__ inline void wait_for_groups() {
@@ -100,6 +112,13 @@ __device__ inline void send(Address to, uint4 v, Address barrier) {
     asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.u32 [%0], {%1, %2, %3, %4}, "
                  "[%5];" ::"r"(to), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w), "r"(barrier) : "memory");
 }
+// Writes to the memory of any block; after meet_cluster, it is seen.
+__device__ inline void store(Address to, float value) {
+    asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(to), "f"(value) : "memory");
+}
+__device__ inline void store(Address to, double value) {
+    asm volatile("st.shared::cluster.f64 [%0], %1;" ::"r"(to), "d"(value) : "memory");
+}
 __device__ inline void meet_cluster() {
     asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;"
                  ::: "memory");
@@ -118,6 +137,14 @@ __device__ inline void multiply_u8s8(int (&c)[4], const unsigned *a, unsigned b0
                  : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
+// The place of one of some elements of so many bytes.
+__device__ inline const unsigned char *element(const unsigned char *first, int i, int bytes) {
+    const unsigned char *there;
+    asm("mad.wide.u32 %0, %1, %2, %3;" : "=l"(there) : "r"(i), "r"(bytes), "l"(first));
+    return there;
+}
+// Whatever the compiler knows of a number, it knows no more.
+__device__ inline void forget(int &number) { asm volatile("" : "+r"(number)); }
 __device__ inline unsigned permute_bytes(unsigned a, unsigned b, unsigned selector) {
     return __byte_perm(a, b, selector);
 }
