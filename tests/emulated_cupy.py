@@ -229,7 +229,8 @@ def install(monkeypatch):
     """Let `import cupy` find this, and build kernels with fewer threads."""
     import array_api_compat.numpy
 
-    from skmax.kernels.cuda import compiled
+    from skmax.kernels import cuda as sgd_epoch
+    from skmax.kernels import residual
 
     if COMPILER is None:
         pytest.skip("no g++, which builds the kernels for the CPU")
@@ -263,5 +264,7 @@ def install(monkeypatch):
     monkeypatch.setattr(array_api_compat, "cupy", array_api_compat.numpy, raising=False)
     monkeypatch.setattr("skmax.kernels.cuda.THREADS", 64)
     monkeypatch.setattr(Kernel, "launches", 0)
-    compiled.cache_clear()
+    monkeypatch.setattr("skmax.kernels.residual._THREADS", 64)
+    for kernel in (sgd_epoch, residual):
+        kernel.compiled.cache_clear()
     return cupy
