@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -59,7 +59,7 @@ class FirstGuess(Protocol):
     """About the inverse Hessian of each model of a stack."""
 
     def __call__(self, gradients: Array) -> Array:
-        """What Newton's method would make of gradients (r, m, k, d + 1), about."""
+        """What Newton's method would make of gradients (m, r, k, d + 1), about."""
 
     def select(self, models: np.ndarray) -> FirstGuess:
         """That of some of the models, at the host indices `models`."""
@@ -149,6 +149,11 @@ class Shared:
     curvature: np.ndarray
     groups: list[list[tuple[np.ndarray, Array]]]
 
+    @cached_property
+    def _divisor(self) -> Array:
+        """The c_a, of shape (m, 1, k, 1), where gradients are."""
+        return self.backend.asarray(self.curvature[:, None, :, None], self.moments.dtype)
+
     @classmethod
     def of(cls, problem: Problem, state: State, rows: np.ndarray) -> Shared:
         """That at a state, measured on some of the rows."""
@@ -184,26 +189,64 @@ class Shared:
 
     def __call__(self, gradients: Array) -> Array:
         """See `FirstGuess`."""
-        models = [self._of_model(j, gradients[:, j, ...]) for j in range(len(self.groups))]
-        return self.backend.xp.stack(models, axis=1)
+        if self.backend.batches_products:
+            return self._all(gradients) / self._divisor
+        models = [self._of_model(j, gradients[j, ...]) for j in range(len(self.groups))]
+        return self.backend.xp.stack(models) / self._divisor
 
     def _of_model(self, model: int, gradients: Array) -> Array:
-        """That of one model, (r, k, d + 1)."""
+        """That of one model, (r, k, d + 1), times the c_a."""
         backend, xp, groups = self.backend, self.backend.xp, self.groups[model]
-        curvature = backend.asarray(self.curvature[model][:, None], gradients.dtype)
         if len(groups) == 1:
-            return self._solved(groups[0][1], gradients) / curvature
+            return self._solved(groups[0][1], gradients)
         parts = [
             self._solved(factor, xp.take(gradients, backend.asarray(classes), axis=1))
             for classes, factor in groups
         ]
         place = backend.asarray(np.argsort(np.concatenate([classes for classes, _ in groups])))
-        return xp.take(xp.concat(parts, axis=1), place, axis=1) / curvature
+        return xp.take(xp.concat(parts, axis=1), place, axis=1)
 
     def _solved(self, factor: Array, gradients: Array) -> Array:
         xp, shape = self.backend.xp, gradients.shape
         columns = xp.reshape(gradients, (-1, shape[-1])).T
         return xp.reshape(self.backend.solved(factor, columns).T, shape)
+
+    def _all(self, gradients: Array) -> Array:
+        """Those of all models at once, (m, r, k, d + 1), times the c_a."""
+        xp, shape = self.backend.xp, gradients.shape
+        there, back, factors = self._places(shape[1])
+        gradients = xp.astype(gradients, factors.dtype, copy=False)
+        rows = xp.take(xp.reshape(gradients, (-1, shape[-1])), there, axis=0)
+        # The factors are inverses, which are symmetric.
+        solved = xp.reshape(rows, (factors.shape[0], -1, shape[-1])) @ factors
+        return xp.reshape(
+            xp.take(xp.reshape(solved, (-1, shape[-1])), back, axis=0),
+            shape,
+        )
+
+    def _places(self, r: int) -> tuple[Array, Array, Array]:
+        """Of r gradients, where the rows are that each matrix is for, and back; the matrices.
+
+        There are as many rows for each, some of which are in vain.
+        """
+        if r not in self._of_sizes:
+            backend, k = self.backend, self.curvature.shape[1]
+            groups = [(j, *group) for j, of_model in enumerate(self.groups) for group in of_model]
+            most = max(len(classes) for _, classes, _ in groups)
+            there = np.zeros((len(groups), r, most), dtype=np.int64)
+            back = np.empty((len(self.groups), r, k), dtype=np.int64)
+            for i, (j, classes, _) in enumerate(groups):
+                for part in range(r):
+                    there[i, part, : len(classes)] = (j * r + part) * k + classes
+                    back[j, part, classes] = (i * r + part) * most + np.arange(len(classes))
+            factors = backend.xp.stack([factor for _, _, factor in groups])
+            moved = (backend.asarray(places.reshape(-1)) for places in (there, back))
+            self._of_sizes[r] = (*moved, factors)
+        return self._of_sizes[r]
+
+    @cached_property
+    def _of_sizes(self) -> dict[int, tuple[Array, Array, Array]]:
+        return {}
 
     def select(self, models: np.ndarray) -> Shared:
         """See `FirstGuess`."""
@@ -220,8 +263,9 @@ class Blocks:
     ----------
     backend : Backend
         Where gradients are.
-    factors : list of arrays of shape (k, d + 1, d + 1)
-        Per model, its matrices as `Backend.factored` has them; of two classes a single one.
+    factors : list of arrays of shape (models, k, d + 1, d + 1)
+        Per model, or of all together, matrices as `Backend.factored` has them; of two classes a
+        single one.
     """
 
     backend: Backend
@@ -230,33 +274,42 @@ class Blocks:
     @classmethod
     def of(cls, problem: Problem, state: State, rows: np.ndarray) -> Blocks:
         """Those at a state, measured on some of the rows."""
-        backend, X = problem.backend, _dense_rows(problem, rows)
+        backend, xp, X = problem.backend, problem.backend.xp, _dense_rows(problem, rows)
         weight = _weights(problem, state, X, backend.asarray(rows))
+        matters = weight > _NEGLIGIBLE * xp.mean(weight, axis=0, keepdims=True)
+        weight = xp.where(matters, weight, 0 * weight)
         penalty, factors = _penalty(problem), []
         n_blocks = 1 if problem.n_classes == 2 else problem.n_classes  # two have the same
         for model in range(problem.n_models):
             Z = _standardised(problem, X, model)
             columns = [weight[:, model, j] for j in range(n_blocks)]
             cost = len(columns) * Z.shape[0] * Z.shape[1] ** 2
-            moments = backend.each(partial(_weighted_moments, backend.xp, Z), columns, cost)
-            factors.append(_factored(problem, backend.xp.stack(moments), penalty[model, ...]))
+            moments = backend.each(partial(_weighted_moments, backend, Z), columns, cost)
+            moments = xp.stack(moments)[None, ...] / Z.shape[0]
+            factors.append(_factored(problem, moments, penalty[model, ...]))
+        if backend.batches_products and len(factors) > 1:
+            factors = [xp.concat(factors)]
         return cls(backend, factors)
 
     def __call__(self, gradients: Array) -> Array:
         """See `FirstGuess`."""
-        xp, (r, _, k, p) = self.backend.xp, gradients.shape
-        models = []
-        for model, factors in enumerate(self.factors):
-            n_blocks = factors.shape[0]
-            columns = xp.reshape(gradients[:, model, ...], (r, n_blocks, k // n_blocks, p))
-            columns = xp.reshape(xp.permute_dims(columns, (1, 3, 0, 2)), (n_blocks, p, -1))
-            solved = xp.reshape(self.backend.solved(factors, columns), (n_blocks, p, r, -1))
-            models.append(xp.reshape(xp.permute_dims(solved, (2, 0, 3, 1)), (r, k, p)))
-        return xp.stack(models, axis=1)
+        xp, (_, r, k, p), first, models = self.backend.xp, gradients.shape, 0, []
+        for factors in self.factors:
+            m, n_blocks = factors.shape[:2]
+            part = gradients[first : first + m, ...]
+            columns = xp.reshape(part, (m, r, n_blocks, k // n_blocks, p))
+            columns = xp.reshape(xp.permute_dims(columns, (0, 2, 4, 1, 3)), (m, n_blocks, p, -1))
+            solved = xp.reshape(self.backend.solved(factors, columns), (m, n_blocks, p, r, -1))
+            models.append(xp.reshape(xp.permute_dims(solved, (0, 3, 1, 4, 2)), (m, r, k, p)))
+            first += m
+        return models[0] if len(models) == 1 else xp.concat(models)
 
     def select(self, models: np.ndarray) -> Blocks:
         """See `FirstGuess`."""
-        return Blocks(self.backend, [self.factors[model] for model in models])
+        if len(self.factors) > 1:
+            return Blocks(self.backend, [self.factors[model] for model in models])
+        index = self.backend.asarray(models)
+        return Blocks(self.backend, [self.backend.xp.take(self.factors[0], index, axis=0)])
 
 
 class Curvature:
@@ -355,8 +408,11 @@ class Curvature:
         """What the present guess makes of gradients (m, k, d + 1)."""
         if isinstance(self._guess, Diagonal):
             return [self._guess(gradient) for gradient in gradients]
-        all_ = self._guess(self._xp.stack(gradients))  # at once: reading the matrices is what costs
-        return [all_[i, ...] for i in range(len(gradients))]
+        if len(gradients) == 1:
+            return [self._guess(gradients[0][:, None, ...])[:, 0, ...]]
+        # At once: reading the matrices is what costs.
+        all_ = self._guess(self._xp.stack(gradients, axis=1))
+        return [all_[:, i, ...] for i in range(len(gradients))]
 
     def select(self, models: np.ndarray) -> Curvature:
         """See `FirstGuess`."""
@@ -379,11 +435,14 @@ def _spread_of_spectrum(problem: Problem, rng: np.random.Generator) -> float:
     return float(Z.shape[1] * pairs / max(own.mean() ** 2, np.finfo(float).tiny))
 
 
-def _weighted_moments(xp: Any, Z: Array, weight: Array) -> Array:
-    """Second moments of rows Z, of those whose weight matters."""
-    heavy = xp.nonzero(weight > _NEGLIGIBLE * xp.mean(weight))[0]
+def _weighted_moments(backend: Backend, Z: Array, weight: Array) -> Array:
+    """Sums of squares of rows Z, each times its weight."""
+    xp = backend.xp
+    if backend.batches_products:  # it would have to wait to be told which those are
+        return (Z * weight[:, None]).T @ Z
+    heavy = xp.nonzero(weight)[0]
     Q = xp.take(Z, heavy, axis=0) * xp.sqrt(xp.take(weight, heavy, axis=0))[:, None]
-    return (Q.T @ Q) / Z.shape[0]
+    return Q.T @ Q
 
 
 def _factored(problem: Problem, matrices: Array, penalty: Array) -> Array:

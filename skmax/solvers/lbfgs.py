@@ -116,10 +116,8 @@ class _Search:
 
     def _bound(self) -> None:
         """Learn how far the optimum can be from here at most."""
-        to_numpy, point = self._problem.backend.to_numpy, self._point
-        proven, nearby = self._dual.bounds(
-            point.loss, to_numpy(point.weights), to_numpy(point.gradient)
-        )
+        point = self._point
+        proven, nearby = self._dual.bounds(point.loss, point.weights, point.gradient)
         self._lower = np.fmax(self._lower, proven)
         self._gap = point.value - self._lower
         if not self._proven:
@@ -135,7 +133,8 @@ class _Search:
             guess, of_change = self._curvature(gradient, change)
             self._rescale(self._dot(self._change, of_change))
         guess = self._space.centered(guess)
-        guess *= xp.astype(self._per_model(self._scale), guess.dtype, copy=False)
+        if (self._scale != 1).any():
+            guess *= self._problem.backend.asarray(self._scale[:, None, None], guess.dtype)
         return guess
 
     def _rescale(self, expected: np.ndarray) -> None:
