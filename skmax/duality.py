@@ -108,7 +108,7 @@ class Dual:
             self._sums_by_mean = (sums @ self._weighted_mean)[..., 0]
             self._mean_square = _product(mean, mean, inverse)
             self._sums_square = _product(sums, sums, inverse)
-        if self._backend.batches_products:
+        if self._backend.is_wide:
             self._move()
 
     def _move(self) -> None:
@@ -134,7 +134,7 @@ class Dual:
         part = object.__new__(Dual)
         for name, value in vars(self).items():
             setattr(part, name, value[models] if isinstance(value, np.ndarray) else value)
-        if self._backend.batches_products:
+        if self._backend.is_wide:
             index = self._backend.asarray(models)
             part._there = tuple(self._backend.xp.take(a, index, axis=0) for a in self._there)
         return part
@@ -194,7 +194,7 @@ class Dual:
             here = loss, weights, of_loss
             return self.bound(*here), self.bound_nearby(*here)
         with np.errstate(over="ignore", invalid="ignore"):
-            there = self._backend.batches_products
+            there = self._backend.is_wide
             products = (self._products_there if there else self._products)(weights, gradient)
             return self._under_ridge(loss, products)
 

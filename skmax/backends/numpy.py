@@ -33,7 +33,7 @@ def small_rows(n_weights: int) -> int:
 class NumpyBackend(Backend):
     """NumPy on the CPU."""
 
-    batches_products = False
+    is_wide = False
 
     def __init__(self) -> None:
         super().__init__(xp)

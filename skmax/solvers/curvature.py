@@ -189,7 +189,7 @@ class Shared:
 
     def __call__(self, gradients: Array) -> Array:
         """See `FirstGuess`."""
-        if self.backend.batches_products:
+        if self.backend.is_wide:
             return self._all(gradients) / self._divisor
         models = [self._of_model(j, gradients[j, ...]) for j in range(len(self.groups))]
         return self.backend.xp.stack(models) / self._divisor
@@ -287,7 +287,7 @@ class Blocks:
             moments = backend.each(partial(_weighted_moments, backend, Z), columns, cost)
             moments = xp.stack(moments)[None, ...] / Z.shape[0]
             factors.append(_factored(problem, moments, penalty[model, ...]))
-        if backend.batches_products and len(factors) > 1:
+        if backend.is_wide and len(factors) > 1:
             factors = [xp.concat(factors)]
         return cls(backend, factors)
 
@@ -438,7 +438,7 @@ def _spread_of_spectrum(problem: Problem, rng: np.random.Generator) -> float:
 def _weighted_moments(backend: Backend, Z: Array, weight: Array) -> Array:
     """Sums of squares of rows Z, each times its weight."""
     xp = backend.xp
-    if backend.batches_products:  # it would have to wait to be told which those are
+    if backend.is_wide:  # it would have to wait to be told which those are
         return (Z * weight[:, None]).T @ Z
     heavy = xp.nonzero(weight)[0]
     Q = xp.take(Z, heavy, axis=0) * xp.sqrt(xp.take(weight, heavy, axis=0))[:, None]
