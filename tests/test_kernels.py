@@ -521,10 +521,15 @@ def test_a_popular_feature_of_very_many_rows_loses_no_digits():
     np.testing.assert_allclose(gradient[0, :, 0] / n, share - 1 / 3, atol=5e-6)
 
 
-def test_a_device_has_a_kernel_for_epochs_and_none_for_passes(emulated):
+def test_a_device_has_kernels_for_epochs_and_passes(emulated):
+    """Of sparse rows and of very many classes, for neither."""
     problem, *_ = make_case(CupyBackend(), 0, **SHAPE)
     assert isinstance(kernels.sgd_epoch(problem, 16), Plan)
-    assert kernels.full_pass(problem) is None
+    assert kernels.full_pass(problem) is residual.full_pass
+    sparse_problem, *_ = make_case(CupyBackend(), 0, **SHAPE, density=0.3)
+    assert kernels.full_pass(sparse_problem) is None
+    many = replace(problem, masked=np.zeros((1, 30_000), dtype=bool))
+    assert kernels.full_pass(many) is None
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,7 @@ def _pullback(xp: Any, X: Array, residual: Array) -> Array:
     products = xp.empty((n_parts, residual.shape[1], X.shape[1]), dtype=X.dtype)
     for i in range(n_parts):
         part = slice(i * _SUMMED, min((i + 1) * _SUMMED, len(X)))
-        xp.matmul(residual[part].T, X[part], out=products[i])
+        residual[part].T.dot(X[part], out=products[i])
     return xp.sum(products, axis=0, dtype=xp.float64)
 
 

@@ -140,7 +140,7 @@ class Coordinates:
         if self._origin is not None:
             by_coef -= by_intercept * xp.matrix_transpose(self._origin)
         gradient = self.l2 * weights
-        penalties = [inner(xp, gradient, weights) / 2]
+        penalties = [inner(problem.backend, gradient, weights) / 2]
         if self.has_lasso:
             penalties.append(xp.sum(xp.abs(weights) * self.l1, axis=(1, 2)))
         of_coef, of_intercept = gradient[..., :-1], gradient[..., -1:]

@@ -51,6 +51,8 @@ _AT_ONCE = 8.5
 # Passes that second moments may cost at once, and from what spread of their spectrum they may cost
 # more; on how many rows that is estimated, and the curvatures of classes later on.
 _CHEAP, _PROMISING, _ROWS_OF_SPECTRUM, _ROWS_OF_CLASSES = 4.0, 2.0, 256, 1024
+# The most values of rows, times weights of classes, that are held at once.
+_MOST_AT_ONCE = 1 << 25
 # The passes after which the next kind is measured, and the same anew, however cheap that is.
 _FIRST, _AGAIN = 2, 7
 
@@ -282,10 +284,8 @@ class Blocks:
         n_blocks = 1 if problem.n_classes == 2 else problem.n_classes  # two have the same
         for model in range(problem.n_models):
             Z = _standardised(problem, X, model)
-            columns = [weight[:, model, j] for j in range(n_blocks)]
-            cost = len(columns) * Z.shape[0] * Z.shape[1] ** 2
-            moments = backend.each(partial(_weighted_moments, backend, Z), columns, cost)
-            moments = xp.stack(moments)[None, ...] / Z.shape[0]
+            moments = _weighted_moments(backend, Z, weight[:, model, :n_blocks])
+            moments = moments[None, ...] / Z.shape[0]
             factors.append(_factored(problem, moments, penalty[model, ...]))
         if backend.is_wide and len(factors) > 1:
             factors = [xp.concat(factors)]
@@ -436,10 +436,21 @@ def _spread_of_spectrum(problem: Problem, rng: np.random.Generator) -> float:
 
 
 def _weighted_moments(backend: Backend, Z: Array, weight: Array) -> Array:
-    """Sums of squares of rows Z, each times its weight."""
-    xp = backend.xp
-    if backend.is_wide:  # it would have to wait to be told which those are
-        return (Z * weight[:, None]).T @ Z
+    """Sums (k, p, p) of squares of rows Z (b, p), each times its weights (b, k)."""
+    xp, (b, p), k = backend.xp, Z.shape, weight.shape[1]
+    if not backend.is_wide:
+        moments = partial(_weighted_moment, xp, Z)
+        return xp.stack(backend.each(moments, [weight[:, j] for j in range(k)], k * b * p**2))
+    size, parts = max(1, _MOST_AT_ONCE // (b * p)), []
+    for first in range(0, k, size):
+        of_rows = xp.matrix_transpose(weight[:, first : min(first + size, k)])
+        Q = of_rows[:, None, :] * xp.matrix_transpose(Z)
+        parts.append(xp.reshape(xp.reshape(Q, (-1, b)) @ Z, (-1, p, p)))
+    return xp.concat(parts)
+
+
+def _weighted_moment(xp: Any, Z: Array, weight: Array) -> Array:
+    """Those of one class, from the rows that matter."""
     heavy = xp.nonzero(weight)[0]
     Q = xp.take(Z, heavy, axis=0) * xp.sqrt(xp.take(weight, heavy, axis=0))[:, None]
     return Q.T @ Q

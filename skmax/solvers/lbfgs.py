@@ -112,7 +112,8 @@ class _Search:
 
     def _dot(self, a: Array, b: Array) -> np.ndarray:
         """Inner products (m,), on the host."""
-        return self._problem.backend.to_numpy(inner(self._xp, a, b))
+        backend = self._problem.backend
+        return backend.to_numpy(inner(backend, a, b))
 
     def _bound(self) -> None:
         """Learn how far the optimum can be from here at most."""

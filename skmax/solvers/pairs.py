@@ -57,7 +57,7 @@ class Pairs:
         Returns the inner products of both, of shape (m,).
         """
         place = len(self._age) if len(self._age) < self._most else self._age.pop(0)
-        of_pair = inner(self._xp, step, change)
+        of_pair = inner(self._backend, step, change)
         change = self._flat(change)
         self._steps[:, place, :], self._changes[:, place, :] = self._flat(step), change
         self._age.append(place)
@@ -133,7 +133,10 @@ def _solved(matrices: np.ndarray, vectors: np.ndarray) -> np.ndarray:
     return np.linalg.solve(matrices, vectors[:, :, None])[:, :, 0]
 
 
-def inner(xp: Any, a: Array, b: Array) -> Array:
+def inner(backend: Backend, a: Array, b: Array) -> Array:
     """Inner products (m,) of arrays (m, k, d + 1)."""
+    xp = backend.xp
     a, b = (xp.reshape(array, (array.shape[0], -1)) for array in (a, b))
+    if backend.is_wide:  # of CuPy, a product of matrices would be made of it
+        return xp.sum(a * xp.astype(b, a.dtype, copy=False), axis=1)
     return xp.vecdot(a, xp.astype(b, a.dtype, copy=False))
