@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from functools import cache
 from importlib import resources
+from operator import add
 from typing import Any
 
 import numpy as np
@@ -32,8 +33,16 @@ def serves(problem: Problem) -> bool:
     """Whether these are the passes for a problem."""
     if not isinstance(problem.data, DeviceRows):
         return False
-    device = Device.of(problem.backend.device)
+    device = _device(problem.backend.device.id)
     return _shared_bytes(problem.n_classes, WARP) <= device.shared_bytes
+
+
+@cache
+def _device(index: int) -> Device:
+    """What a device says of itself, which takes as long as a few operations on it."""
+    import cupy
+
+    return Device.of(cupy.cuda.Device(index))
 
 
 def full_pass(
@@ -42,16 +51,17 @@ def full_pass(
     """See `skmax.objective.full_pass`. It returns before the device is done."""
     xp, data, (m, k, d) = problem.backend.xp, problem.data, coef.shape
     columns, values = xp.reshape(coef, (m * k, d)).T, _of_problem(problem, intercept)
-    sums: Any = 0
-    by_coef: Any = 0
+    totals: list[Any] = []
     for index, X in data.pieces(problem.order, _rows_per_piece(problem)):
         logits = X @ columns
-        sums = sums + _compare(problem, logits, index, values)
+        parts = [_compare(problem, logits, index, values)]
         if gradient:
-            by_coef = by_coef + _pullback(xp, X, logits)
+            parts.append(_pullback(xp, X, logits))
+        totals = list(map(add, totals, parts)) if totals else parts
+    sums, *by_coef = totals
     if not gradient:
         return sums[k], sums[k + 1]
-    return sums[k], sums[k + 1], xp.reshape(by_coef, coef.shape), sums[:k].T
+    return sums[k], sums[k + 1], xp.reshape(by_coef[0], coef.shape), sums[:k].T
 
 
 def _rows_per_piece(problem: Problem) -> int:
@@ -101,7 +111,7 @@ def _shared_bytes(k: int, threads: int) -> int:
 def _compare(problem: Problem, logits: Array, index: Any, values: dict[str, Any]) -> Array:
     """Make of logits (b, m k) the derivatives by them; the kernel's sums, (k + 2, m)."""
     backend, (m, k), b = problem.backend, problem.masked.shape, len(logits)
-    device, threads = Device.of(backend.device), _THREADS
+    device, threads = _device(backend.device.id), _THREADS
     while _shared_bytes(k, threads) > device.shared_bytes:
         threads //= 2
     groups = threads // _lanes(k)

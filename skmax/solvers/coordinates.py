@@ -102,7 +102,9 @@ class Coordinates:
     def weights(self, state: State) -> Array:
         """The weights of a state."""
         xp, state = self.xp, at_origin(self.problem, state)
-        units = xp.where(self._units > 0, self._units, xp.ones_like(self._units))
+        backend = self.problem.backend
+        units = backend.to_numpy(self._units)
+        units = backend.asarray(np.where(units > 0, units, 1.0), self.float64)
         coef = xp.astype(state.coef, self.float64) / units
         return xp.concat([coef, xp.astype(state.intercept, self.float64)[..., None]], axis=-1)
 

@@ -113,7 +113,8 @@ class Scales(Diagonal):
     def _at(cls, problem: Problem, state: State, rows: np.ndarray, squares: Array) -> Scales:
         backend = problem.backend
         curvature = backend.asarray(_of_classes(problem, state, rows)[..., None], squares.dtype)
-        values = curvature * squares + _penalty(problem)[:, None, :] + _LEAST
+        penalty = backend.asarray(_penalty(problem)[:, None, :], squares.dtype)
+        values = curvature * squares + penalty + _LEAST
         return cls(backend, _not_less(problem, values), squares)
 
     def renewed(self, problem: Problem, state: State, rows: np.ndarray) -> Scales:
@@ -142,14 +143,17 @@ class Shared:
         S.
     curvature : ndarray of shape (m, k), host
         The c_a.
-    groups : list of list of (ndarray, array)
-        Per model, classes that share a matrix, and that, as `Backend.factored` has it.
+    groups : list of list of (ndarray, int)
+        Per model, classes that share a matrix, and which of `factors` that is.
+    factors : array of shape (number of matrices, d + 1, d + 1)
+        The matrices, as `Backend.factored` has them.
     """
 
     backend: Backend
     moments: Array
     curvature: np.ndarray
-    groups: list[list[tuple[np.ndarray, Array]]]
+    groups: list[list[tuple[np.ndarray, int]]]
+    factors: Array
 
     @cached_property
     def _divisor(self) -> Array:
@@ -171,15 +175,18 @@ class Shared:
 
     @classmethod
     def _of(cls, problem: Problem, moments: Array, curvature: np.ndarray) -> Shared:
-        penalty = _penalty(problem)
-        groups = [
-            [
-                (classes, _factored(problem, moments[j, ...], penalty[j, ...] / common))
-                for classes, common in _close(curvature[j])
-            ]
-            for j in range(problem.n_models)
-        ]
-        return cls(problem.backend, moments, curvature, groups)
+        backend, penalty, groups = problem.backend, _penalty(problem), []
+        models: list[int] = []  # of each matrix
+        commons: list[float] = []
+        for j in range(problem.n_models):
+            parts = _close(curvature[j])
+            groups.append([(classes, len(models) + i) for i, (classes, _) in enumerate(parts)])
+            models += [j] * len(parts)
+            commons += [common for _, common in parts]
+        of_groups = backend.xp.take(moments, backend.asarray(np.array(models)), axis=0)
+        # All at once, since each inverse waits for the device.
+        factors = _factored(problem, of_groups, penalty[models] / np.array(commons)[:, None])
+        return cls(backend, moments, curvature, groups, factors)
 
     def renewed(self, problem: Problem, state: State, rows: np.ndarray) -> Shared:
         """The same moments, and the curvatures of the classes at another state."""
@@ -202,16 +209,17 @@ class Shared:
         if len(groups) == 1:
             return self._solved(groups[0][1], gradients)
         parts = [
-            self._solved(factor, xp.take(gradients, backend.asarray(classes), axis=1))
-            for classes, factor in groups
+            self._solved(number, xp.take(gradients, backend.asarray(classes), axis=1))
+            for classes, number in groups
         ]
         place = backend.asarray(np.argsort(np.concatenate([classes for classes, _ in groups])))
         return xp.take(xp.concat(parts, axis=1), place, axis=1)
 
-    def _solved(self, factor: Array, gradients: Array) -> Array:
+    def _solved(self, number: int, gradients: Array) -> Array:
         xp, shape = self.backend.xp, gradients.shape
         columns = xp.reshape(gradients, (-1, shape[-1])).T
-        return xp.reshape(self.backend.solved(factor, columns).T, shape)
+        solved = self.backend.solved(self.factors[number, ...], columns)
+        return xp.reshape(solved.T, shape)
 
     def _all(self, gradients: Array) -> Array:
         """Those of all models at once, (m, r, k, d + 1), times the c_a."""
@@ -241,7 +249,9 @@ class Shared:
                 for part in range(r):
                     there[i, part, : len(classes)] = (j * r + part) * k + classes
                     back[j, part, classes] = (i * r + part) * most + np.arange(len(classes))
-            factors = backend.xp.stack([factor for _, _, factor in groups])
+            factors, numbers = self.factors, np.array([number for *_, number in groups])
+            if not np.array_equal(numbers, np.arange(factors.shape[0])):  # some models have left
+                factors = backend.xp.take(factors, backend.asarray(numbers), axis=0)
             moved = (backend.asarray(places.reshape(-1)) for places in (there, back))
             self._of_sizes[r] = (*moved, factors)
         return self._of_sizes[r]
@@ -254,7 +264,7 @@ class Shared:
         """See `FirstGuess`."""
         moments = self.backend.xp.take(self.moments, self.backend.asarray(models), axis=0)
         groups = [self.groups[model] for model in models]
-        return Shared(self.backend, moments, self.curvature[models], groups)
+        return Shared(self.backend, moments, self.curvature[models], groups, self.factors)
 
 
 @dataclass(frozen=True)
@@ -338,7 +348,7 @@ class Curvature:
         n_blocks = 0 if diagonal else blocks_per_model(m, k, data.n_features + 1)
         ladder = [Scales, Diagonal] if n_blocks == 0 else [Scales, Shared]
         ladder += [Blocks] * (n_blocks == k)
-        if bool(problem.backend.xp.any(state.coef != 0)):
+        if problem.backend.to_numpy(state.coef).any():
             ladder = ladder[-1:] if self._blocks_pay() else ladder[1:]
         elif n_blocks and self._moments_pay(problem):
             ladder = ladder[1:]
@@ -456,17 +466,17 @@ def _weighted_moment(xp: Any, Z: Array, weight: Array) -> Array:
     return Q.T @ Q
 
 
-def _factored(problem: Problem, matrices: Array, penalty: Array) -> Array:
+def _factored(problem: Problem, matrices: Array, penalty: np.ndarray) -> Array:
     """Matrices of curvature and diagonals of the penalty (..., d + 1), for `Backend.solved`."""
     backend, xp = problem.backend, problem.backend.xp
     # In float32 a matrix is known to its rounding errors, which must not make it indefinite.
     ridge = max(_RIDGE, _RIDGE_ROUNDINGS * rounding_unit(problem.data.dtype))
-    own = xp.linalg.diagonal(matrices)
-    added = xp.astype(penalty, own.dtype) + ridge * xp.mean(own, axis=-1, keepdims=True) + _LEAST
+    own = backend.to_numpy(xp.linalg.diagonal(matrices))  # as many steps there would take longer
+    added = penalty.astype(own.dtype) + ridge * own.mean(axis=-1, keepdims=True) + _LEAST
     if problem.inverse_scale is not None:
-        added = added + _missing(xp, own)
+        added = added + _missing(own)
     eye = xp.eye(matrices.shape[-1], dtype=matrices.dtype, device=backend.device)
-    return backend.factored(matrices + added[..., None] * eye)
+    return backend.factored(matrices + backend.asarray(added[..., None], matrices.dtype) * eye)
 
 
 def _not_less(problem: Problem, values: Array) -> Array:
@@ -485,13 +495,14 @@ def _row_weights(problem: Problem, X: Array, index: Any) -> Array:
     return weight[:, :, None]
 
 
-def _missing(xp: Any, own: Array) -> Array:
+def _missing(own: np.ndarray) -> np.ndarray:
     """What features lack whose few rows the sample missed, or the model at hand predicts well.
 
     They would take steps without bound, against which these rows then stand.
     """
-    lacking = xp.maximum(_LEAST_SHARE * xp.max(own, axis=-1, keepdims=True) - own, 0 * own)
-    return xp.concat([lacking[..., :-1], 0 * lacking[..., -1:]], axis=-1)  # not the intercept
+    lacking = np.maximum(_LEAST_SHARE * own.max(axis=-1, keepdims=True) - own, 0 * own)
+    lacking[..., -1] = 0.0  # not the intercept
+    return lacking
 
 
 def _close(curvature: np.ndarray) -> list[tuple[np.ndarray, float]]:
@@ -526,11 +537,14 @@ def units_of(problem: Problem) -> Array:
     return xp.astype(problem.inverse_scale[:, 0, :], float64)
 
 
-def _penalty(problem: Problem) -> Array:
-    """The curvature of the L2 penalty, of shape (m, d + 1), float64; none for the intercept."""
-    backend, units = problem.backend, units_of(problem)
-    of_coef = backend.asarray(problem.l2[:, None], units.dtype) * units * units
-    return backend.xp.concat([of_coef, 0 * of_coef[:, :1]], axis=1)
+def _penalty(problem: Problem) -> np.ndarray:
+    """The curvature of the L2 penalty, (m, d + 1), on the host; none for the intercept."""
+    values = np.zeros((problem.n_models, problem.data.n_features + 1))
+    values[:, :-1] = problem.l2[:, None]
+    if problem.inverse_scale is not None:
+        units = problem.backend.to_numpy(problem.inverse_scale)[:, 0, :].astype(np.float64)
+        values[:, :-1] = values[:, :-1] * units * units
+    return values
 
 
 def _weights(problem: Problem, state: State, X: Array, index: Any) -> Array:
@@ -561,8 +575,9 @@ def diagonal_curvature(problem: Problem, state: State, rows: np.ndarray) -> Arra
     Measured on some of the rows.
     """
     values = _squares(problem, rows, partial(_weights, problem, state))
-    ridge = _RIDGE * problem.backend.xp.mean(values, axis=-1, keepdims=True) + _LEAST
-    return values + ridge + _penalty(problem)[:, None, :]
+    backend = problem.backend
+    ridge = _RIDGE * backend.xp.mean(values, axis=-1, keepdims=True) + _LEAST
+    return values + ridge + backend.asarray(_penalty(problem)[:, None, :], values.dtype)
 
 
 def _squares(problem: Problem, rows: np.ndarray, weigh: Callable[[Array, Any], Array]) -> Array:

@@ -73,8 +73,9 @@ class _Search:
 
         Returns whether all do the latter.
         """
-        xp, nothing = self._xp, self._shares_alone()
-        zero = self._problem.backend.to_numpy(xp.all(weights[..., :-1] == 0, axis=(1, 2)))
+        nothing = self._shares_alone()
+        coef = self._problem.backend.to_numpy(weights[..., :-1])
+        zero = np.all(coef == 0, axis=(1, 2))
         self._point = self._space.evaluate(self._where(zero, nothing, weights))
         worse = ~(self._point.value <= np.log(np.sum(~self._problem.masked, axis=1)))
         if worse.any():
