@@ -325,6 +325,14 @@ def test_an_iteration_of_lbfgs_takes_few_operations(emulated, monkeypatch, n_mod
     assert moves <= 14
 
 
+@pytest.mark.parametrize("shape", [(20, 4, 4), (3, 600, 600), (1, 2, 5, 5)])
+def test_inverses_are_the_same_in_a_batch_and_one_by_one(cuda, shape):
+    backend, rng = CupyBackend(), np.random.default_rng(0)
+    matrices = rng.normal(size=shape) + shape[-1] * np.eye(shape[-1])
+    found = backend.to_numpy(backend.factored(backend.asarray(matrices)))
+    np.testing.assert_allclose(found, np.linalg.inv(matrices), atol=1e-12)
+
+
 def test_weights_come_to_the_host_once_whatever_the_number_of_epochs(emulated, monkeypatch):
     """Callbacks are told of every epoch, and take arrays only if they ask for them."""
     downloads = []

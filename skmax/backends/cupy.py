@@ -11,6 +11,10 @@ import numpy as np
 
 from skmax.backends.array_api import Backend
 
+# Matrices of a batch have a processor each, about: from what size they are large for one, and how
+# many of them are worth a batch even so.
+_LARGE, _MANY = 512, 8
+
 
 class CupyBackend(Backend):
     """CuPy on one CUDA device.
@@ -62,6 +66,15 @@ class CupyBackend(Backend):
     def to_numpy(self, array: Any) -> np.ndarray:
         """An array of this backend, moved to the host."""
         return self.cupy.asnumpy(array)
+
+    def factored(self, matrices: Any) -> Any:
+        """See `Backend.factored`: few large ones one by one, since all processors share each."""
+        p = matrices.shape[-1]
+        flat = self.xp.reshape(matrices, (-1, p, p))
+        if p <= _LARGE or len(flat) >= _MANY:
+            return super().factored(matrices)
+        inverses = [super(CupyBackend, self).factored(matrix) for matrix in flat]
+        return self.xp.reshape(self.xp.stack(inverses), matrices.shape)
 
     def free_bytes(self) -> int:
         """The memory that is left on the device."""
