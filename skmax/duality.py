@@ -32,9 +32,12 @@ L. Vandenberghe, Convex Optimization, 2004, chapter 5.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from scipy.special import entr
 
+from skmax.backends import Array
 from skmax.objective import target_shares, target_sums
 from skmax.problem import Problem
 
@@ -44,11 +47,30 @@ _STEPS = 6
 _NEARBY = 1.0
 
 
+class _Products(NamedTuple):
+    """Inner products per model of weights W, gradients G, and class sums S, on the host.
+
+    All over (k, d) but for the last three, which are of shape (m, k).
+    """
+
+    GW: np.ndarray
+    WW: np.ndarray
+    GG: np.ndarray
+    WW_times_l2: np.ndarray
+    GG_over_l2: np.ndarray
+    WS: np.ndarray
+    GS_over_l2: np.ndarray
+    by_mean: np.ndarray  # G / l2 - W, times the mean of the features
+    intercept: np.ndarray
+    by_intercept: np.ndarray
+
+
 class Dual:
     """Lower bounds of the least objectives of a stack of models.
 
     Weights and gradients are host arrays of shape (m, k, d + 1) in the coordinates of the
-    preconditioner, the intercept last, at their origin.
+    preconditioner, the intercept last, at their origin; `bounds` takes them where the backend
+    computes.
 
     Parameters
     ----------
@@ -60,6 +82,7 @@ class Dual:
 
     def __init__(self, problem: Problem, class_sums: np.ndarray | None = None):
         m, d = problem.n_models, problem.data.n_features
+        self._backend = problem.backend
         units = np.ones((m, 1, d))
         if problem.inverse_scale is not None:
             units = problem.backend.to_numpy(problem.inverse_scale).astype(np.float64)
@@ -85,6 +108,17 @@ class Dual:
             self._sums_by_mean = (sums @ self._weighted_mean)[..., 0]
             self._mean_square = _product(mean, mean, inverse)
             self._sums_square = _product(sums, sums, inverse)
+        if self._backend.is_wide:
+            self._move()
+
+    def _move(self) -> None:
+        """Have there what `_products_there` needs."""
+        float64, d = self._backend.dtype(np.float64), self.mean.shape[-1]
+        means = np.zeros((len(self.mean), 2, d + 1, 1))
+        means[:, 0, :d, 0], means[:, 1, :d, 0] = self.mean[:, 0], self._weighted_mean[..., 0]
+        self._there = tuple(
+            self._backend.asarray(array, float64) for array in (self.class_sums[:, None], means)
+        )
 
     def _class_sums(self, problem: Problem, units: np.ndarray) -> np.ndarray:
         if not problem.fit_intercept:  # then nothing needs to be balanced
@@ -99,7 +133,10 @@ class Dual:
         """The bounds of some of the models, at the host indices `models`."""
         part = object.__new__(Dual)
         for name, value in vars(self).items():
-            setattr(part, name, value if isinstance(value, bool) else value[models])
+            setattr(part, name, value[models] if isinstance(value, np.ndarray) else value)
+        if self._backend.is_wide:
+            index = self._backend.asarray(models)
+            part._there = tuple(self._backend.xp.take(a, index, axis=0) for a in self._there)
         return part
 
     def bound(self, loss: np.ndarray, weights: np.ndarray, gradient: np.ndarray) -> np.ndarray:
@@ -144,47 +181,89 @@ class Dual:
         return np.maximum(dual, loss + penalty - length * np.linalg.norm(steepest, axis=(1, 2)))
 
     def bounds(
-        self, loss: np.ndarray, weights: np.ndarray, gradient: np.ndarray
+        self, loss: np.ndarray, weights: Array, gradient: Array
     ) -> tuple[np.ndarray, np.ndarray]:
         """Both bounds, from the gradient of the objective less its L1 term.
 
         Under L2 alone, inner products of weights and gradient are all that they are made of.
         """
         if self.has_lasso or not self.has_l2.all():
+            weights, gradient = map(self._backend.to_numpy, (weights, gradient))
             of_loss = gradient.copy()
             of_loss[..., :-1] -= self.l2 * weights[..., :-1]
             here = loss, weights, of_loss
             return self.bound(*here), self.bound_nearby(*here)
         with np.errstate(over="ignore", invalid="ignore"):
-            return self._under_ridge(loss, weights, gradient)
+            there = self._backend.is_wide
+            products = (self._products_there if there else self._products)(weights, gradient)
+            return self._under_ridge(loss, products)
 
-    def _under_ridge(
-        self, loss: np.ndarray, weights: np.ndarray, gradient: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _products(self, weights: np.ndarray, gradient: np.ndarray) -> _Products:
+        W, G, inverse = weights[..., :-1], gradient[..., :-1], self._inverse
+        WS, GS, by_mean = np.zeros(len(W)), np.zeros(len(W)), np.zeros(W.shape[:2])
+        if self.fit_intercept:
+            WS = np.einsum("mkd,mkd->m", W, self.class_sums)
+            GS = _product(G, self.class_sums, inverse)
+            by_mean = (G @ self._weighted_mean - W @ self.mean.swapaxes(1, 2))[..., 0]
+        return _Products(
+            GW=np.einsum("mkd,mkd->m", G, W),
+            WW=np.einsum("mkd,mkd->m", W, W),
+            GG=np.einsum("mkd,mkd->m", G, G),
+            WW_times_l2=_product(W, W, self.l2),
+            GG_over_l2=_product(G, G, inverse),
+            WS=WS,
+            GS_over_l2=GS,
+            by_mean=by_mean,
+            intercept=weights[..., -1],
+            by_intercept=gradient[..., -1],
+        )
+
+    def _products_there(self, weights: Array, gradient: Array) -> _Products:
+        """The same by few operations, of which the sums over classes are moved, at once."""
+        xp, (m, k, d), (sums, means) = self._backend.xp, weights.shape, self._there
+        both = xp.stack([weights, gradient], axis=1)
+        coef = both[..., :-1]
+        parts = [
+            xp.sum(coef * coef, axis=2),
+            xp.sum(coef[:, 0, ...] * coef[:, 1, ...], axis=1),
+            both[..., -1],
+        ]
+        if self.fit_intercept:
+            parts += [xp.sum(coef * sums, axis=2), both @ means]
+        moved = self._backend.to_numpy(xp.concat([xp.reshape(a, (m, -1)) for a in parts], axis=1))
+        d, inverse = d - 1, self._inverse[:, 0]
+        WW, GG, GW, intercept, r, rest = np.split(moved, np.cumsum([d, d, d, k, k]), axis=1)
+        WS = GS = np.zeros((m, 1))
+        by_mean = np.zeros((m, k))
+        if self.fit_intercept:
+            WS, GS, W_by_mean, G_by_mean = np.split(rest, np.cumsum([d, d, k]), axis=1)
+            GS, by_mean = GS * inverse, G_by_mean - W_by_mean
+        over_features = GW, WW, GG, WW * self.l2[:, 0], GG * inverse, WS, GS
+        sums = tuple(np.sum(a, axis=1) for a in over_features)
+        return _Products._make((*sums, by_mean, intercept, r))
+
+    def _under_ridge(self, loss: np.ndarray, products: _Products) -> tuple[np.ndarray, np.ndarray]:
         """See `bounds`. With V = G - l2 W, products with V are those with G and W."""
-        W, G, r = weights[..., :-1], gradient[..., :-1], gradient[..., -1]
-        GW, WW = np.einsum("mkd,mkd->m", G, W), _product(W, W, self.l2)
-        VW, VV = GW - WW, _product(G, G, self._inverse) - 2 * GW + WW
+        GW, WW, r = products.GW, products.WW_times_l2, products.by_intercept
+        VW, VV = GW - WW, products.GG_over_l2 - 2 * GW + WW
         away = np.linalg.norm(r, axis=1)
         below = loss - _NEARBY * away
-        length = np.maximum(np.sqrt(np.einsum("mkd,mkd->m", W, W)), _NEARBY)
-        steepest = np.sqrt(np.einsum("mkd,mkd->m", G, G))
+        length = np.maximum(np.sqrt(products.WW), _NEARBY)
+        steepest = np.sqrt(products.GG)
         nearby = np.maximum(self._parabola(below - VW, VV), below + WW / 2 - length * steepest)
-        entropy = loss - VW - np.sum(r * np.where(self._known, weights[..., -1], 0.0), axis=1)
+        entropy = loss - VW - np.sum(r * np.where(self._known, products.intercept, 0.0), axis=1)
         if self.fit_intercept:
             mixed, common = self._common(r)
             entropy = (1 - mixed) * entropy + mixed * entr(common).sum(axis=1)
-            VV = self._square_of_mixture(G, W, VV, mixed, common)
+            VV = self._square_of_mixture(products, VV, mixed, common)
         return self._parabola(entropy, VV), nearby
 
     def _square_of_mixture(
-        self, G: np.ndarray, W: np.ndarray, VV: np.ndarray, mixed: np.ndarray, common: np.ndarray
+        self, products: _Products, VV: np.ndarray, mixed: np.ndarray, common: np.ndarray
     ) -> np.ndarray:
         """The square of `_balanced`'s V, over l2, from that of V alone."""
-        mean, sums, inverse = self.mean, self.class_sums, self._inverse
-        across = (G @ self._weighted_mean - W @ mean.swapaxes(1, 2))[..., 0]
-        crossed = np.sum(common * across, axis=1)
-        crossed -= _product(G, sums, inverse) - np.einsum("mkd,mkd->m", W, sums)
+        crossed = np.sum(common * products.by_mean, axis=1)
+        crossed -= products.GS_over_l2 - products.WS
         square = np.sum(common**2, axis=1) * self._mean_square + self._sums_square
         square -= 2 * np.sum(common * self._sums_by_mean, axis=1)
         return (1 - mixed) ** 2 * VV + 2 * mixed * (1 - mixed) * crossed + mixed**2 * square

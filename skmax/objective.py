@@ -338,17 +338,16 @@ def full_pass(
 def evaluate(problem: Problem, state: State) -> tuple[np.ndarray, np.ndarray]:
     """Mean cross-entropy and accuracy of each model, both of shape (m,), over all rows."""
     loss, accuracy = _means(problem, state, gradient=False)
-    return loss, accuracy
+    to_numpy = problem.backend.to_numpy
+    return to_numpy(loss), to_numpy(accuracy)
 
 
-def value_and_gradient(
-    problem: Problem, state: State
-) -> tuple[np.ndarray, np.ndarray, Array, Array]:
+def value_and_gradient(problem: Problem, state: State) -> tuple[Array, Array, Array, Array]:
     """Mean cross-entropy and accuracy of each model, and the gradient of the former.
 
     Returns
     -------
-    loss, accuracy : ndarrays of shape (m,), host
+    loss, accuracy : arrays of shape (m,), float64
         Means over all rows.
     by_coef : array of shape (m, k, d), float64
         Gradient by the coefficients, without the penalty.
@@ -362,11 +361,10 @@ def value_and_gradient(
 def _means(problem: Problem, state: State, *, gradient: bool) -> tuple[Any, ...]:
     backend, n, weights = problem.backend, len(problem.order), (state.coef, state.intercept)
     with backend.computing():
-        loss, correct, *gradients = problem.total(_quick_pass, *weights, gradient=gradient)
-        loss, correct = backend.to_numpy(loss), backend.to_numpy(correct)
-        for array in gradients:
+        sums = problem.total(_quick_pass, *weights, gradient=gradient)
+        for array in sums:
             array /= n
-        return loss / n, correct / n, *gradients
+        return sums
 
 
 def _quick_pass(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -148,6 +149,11 @@ class Problem:
     def n_classes(self) -> int:
         """The number of rows of weights per model."""
         return self.masked.shape[1]
+
+    @cached_property
+    def columns_there(self) -> Array:
+        """The columns as numbers of 32 bits, where the backend computes."""
+        return self.backend.asarray(self.columns.astype(np.int32))
 
     def rows_of(self, array: Array, index: Any) -> Array:
         """Rows of an array that has one for each row of X, at an index that `Rows.pieces` gave."""

@@ -287,6 +287,7 @@ def install(monkeypatch):
     monkeypatch.setattr(array_api_compat, "cupy", array_api_compat.numpy, raising=False)
     monkeypatch.setattr("skmax.kernels.cuda.THREADS", 64)
     monkeypatch.setattr("skmax.kernels.device_sums.THREADS", 64)
+    monkeypatch.setattr("skmax.kernels.residual._THREADS", 64)
     monkeypatch.setattr(Kernel, "launches", collections.Counter())
     monkeypatch.setattr(device_code.Unit, "stored", lambda *_: None)  # that is for a GPU
     device_code.kernel.cache_clear()

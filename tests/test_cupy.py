@@ -22,6 +22,7 @@ from skmax import BatchedGridSearchCV, SoftmaxRegression
 from skmax.backends.cupy import CupyBackend
 from skmax.data import device, source
 from skmax.objective import logit_chunks
+from skmax.solvers import lbfgs
 
 TOLERANCE = {"float64": 1e-9, "float32": 1e-5}
 
@@ -247,6 +248,89 @@ def test_a_stack_trains_in_one_launch_per_epoch(emulated):
         values, Y
     )
     assert emulated_cupy.Kernel.launches["sgd_epoch"] == 5 + 4
+
+
+class Counted(np.ndarray):
+    """An array that counts what is done with it."""
+
+    operations = 0
+
+    def _done(self, function, arguments, options):
+        def plain(value):
+            if isinstance(value, list | tuple):
+                return type(value)(map(plain, value))
+            return value.view(np.ndarray) if isinstance(value, Counted) else value
+
+        Counted.operations += 1
+        result = function(*plain(arguments), **{name: plain(x) for name, x in options.items()})
+        return np.asarray(result).view(Counted)
+
+    def __array_ufunc__(self, ufunc, method, *arguments, **options):
+        return self._done(getattr(ufunc, method), arguments, options)
+
+    def __array_function__(self, function, _, arguments, options):
+        return self._done(function, arguments, options)
+
+    def __getitem__(self, index):
+        return np.asarray(super().__getitem__(index)).view(Counted)
+
+    def astype(self, dtype, **options):
+        Counted.operations += dtype != self.dtype
+        return super().astype(dtype, **options)
+
+
+@pytest.mark.parametrize("n_models", [1, 6])
+def test_an_iteration_of_lbfgs_takes_few_operations(emulated, monkeypatch, n_models):
+    """Views count, too; what counts on a device is how many there are, not how large they are."""
+    transfers = []
+
+    def moved(array, dtype=None):
+        transfers.append(array)
+        return np.array(array, dtype=dtype).view(Counted)
+
+    def fetched(array):
+        transfers.append(array)
+        return np.array(array.view(np.ndarray))
+
+    launch = emulated_cupy.Kernel.__call__
+    monkeypatch.setattr(
+        emulated_cupy.Kernel,
+        "__call__",
+        lambda self, grid, block, arguments, **options: launch(
+            self, grid, block, tuple(np.asarray(array)[()] for array in arguments), **options
+        ),
+    )
+    monkeypatch.setattr(emulated, "asarray", moved)
+    monkeypatch.setattr(emulated, "asnumpy", fetched)
+    monkeypatch.setattr(emulated, "zeros", lambda *a, **b: np.zeros(*a, **b).view(Counted))
+    iterations, counts = [], []
+    advance = lbfgs._Search.advance
+
+    def counted(self):
+        Counted.operations = 0
+        transfers.clear()
+        advance(self)
+        iterations.append(len(self._models))
+        counts.append((Counted.operations, len(transfers)))
+
+    monkeypatch.setattr(lbfgs._Search, "advance", counted)
+    model = SoftmaxRegression(solver="lbfgs", backend="cupy")
+    if n_models == 1:
+        model.fit(X, Y)
+    else:
+        BatchedGridSearchCV(model, {"C": [0.1, 10.0]}, cv=3, refit=False).fit(X, Y)
+        assert max(iterations) == n_models
+    operations, moves = np.median(counts, axis=0)
+    assert operations <= 80
+    assert moves <= 14
+
+
+@pytest.mark.parametrize("shape", [(20, 4, 4), (3, 600, 600), (1, 2, 5, 5)])
+def test_inverses_are_the_same_in_a_batch_and_one_by_one(cuda, shape):
+    backend, rng = CupyBackend(), np.random.default_rng(0)
+    matrices = rng.normal(size=shape) + shape[-1] * np.eye(shape[-1])
+    found = backend.to_numpy(backend.factored(backend.asarray(matrices)))
+    np.testing.assert_allclose(found, np.linalg.inv(matrices), atol=1e-12)
 
 
 def test_weights_come_to_the_host_once_whatever_the_number_of_epochs(emulated, monkeypatch):

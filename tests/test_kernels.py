@@ -22,7 +22,7 @@ from skmax.backends.device_code import Unit
 from skmax.backends.numpy import NumpyBackend
 from skmax.data import source
 from skmax.data.disk import opened
-from skmax.kernels import cpu, cuda, device_sums
+from skmax.kernels import cpu, cuda, device_sums, residual
 from skmax.kernels.cuda import PARAMETERS, Device, Plan
 from skmax.kernels.sparse import rounded
 from skmax.problem import Problem, State
@@ -432,17 +432,18 @@ def test_the_epoch_of_a_device_with_poisoned_memory_equals_the_reference(dtype, 
 # Full passes
 
 
-def assert_a_pass_equals_the_reference(run_pass, seed, shape, gradient):
+def assert_a_pass_equals_the_reference(run_pass, seed, shape, gradient, backend=None):
     """On a part of the rows in any order, or in their own, too."""
-    results = []
+    results, backend = [], backend or NumpyBackend()
     names = ("loss", "correct", "coef", "intercept")
     for precision in (None, np.float64):
-        problem, state, steps = make_case(NumpyBackend(), seed, **shape, precision=precision)
+        problem, state, steps = make_case(backend, seed, **shape, precision=precision)
         order = steps.order if seed % 2 else np.arange(len(steps.order))
         problem = replace(problem, order=order[seed % 3 : 4 + seed % len(order)])
         assert kernels.full_pass(problem) is run_pass
         for run in (run_pass, objective.full_pass):
             sums = run(problem, state.coef, state.intercept, gradient=gradient)
+            sums = tuple(map(backend.to_numpy, sums))
             assert len(sums) == (4 if gradient else 2)
             assert {part.dtype for part in sums} == {np.dtype(np.float64)}
             results.append(dict(zip(names, sums, strict=False)))
@@ -462,6 +463,40 @@ def test_the_pass_of_the_cpu_equals_the_reference(seed, shape, threads, gradient
 def test_the_pass_of_sparse_rows_equals_the_reference(seed, shape, threads, gradient):
     with threads:
         assert_a_pass_equals_the_reference(kernels.sparse.full_pass, seed, shape, gradient)
+
+
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.integers(0, 2**32 - 1),
+    of_dense_rows,
+    st.sampled_from([2, 5, 10, 70, 200]),
+    st.booleans(),
+    st.sampled_from([residual._SUMMED, 7]),
+)
+def test_the_pass_of_the_emulated_device_equals_the_reference(
+    emulated, seed, shape, k, gradient, summed
+):
+    emulated_cupy.Kernel.seed = seed % 2**31
+    shape |= {"k": k, "n": max(shape["n"], k)}
+    with mock.patch.multiple(residual, _SUMMED=summed, _MOST_ROWS=max(32, 2 * summed)):
+        assert_a_pass_equals_the_reference(residual.full_pass, seed, shape, gradient, CupyBackend())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [np.uint8, np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("k", [2, 10, 50, 413, 3000])
+def test_the_pass_of_a_device_equals_the_reference(dtype, k):
+    """With fresh data; twice, bit for bit."""
+    backend, seed = CupyBackend(), np.random.SeedSequence().entropy % 2**32
+    shape = {"m": 2, "k": k, "n": 20_000, "d": 100, "dtype": dtype, "batch": 256}
+    for rare in ((), ("weights", "scores", "smoothing"), ("soft", "masked"), ("own columns",)):
+        case = shape | {"rare": rare}
+        assert_a_pass_equals_the_reference(residual.full_pass, seed, case, True, backend)
+        problem, state, _ = make_case(backend, seed, **case)
+        weights = state.coef, state.intercept
+        first, second = (residual.full_pass(problem, *weights, gradient=True) for _ in range(2))
+        for one, another in zip(first, second, strict=True):
+            np.testing.assert_array_equal(backend.to_numpy(one), backend.to_numpy(another))
 
 
 # Predictions
@@ -570,10 +605,15 @@ def test_a_popular_feature_of_very_many_rows_loses_no_digits():
     np.testing.assert_allclose(gradient[0, :, 0] / n, share - 1 / 3, atol=5e-6)
 
 
-def test_a_device_has_a_kernel_for_epochs_and_none_for_passes(emulated):
+def test_a_device_has_kernels_for_epochs_and_passes(emulated):
+    """Of sparse rows and of very many classes, for neither."""
     problem, *_ = make_case(CupyBackend(), 0, **SHAPE)
     assert isinstance(kernels.sgd_epoch(problem, 16), Plan)
-    assert kernels.full_pass(problem) is None
+    assert kernels.full_pass(problem) is residual.full_pass
+    sparse_problem, *_ = make_case(CupyBackend(), 0, **SHAPE, density=0.3)
+    assert kernels.full_pass(sparse_problem) is None
+    many = replace(problem, masked=np.zeros((1, 30_000), dtype=bool))
+    assert kernels.full_pass(many) is None
 
 
 @pytest.mark.parametrize(
@@ -624,6 +664,9 @@ def test_threads_of_the_device_may_run_in_any_order(emulated, dtype, cluster):
 def test_arguments_are_in_the_order_of_the_parameters():
     (parameters,) = re.findall(r"sgd_epoch\(([^)]*)\)", Unit((cuda.SOURCE,)).source())
     assert tuple(re.findall(r"(\w+)(?:,|$)", parameters)) == PARAMETERS
+    (parameters,) = re.findall(r"\) residual\((.*?)\n\)", residual.unit(4).source(), re.DOTALL)
+    parameters = re.sub(r"//.*", "", parameters)
+    assert tuple(re.findall(r"(\w+)\s*(?:,|$)", parameters)) == residual.PARAMETERS
 
 
 # The compiler, which needs no GPU

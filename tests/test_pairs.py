@@ -82,8 +82,10 @@ def hessian_blocks(problem: Problem, state: State):
     return Z, weight, l2
 
 
-def test_blocks_are_the_hessian_s(monkeypatch):
+@pytest.mark.parametrize("is_wide", [True, False])
+def test_blocks_are_the_hessian_s(monkeypatch, is_wide):
     """To a sixth: rows that hardly matter are left out, and weak features get some more."""
+    monkeypatch.setattr(NumpyBackend, "is_wide", is_wide)
     X, y = load_wine(return_X_y=True)
     problem = posed(monkeypatch, X, y, C=0.1)
     rng = np.random.default_rng(0)
@@ -98,8 +100,10 @@ def test_blocks_are_the_hessian_s(monkeypatch):
         assert error < np.linalg.norm(gradient[0, a]) / 6
 
 
-def test_classes_share_second_moments_and_have_curvatures_of_their_own(monkeypatch):
+@pytest.mark.parametrize("is_wide", [True, False])
+def test_classes_share_second_moments_and_have_curvatures_of_their_own(monkeypatch, is_wide):
     """Where those are far apart, each is exact; where they are close, within their ratio."""
+    monkeypatch.setattr(NumpyBackend, "is_wide", is_wide)
     X, y = load_wine(return_X_y=True)
     y = np.where(np.arange(len(y)) % 9, 0, y)  # two rare classes
     problem = posed(monkeypatch, X, y, C=0.01)
@@ -115,10 +119,34 @@ def test_classes_share_second_moments_and_have_curvatures_of_their_own(monkeypat
         assert np.linalg.norm(solved[0, a] - exact) < 0.3 * np.linalg.norm(exact)
 
 
+@pytest.mark.parametrize("kind", [Shared, Blocks])
+def test_a_guess_is_the_same_for_all_models_at_once(monkeypatch, kind):
+    """Also for some of them, and for several gradients."""
+    rng = np.random.default_rng(0)
+    X, y = load_wine(return_X_y=True)
+    one = posed(monkeypatch, X, np.where(np.arange(len(y)) % 9, 0, y))
+    weight = rng.integers(0, 2, size=(len(y), 3)) + 0.5
+    problem = replace(
+        one.select(np.zeros(3, dtype=int)), sample_weight=weight, columns=np.arange(3)
+    )
+    state = State.start(problem)
+    gradients, results = rng.normal(size=(3, 2, 3, 14)), []
+    for is_wide in (False, True):
+        monkeypatch.setattr(NumpyBackend, "is_wide", is_wide)
+        guess = kind.of(problem, state, problem.order)
+        some = guess.select(np.array([2, 0]))
+        results.append([guess(gradients), guess(gradients[:, :1]), some(gradients[[2, 0]])])
+        np.testing.assert_allclose(results[-1][2], results[-1][0][[2, 0]])
+    for here, there in zip(*results, strict=True):
+        np.testing.assert_allclose(there, here, rtol=1e-6)
+
+
+@pytest.mark.parametrize("is_wide", [True, False])
 @pytest.mark.parametrize("fit_intercept", [True, False])
 @pytest.mark.parametrize("C", [1e-3, 1, 1e6])
-def test_both_ways_to_the_bounds_agree(monkeypatch, C, fit_intercept):
-    """From inner products, and from vectors."""
+def test_all_ways_to_the_bounds_agree(monkeypatch, C, fit_intercept, is_wide):
+    """From inner products, computed here or there, and from vectors."""
+    monkeypatch.setattr(NumpyBackend, "is_wide", is_wide)
     X, y = load_wine(return_X_y=True)
     problem = posed(monkeypatch, X, y, C=C, fit_intercept=fit_intercept)
     space, dual = Coordinates(problem), Dual(problem)

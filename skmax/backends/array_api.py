@@ -68,6 +68,9 @@ class Backend:
     # Bytes of rows, or of what is made of them, held at once where all rows are read in order:
     # small enough for a second-level cache, large enough for a matrix product at full speed.
     chunk_bytes = 1 << 20
+    # Whether it is the number of operations that costs, rather than their size: many matrices or
+    # models are then best served at once, also where some of the work is in vain.
+    is_wide = True
 
     def __init__(self, xp: Any, device: Any = None, name: str = ""):
         self.xp = xp

@@ -17,6 +17,10 @@ _COMMON, _THREADS = Unit(("common.cu",)), 128
 # Bytes of the widest words that its `take` moves, and the most blocks that it takes.
 _WORD, _MOST_BLOCKS = 16, 4096
 
+# Matrices of a batch have a processor each, about: from what size they are large for one, and how
+# many of them are worth a batch even so.
+_LARGE, _MANY = 512, 8
+
 
 class CupyBackend(Backend):
     """CuPy on one CUDA device.
@@ -103,6 +107,15 @@ class CupyBackend(Backend):
     def _launch(self, name: str, size: int, *arguments: Any) -> None:
         n_blocks = min(_MOST_BLOCKS, -(-size // _THREADS))
         kernel(_COMMON, name, self.device.id)((n_blocks,), (_THREADS,), arguments)
+
+    def factored(self, matrices: Any) -> Any:
+        """See `Backend.factored`: few large ones one by one, since all processors share each."""
+        p = matrices.shape[-1]
+        flat = self.xp.reshape(matrices, (-1, p, p))
+        if p <= _LARGE or len(flat) >= _MANY:
+            return super().factored(matrices)
+        inverses = [super(CupyBackend, self).factored(matrix) for matrix in flat]
+        return self.xp.reshape(self.xp.stack(inverses), matrices.shape)
 
     def free_bytes(self) -> int:
         """The memory that is left on the device."""

@@ -33,6 +33,8 @@ def small_rows(n_weights: int) -> int:
 class NumpyBackend(Backend):
     """NumPy on the CPU."""
 
+    is_wide = False
+
     def __init__(self) -> None:
         super().__init__(xp)
 

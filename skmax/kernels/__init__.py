@@ -15,7 +15,15 @@ from scipy.sparse import issparse
 
 from skmax.backends import Array
 from skmax.data import Rows
-from skmax.kernels import cpu, cuda, device_sums, few_classes, many_classes, sparse
+from skmax.kernels import (
+    cpu,
+    cuda,
+    device_sums,
+    few_classes,
+    many_classes,
+    residual,
+    sparse,
+)
 from skmax.problem import BatchSums, Problem, State, Steps
 
 SGDEpoch = Callable[[Problem, State, Steps], tuple[State, BatchSums]]
@@ -43,6 +51,8 @@ def sgd_epoch(problem: Problem, batch_size: int) -> SGDEpoch | None:
 
 def full_pass(problem: Problem) -> FullPass | None:
     """The kernel for full passes of a problem; None: the reference serves."""
+    if problem.backend.name == "cupy":
+        return residual.full_pass if residual.serves(problem) else None
     if problem.backend.name != "numpy":
         return None
     if problem.data.is_sparse:

@@ -38,8 +38,9 @@ class BatchedGridSearchCV(GridSearchCV):
     reads each minibatch once for all of them and for all folds; those that differ in anything else
     make stacks of their own. With a solver that goes to the optimum, those that differ in `C` only
     follow each other, from strong to weak penalties, all folds at once: each starts from the optima
-    before it, extrapolated. Folds are weights of the rows: X is not copied, but once where L-BFGS
-    goes over many rows, sorted by the fold that holds them out.
+    before it, extrapolated. Only L-BFGS on a GPU, for which a wide stack costs less than many
+    iterations, trains them side by side, too. Folds are weights of the rows: X is not copied, but
+    once where L-BFGS goes over many rows, sorted by the fold that holds them out.
 
     Parameters
     ----------

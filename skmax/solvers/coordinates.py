@@ -89,6 +89,11 @@ class Coordinates:
             )
         )
         self.has_lasso = bool(problem.l1.any())
+        (m, k), dtype = problem.masked.shape, problem.data.dtype
+        self._rest = (  # which nobody changes
+            backend.zeros((m, k, problem.data.n_features), dtype),
+            backend.zeros((m, k), dtype),
+        )
         self._known: Array | None = None
         if problem.masked.any():
             known = (~problem.masked)[:, :, None].astype(np.float64)
@@ -97,7 +102,9 @@ class Coordinates:
     def weights(self, state: State) -> Array:
         """The weights of a state."""
         xp, state = self.xp, at_origin(self.problem, state)
-        units = xp.where(self._units > 0, self._units, xp.ones_like(self._units))
+        backend = self.problem.backend
+        units = backend.to_numpy(self._units)
+        units = backend.asarray(np.where(units > 0, units, 1.0), self.float64)
         coef = xp.astype(state.coef, self.float64) / units
         return xp.concat([coef, xp.astype(state.intercept, self.float64)[..., None]], axis=-1)
 
@@ -119,27 +126,29 @@ class Coordinates:
 
     def state(self, weights: Array) -> State:
         """The state of weights, at rest."""
-        backend, dtype = self.problem.backend, self.problem.data.dtype
+        dtype = self.problem.data.dtype
         coef, intercept = weights[..., :-1] * self._units, weights[..., -1]
         if self._origin is not None:
             intercept = intercept - (weights[..., :-1] @ self._origin)[..., 0]
         coef, intercept = (self.xp.astype(part, dtype, copy=False) for part in (coef, intercept))
-        zeros = backend.zeros(coef.shape, dtype), backend.zeros(intercept.shape, dtype)
-        return State(coef, intercept, *zeros)
+        return State(coef, intercept, *self._rest)
 
     def evaluate(self, weights: Array) -> Point:
         """The objective at weights, by one pass over the data."""
         xp, problem, state = self.xp, self.problem, self.state(weights)
-        loss, accuracy, by_coef, by_intercept = value_and_gradient(problem, state)
+        *means, by_coef, by_intercept = value_and_gradient(problem, state)
         by_coef *= self._units
         by_intercept = by_intercept[..., None]
         if self._origin is not None:
             by_coef -= by_intercept * xp.matrix_transpose(self._origin)
         gradient = self.l2 * weights
-        penalties = [inner(xp, gradient, weights) / 2]
+        penalties = [inner(problem.backend, gradient, weights) / 2]
         if self.has_lasso:
             penalties.append(xp.sum(xp.abs(weights) * self.l1, axis=(1, 2)))
-        gradient[..., :-1] += by_coef
-        gradient[..., -1:] += by_intercept * float(problem.fit_intercept)
-        value = loss + sum(map(problem.backend.to_numpy, penalties))
-        return Point(weights, state, gradient, value, loss, accuracy)
+        of_coef, of_intercept = gradient[..., :-1], gradient[..., -1:]
+        of_coef += by_coef
+        if problem.fit_intercept:
+            of_intercept += by_intercept
+        # Only now: moving the first of them waits for the device.
+        loss, accuracy, *penalties = map(problem.backend.to_numpy, [*means, *penalties])
+        return Point(weights, state, gradient, loss + sum(penalties), loss, accuracy)

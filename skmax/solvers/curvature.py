@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -51,6 +51,8 @@ _AT_ONCE = 8.5
 # Passes that second moments may cost at once, and from what spread of their spectrum they may cost
 # more; on how many rows that is estimated, and the curvatures of classes later on.
 _CHEAP, _PROMISING, _ROWS_OF_SPECTRUM, _ROWS_OF_CLASSES = 4.0, 2.0, 256, 1024
+# The most values of rows, times weights of classes, that are held at once.
+_MOST_AT_ONCE = 1 << 25
 # The passes after which the next kind is measured, and the same anew, however cheap that is.
 _FIRST, _AGAIN = 2, 7
 
@@ -59,7 +61,7 @@ class FirstGuess(Protocol):
     """About the inverse Hessian of each model of a stack."""
 
     def __call__(self, gradients: Array) -> Array:
-        """What Newton's method would make of gradients (r, m, k, d + 1), about."""
+        """What Newton's method would make of gradients (m, r, k, d + 1), about."""
 
     def select(self, models: np.ndarray) -> FirstGuess:
         """That of some of the models, at the host indices `models`."""
@@ -111,7 +113,8 @@ class Scales(Diagonal):
     def _at(cls, problem: Problem, state: State, rows: np.ndarray, squares: Array) -> Scales:
         backend = problem.backend
         curvature = backend.asarray(_of_classes(problem, state, rows)[..., None], squares.dtype)
-        values = curvature * squares + _penalty(problem)[:, None, :] + _LEAST
+        penalty = backend.asarray(_penalty(problem)[:, None, :], squares.dtype)
+        values = curvature * squares + penalty + _LEAST
         return cls(backend, _not_less(problem, values), squares)
 
     def renewed(self, problem: Problem, state: State, rows: np.ndarray) -> Scales:
@@ -140,14 +143,22 @@ class Shared:
         S.
     curvature : ndarray of shape (m, k), host
         The c_a.
-    groups : list of list of (ndarray, array)
-        Per model, classes that share a matrix, and that, as `Backend.factored` has it.
+    groups : list of list of (ndarray, int)
+        Per model, classes that share a matrix, and which of `factors` that is.
+    factors : array of shape (number of matrices, d + 1, d + 1)
+        The matrices, as `Backend.factored` has them.
     """
 
     backend: Backend
     moments: Array
     curvature: np.ndarray
-    groups: list[list[tuple[np.ndarray, Array]]]
+    groups: list[list[tuple[np.ndarray, int]]]
+    factors: Array
+
+    @cached_property
+    def _divisor(self) -> Array:
+        """The c_a, of shape (m, 1, k, 1), where gradients are."""
+        return self.backend.asarray(self.curvature[:, None, :, None], self.moments.dtype)
 
     @classmethod
     def of(cls, problem: Problem, state: State, rows: np.ndarray) -> Shared:
@@ -164,15 +175,18 @@ class Shared:
 
     @classmethod
     def _of(cls, problem: Problem, moments: Array, curvature: np.ndarray) -> Shared:
-        penalty = _penalty(problem)
-        groups = [
-            [
-                (classes, _factored(problem, moments[j, ...], penalty[j, ...] / common))
-                for classes, common in _close(curvature[j])
-            ]
-            for j in range(problem.n_models)
-        ]
-        return cls(problem.backend, moments, curvature, groups)
+        backend, penalty, groups = problem.backend, _penalty(problem), []
+        models: list[int] = []  # of each matrix
+        commons: list[float] = []
+        for j in range(problem.n_models):
+            parts = _close(curvature[j])
+            groups.append([(classes, len(models) + i) for i, (classes, _) in enumerate(parts)])
+            models += [j] * len(parts)
+            commons += [common for _, common in parts]
+        of_groups = backend.xp.take(moments, backend.asarray(np.array(models)), axis=0)
+        # All at once, since each inverse waits for the device.
+        factors = _factored(problem, of_groups, penalty[models] / np.array(commons)[:, None])
+        return cls(backend, moments, curvature, groups, factors)
 
     def renewed(self, problem: Problem, state: State, rows: np.ndarray) -> Shared:
         """The same moments, and the curvatures of the classes at another state."""
@@ -184,32 +198,73 @@ class Shared:
 
     def __call__(self, gradients: Array) -> Array:
         """See `FirstGuess`."""
-        models = [self._of_model(j, gradients[:, j, ...]) for j in range(len(self.groups))]
-        return self.backend.xp.stack(models, axis=1)
+        if self.backend.is_wide:
+            return self._all(gradients) / self._divisor
+        models = [self._of_model(j, gradients[j, ...]) for j in range(len(self.groups))]
+        return self.backend.xp.stack(models) / self._divisor
 
     def _of_model(self, model: int, gradients: Array) -> Array:
-        """That of one model, (r, k, d + 1)."""
+        """That of one model, (r, k, d + 1), times the c_a."""
         backend, xp, groups = self.backend, self.backend.xp, self.groups[model]
-        curvature = backend.asarray(self.curvature[model][:, None], gradients.dtype)
         if len(groups) == 1:
-            return self._solved(groups[0][1], gradients) / curvature
+            return self._solved(groups[0][1], gradients)
         parts = [
-            self._solved(factor, xp.take(gradients, backend.asarray(classes), axis=1))
-            for classes, factor in groups
+            self._solved(number, xp.take(gradients, backend.asarray(classes), axis=1))
+            for classes, number in groups
         ]
         place = backend.asarray(np.argsort(np.concatenate([classes for classes, _ in groups])))
-        return xp.take(xp.concat(parts, axis=1), place, axis=1) / curvature
+        return xp.take(xp.concat(parts, axis=1), place, axis=1)
 
-    def _solved(self, factor: Array, gradients: Array) -> Array:
+    def _solved(self, number: int, gradients: Array) -> Array:
         xp, shape = self.backend.xp, gradients.shape
         columns = xp.reshape(gradients, (-1, shape[-1])).T
-        return xp.reshape(self.backend.solved(factor, columns).T, shape)
+        solved = self.backend.solved(self.factors[number, ...], columns)
+        return xp.reshape(solved.T, shape)
+
+    def _all(self, gradients: Array) -> Array:
+        """Those of all models at once, (m, r, k, d + 1), times the c_a."""
+        xp, shape = self.backend.xp, gradients.shape
+        there, back, factors = self._places(shape[1])
+        gradients = xp.astype(gradients, factors.dtype, copy=False)
+        rows = xp.take(xp.reshape(gradients, (-1, shape[-1])), there, axis=0)
+        # The factors are inverses, which are symmetric.
+        solved = xp.reshape(rows, (factors.shape[0], -1, shape[-1])) @ factors
+        return xp.reshape(
+            xp.take(xp.reshape(solved, (-1, shape[-1])), back, axis=0),
+            shape,
+        )
+
+    def _places(self, r: int) -> tuple[Array, Array, Array]:
+        """Of r gradients, where the rows are that each matrix is for, and back; the matrices.
+
+        There are as many rows for each, some of which are in vain.
+        """
+        if r not in self._of_sizes:
+            backend, k = self.backend, self.curvature.shape[1]
+            groups = [(j, *group) for j, of_model in enumerate(self.groups) for group in of_model]
+            most = max(len(classes) for _, classes, _ in groups)
+            there = np.zeros((len(groups), r, most), dtype=np.int64)
+            back = np.empty((len(self.groups), r, k), dtype=np.int64)
+            for i, (j, classes, _) in enumerate(groups):
+                for part in range(r):
+                    there[i, part, : len(classes)] = (j * r + part) * k + classes
+                    back[j, part, classes] = (i * r + part) * most + np.arange(len(classes))
+            factors, numbers = self.factors, np.array([number for *_, number in groups])
+            if not np.array_equal(numbers, np.arange(factors.shape[0])):  # some models have left
+                factors = backend.xp.take(factors, backend.asarray(numbers), axis=0)
+            moved = (backend.asarray(places.reshape(-1)) for places in (there, back))
+            self._of_sizes[r] = (*moved, factors)
+        return self._of_sizes[r]
+
+    @cached_property
+    def _of_sizes(self) -> dict[int, tuple[Array, Array, Array]]:
+        return {}
 
     def select(self, models: np.ndarray) -> Shared:
         """See `FirstGuess`."""
         moments = self.backend.xp.take(self.moments, self.backend.asarray(models), axis=0)
         groups = [self.groups[model] for model in models]
-        return Shared(self.backend, moments, self.curvature[models], groups)
+        return Shared(self.backend, moments, self.curvature[models], groups, self.factors)
 
 
 @dataclass(frozen=True)
@@ -220,8 +275,9 @@ class Blocks:
     ----------
     backend : Backend
         Where gradients are.
-    factors : list of arrays of shape (k, d + 1, d + 1)
-        Per model, its matrices as `Backend.factored` has them; of two classes a single one.
+    factors : list of arrays of shape (models, k, d + 1, d + 1)
+        Per model, or of all together, matrices as `Backend.factored` has them; of two classes a
+        single one.
     """
 
     backend: Backend
@@ -230,33 +286,40 @@ class Blocks:
     @classmethod
     def of(cls, problem: Problem, state: State, rows: np.ndarray) -> Blocks:
         """Those at a state, measured on some of the rows."""
-        backend, X = problem.backend, _dense_rows(problem, rows)
+        backend, xp, X = problem.backend, problem.backend.xp, _dense_rows(problem, rows)
         weight = _weights(problem, state, X, backend.asarray(rows))
+        matters = weight > _NEGLIGIBLE * xp.mean(weight, axis=0, keepdims=True)
+        weight = xp.where(matters, weight, 0 * weight)
         penalty, factors = _penalty(problem), []
         n_blocks = 1 if problem.n_classes == 2 else problem.n_classes  # two have the same
         for model in range(problem.n_models):
             Z = _standardised(problem, X, model)
-            columns = [weight[:, model, j] for j in range(n_blocks)]
-            cost = len(columns) * Z.shape[0] * Z.shape[1] ** 2
-            moments = backend.each(partial(_weighted_moments, backend.xp, Z), columns, cost)
-            factors.append(_factored(problem, backend.xp.stack(moments), penalty[model, ...]))
+            moments = _weighted_moments(backend, Z, weight[:, model, :n_blocks])
+            moments = moments[None, ...] / Z.shape[0]
+            factors.append(_factored(problem, moments, penalty[model, ...]))
+        if backend.is_wide and len(factors) > 1:
+            factors = [xp.concat(factors)]
         return cls(backend, factors)
 
     def __call__(self, gradients: Array) -> Array:
         """See `FirstGuess`."""
-        xp, (r, _, k, p) = self.backend.xp, gradients.shape
-        models = []
-        for model, factors in enumerate(self.factors):
-            n_blocks = factors.shape[0]
-            columns = xp.reshape(gradients[:, model, ...], (r, n_blocks, k // n_blocks, p))
-            columns = xp.reshape(xp.permute_dims(columns, (1, 3, 0, 2)), (n_blocks, p, -1))
-            solved = xp.reshape(self.backend.solved(factors, columns), (n_blocks, p, r, -1))
-            models.append(xp.reshape(xp.permute_dims(solved, (2, 0, 3, 1)), (r, k, p)))
-        return xp.stack(models, axis=1)
+        xp, (_, r, k, p), first, models = self.backend.xp, gradients.shape, 0, []
+        for factors in self.factors:
+            m, n_blocks = factors.shape[:2]
+            part = gradients[first : first + m, ...]
+            columns = xp.reshape(part, (m, r, n_blocks, k // n_blocks, p))
+            columns = xp.reshape(xp.permute_dims(columns, (0, 2, 4, 1, 3)), (m, n_blocks, p, -1))
+            solved = xp.reshape(self.backend.solved(factors, columns), (m, n_blocks, p, r, -1))
+            models.append(xp.reshape(xp.permute_dims(solved, (0, 3, 1, 4, 2)), (m, r, k, p)))
+            first += m
+        return models[0] if len(models) == 1 else xp.concat(models)
 
     def select(self, models: np.ndarray) -> Blocks:
         """See `FirstGuess`."""
-        return Blocks(self.backend, [self.factors[model] for model in models])
+        if len(self.factors) > 1:
+            return Blocks(self.backend, [self.factors[model] for model in models])
+        index = self.backend.asarray(models)
+        return Blocks(self.backend, [self.backend.xp.take(self.factors[0], index, axis=0)])
 
 
 class Curvature:
@@ -285,7 +348,7 @@ class Curvature:
         n_blocks = 0 if diagonal else blocks_per_model(m, k, data.n_features + 1)
         ladder = [Scales, Diagonal] if n_blocks == 0 else [Scales, Shared]
         ladder += [Blocks] * (n_blocks == k)
-        if bool(problem.backend.xp.any(state.coef != 0)):
+        if problem.backend.to_numpy(state.coef).any():
             ladder = ladder[-1:] if self._blocks_pay() else ladder[1:]
         elif n_blocks and self._moments_pay(problem):
             ladder = ladder[1:]
@@ -355,8 +418,11 @@ class Curvature:
         """What the present guess makes of gradients (m, k, d + 1)."""
         if isinstance(self._guess, Diagonal):
             return [self._guess(gradient) for gradient in gradients]
-        all_ = self._guess(self._xp.stack(gradients))  # at once: reading the matrices is what costs
-        return [all_[i, ...] for i in range(len(gradients))]
+        if len(gradients) == 1:
+            return [self._guess(gradients[0][:, None, ...])[:, 0, ...]]
+        # At once: reading the matrices is what costs.
+        all_ = self._guess(self._xp.stack(gradients, axis=1))
+        return [all_[:, i, ...] for i in range(len(gradients))]
 
     def select(self, models: np.ndarray) -> Curvature:
         """See `FirstGuess`."""
@@ -379,24 +445,38 @@ def _spread_of_spectrum(problem: Problem, rng: np.random.Generator) -> float:
     return float(Z.shape[1] * pairs / max(own.mean() ** 2, np.finfo(float).tiny))
 
 
-def _weighted_moments(xp: Any, Z: Array, weight: Array) -> Array:
-    """Second moments of rows Z, of those whose weight matters."""
-    heavy = xp.nonzero(weight > _NEGLIGIBLE * xp.mean(weight))[0]
+def _weighted_moments(backend: Backend, Z: Array, weight: Array) -> Array:
+    """Sums (k, p, p) of squares of rows Z (b, p), each times its weights (b, k)."""
+    xp, (b, p), k = backend.xp, Z.shape, weight.shape[1]
+    if not backend.is_wide:
+        moments = partial(_weighted_moment, xp, Z)
+        return xp.stack(backend.each(moments, [weight[:, j] for j in range(k)], k * b * p**2))
+    size, parts = max(1, _MOST_AT_ONCE // (b * p)), []
+    for first in range(0, k, size):
+        of_rows = xp.matrix_transpose(weight[:, first : min(first + size, k)])
+        Q = of_rows[:, None, :] * xp.matrix_transpose(Z)
+        parts.append(xp.reshape(xp.reshape(Q, (-1, b)) @ Z, (-1, p, p)))
+    return xp.concat(parts)
+
+
+def _weighted_moment(xp: Any, Z: Array, weight: Array) -> Array:
+    """Those of one class, from the rows that matter."""
+    heavy = xp.nonzero(weight)[0]
     Q = xp.take(Z, heavy, axis=0) * xp.sqrt(xp.take(weight, heavy, axis=0))[:, None]
-    return (Q.T @ Q) / Z.shape[0]
+    return Q.T @ Q
 
 
-def _factored(problem: Problem, matrices: Array, penalty: Array) -> Array:
+def _factored(problem: Problem, matrices: Array, penalty: np.ndarray) -> Array:
     """Matrices of curvature and diagonals of the penalty (..., d + 1), for `Backend.solved`."""
     backend, xp = problem.backend, problem.backend.xp
     # In float32 a matrix is known to its rounding errors, which must not make it indefinite.
     ridge = max(_RIDGE, _RIDGE_ROUNDINGS * rounding_unit(problem.data.dtype))
-    own = xp.linalg.diagonal(matrices)
-    added = xp.astype(penalty, own.dtype) + ridge * xp.mean(own, axis=-1, keepdims=True) + _LEAST
+    own = backend.to_numpy(xp.linalg.diagonal(matrices))  # as many steps there would take longer
+    added = penalty.astype(own.dtype) + ridge * own.mean(axis=-1, keepdims=True) + _LEAST
     if problem.inverse_scale is not None:
-        added = added + _missing(xp, own)
+        added = added + _missing(own)
     eye = xp.eye(matrices.shape[-1], dtype=matrices.dtype, device=backend.device)
-    return backend.factored(matrices + added[..., None] * eye)
+    return backend.factored(matrices + backend.asarray(added[..., None], matrices.dtype) * eye)
 
 
 def _not_less(problem: Problem, values: Array) -> Array:
@@ -415,13 +495,14 @@ def _row_weights(problem: Problem, X: Array, index: Any) -> Array:
     return weight[:, :, None]
 
 
-def _missing(xp: Any, own: Array) -> Array:
+def _missing(own: np.ndarray) -> np.ndarray:
     """What features lack whose few rows the sample missed, or the model at hand predicts well.
 
     They would take steps without bound, against which these rows then stand.
     """
-    lacking = xp.maximum(_LEAST_SHARE * xp.max(own, axis=-1, keepdims=True) - own, 0 * own)
-    return xp.concat([lacking[..., :-1], 0 * lacking[..., -1:]], axis=-1)  # not the intercept
+    lacking = np.maximum(_LEAST_SHARE * own.max(axis=-1, keepdims=True) - own, 0 * own)
+    lacking[..., -1] = 0.0  # not the intercept
+    return lacking
 
 
 def _close(curvature: np.ndarray) -> list[tuple[np.ndarray, float]]:
@@ -456,11 +537,14 @@ def units_of(problem: Problem) -> Array:
     return xp.astype(problem.inverse_scale[:, 0, :], float64)
 
 
-def _penalty(problem: Problem) -> Array:
-    """The curvature of the L2 penalty, of shape (m, d + 1), float64; none for the intercept."""
-    backend, units = problem.backend, units_of(problem)
-    of_coef = backend.asarray(problem.l2[:, None], units.dtype) * units * units
-    return backend.xp.concat([of_coef, 0 * of_coef[:, :1]], axis=1)
+def _penalty(problem: Problem) -> np.ndarray:
+    """The curvature of the L2 penalty, (m, d + 1), on the host; none for the intercept."""
+    values = np.zeros((problem.n_models, problem.data.n_features + 1))
+    values[:, :-1] = problem.l2[:, None]
+    if problem.inverse_scale is not None:
+        units = problem.backend.to_numpy(problem.inverse_scale)[:, 0, :].astype(np.float64)
+        values[:, :-1] = values[:, :-1] * units * units
+    return values
 
 
 def _weights(problem: Problem, state: State, X: Array, index: Any) -> Array:
@@ -491,8 +575,9 @@ def diagonal_curvature(problem: Problem, state: State, rows: np.ndarray) -> Arra
     Measured on some of the rows.
     """
     values = _squares(problem, rows, partial(_weights, problem, state))
-    ridge = _RIDGE * problem.backend.xp.mean(values, axis=-1, keepdims=True) + _LEAST
-    return values + ridge + _penalty(problem)[:, None, :]
+    backend = problem.backend
+    ridge = _RIDGE * backend.xp.mean(values, axis=-1, keepdims=True) + _LEAST
+    return values + ridge + backend.asarray(_penalty(problem)[:, None, :], values.dtype)
 
 
 def _squares(problem: Problem, rows: np.ndarray, weigh: Callable[[Array, Any], Array]) -> Array:

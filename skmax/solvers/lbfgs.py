@@ -73,8 +73,9 @@ class _Search:
 
         Returns whether all do the latter.
         """
-        xp, nothing = self._xp, self._shares_alone()
-        zero = self._problem.backend.to_numpy(xp.all(weights[..., :-1] == 0, axis=(1, 2)))
+        nothing = self._shares_alone()
+        coef = self._problem.backend.to_numpy(weights[..., :-1])
+        zero = np.all(coef == 0, axis=(1, 2))
         self._point = self._space.evaluate(self._where(zero, nothing, weights))
         worse = ~(self._point.value <= np.log(np.sum(~self._problem.masked, axis=1)))
         if worse.any():
@@ -112,14 +113,13 @@ class _Search:
 
     def _dot(self, a: Array, b: Array) -> np.ndarray:
         """Inner products (m,), on the host."""
-        return self._problem.backend.to_numpy(inner(self._xp, a, b))
+        backend = self._problem.backend
+        return backend.to_numpy(inner(backend, a, b))
 
     def _bound(self) -> None:
         """Learn how far the optimum can be from here at most."""
-        to_numpy, point = self._problem.backend.to_numpy, self._point
-        proven, nearby = self._dual.bounds(
-            point.loss, to_numpy(point.weights), to_numpy(point.gradient)
-        )
+        point = self._point
+        proven, nearby = self._dual.bounds(point.loss, point.weights, point.gradient)
         self._lower = np.fmax(self._lower, proven)
         self._gap = point.value - self._lower
         if not self._proven:
@@ -135,7 +135,8 @@ class _Search:
             guess, of_change = self._curvature(gradient, change)
             self._rescale(self._dot(self._change, of_change))
         guess = self._space.centered(guess)
-        guess *= xp.astype(self._per_model(self._scale), guess.dtype, copy=False)
+        if (self._scale != 1).any():
+            guess *= self._problem.backend.asarray(self._scale[:, None, None], guess.dtype)
         return guess
 
     def _rescale(self, expected: np.ndarray) -> None:

@@ -68,8 +68,8 @@ def _lower_bound(problem: Problem, state: State, value: float) -> float:
     """The greatest lower bound of F* that a solver meets on its way from a model."""
     with problem.backend.computing():
         space = Coordinates(problem)
-        point, to_numpy = space.evaluate(space.weights(state)), problem.backend.to_numpy
-        here = point.loss, to_numpy(point.weights), to_numpy(point.gradient)
+        point = space.evaluate(space.weights(state))
+        here = point.loss, point.weights, point.gradient
         least, lowest = float(Dual(problem).bounds(*here)[0][0]), value
     solver = ProximalNewton if problem.l1.any() else LBFGS
     with closing(solver(proven=True).epochs(problem, state)) as epochs:

@@ -57,16 +57,24 @@ class Pairs:
         Returns the inner products of both, of shape (m,).
         """
         place = len(self._age) if len(self._age) < self._most else self._age.pop(0)
-        product = self._backend.to_numpy(inner(self._xp, step, change))
-        step, change, convex = self._flat(step), self._flat(change), product > 0
-        if not convex.all():
-            chosen = self._backend.asarray(convex[:, None])
-            step, change = (self._xp.where(chosen, part, 0 * part) for part in (step, change))
-        self._steps[:, place, :], self._changes[:, place, :] = step, change
+        of_pair = inner(self._backend, step, change)
+        change = self._flat(change)
+        self._steps[:, place, :], self._changes[:, place, :] = self._flat(step), change
         self._age.append(place)
-        self._products[:, : len(self), place] = self._times(self._steps, change)
-        self._products[~convex, place, place] = 1.0  # so that there is something to divide by
+        products = self._times(self._steps, change)
+        product = self._backend.to_numpy(of_pair)
+        self._products[:, : len(self), place] = products
+        if not (product > 0).all():
+            self._forget(place, product > 0)
         return product
+
+    def _forget(self, place: int, convex: np.ndarray) -> None:
+        """Make the pair at a place say nothing of the models along which F is not convex."""
+        chosen = self._backend.asarray(convex[:, None], self._dtype)
+        for kept in (self._steps, self._changes):
+            kept[:, place, :] = self._xp.where(chosen > 0, kept[:, place, :], 0 * chosen)
+        self._products[~convex, :, place] = 0.0
+        self._products[~convex, place, place] = 1.0  # so that there is something to divide by
 
     def _flat(self, gradient: Array) -> Array:
         return self._xp.astype(
@@ -125,7 +133,10 @@ def _solved(matrices: np.ndarray, vectors: np.ndarray) -> np.ndarray:
     return np.linalg.solve(matrices, vectors[:, :, None])[:, :, 0]
 
 
-def inner(xp: Any, a: Array, b: Array) -> Array:
+def inner(backend: Backend, a: Array, b: Array) -> Array:
     """Inner products (m,) of arrays (m, k, d + 1)."""
+    xp = backend.xp
     a, b = (xp.reshape(array, (array.shape[0], -1)) for array in (a, b))
+    if backend.is_wide:  # of CuPy, a product of matrices would be made of it
+        return xp.sum(a * xp.astype(b, a.dtype, copy=False), axis=1)
     return xp.vecdot(a, xp.astype(b, a.dtype, copy=False))

@@ -1,0 +1,149 @@
+"""Full passes over dense rows on a CUDA device: two products by cuBLAS, and a kernel between them.
+
+The kernel is `residual.cu`. Shapes are those of `skmax.problem`.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from operator import add
+from typing import Any
+
+import numpy as np
+
+from skmax.backends import Array
+from skmax.backends.device_code import Unit, kernel
+from skmax.data.device import DeviceRows
+from skmax.kernels.cuda import WARP, Device, argument
+from skmax.problem import Problem
+
+SOURCES = "primitives.cuh", "residual.cu"
+# In the order of the kernel's parameters.
+PARAMETERS = (
+    *("logits", "n", "m", "k", "intercept", "index", "first", "label", "target", "weight"),
+    *("score_weight", "u", "column", "smoothing", "lanes", "groups", "sums"),
+)
+# Logits that a thread has of a row, if there are enough; and threads per block and processor.
+_LOGITS, _THREADS, _RESIDENT = 4, 256, 2048
+# Bytes of what is made of a piece: small pieces would stay in the cache, but save less time by that
+# than their launches take. Rows that a product sums in X's own precision, and rows of a piece.
+_BYTES, _SUMMED, _MOST_ROWS = 1 << 28, 1 << 13, 1 << 16
+
+
+def serves(problem: Problem) -> bool:
+    """Whether these are the passes for a problem."""
+    if not isinstance(problem.data, DeviceRows):
+        return False
+    device = _device(problem.backend.device.id)
+    return _shared_bytes(problem.n_classes, WARP) <= device.shared_bytes
+
+
+@cache
+def _device(index: int) -> Device:
+    """What a device says of itself, which takes as long as a few operations on it."""
+    import cupy
+
+    return Device.of(cupy.cuda.Device(index))
+
+
+def full_pass(
+    problem: Problem, coef: Array, intercept: Array, *, gradient: bool
+) -> tuple[Array, ...]:
+    """See `skmax.objective.full_pass`. It returns before the device is done."""
+    xp, data, (m, k, d) = problem.backend.xp, problem.data, coef.shape
+    columns, values = xp.reshape(coef, (m * k, d)).T, _of_problem(problem, intercept)
+    totals: list[Any] = []
+    for index, X in data.pieces(problem.order, _rows_per_piece(problem)):
+        logits = X @ columns
+        parts = [_compare(problem, logits, index, values)]
+        if gradient:
+            parts.append(_pullback(xp, X, logits))
+        totals = list(map(add, totals, parts)) if totals else parts
+    sums, *by_coef = totals
+    if not gradient:
+        return sums[k], sums[k + 1]
+    return sums[k], sums[k + 1], xp.reshape(by_coef[0], coef.shape), sums[:k].T
+
+
+def _rows_per_piece(problem: Problem) -> int:
+    size, width = np.dtype(problem.data.dtype).itemsize, problem.n_models * problem.n_classes
+    d = problem.data.n_features
+    products = max(1, _BYTES // (size * width * d))  # that are held at once
+    return max(WARP, min(_BYTES // (size * (d + width)), _SUMMED * products, _MOST_ROWS))
+
+
+def _pullback(xp: Any, X: Array, residual: Array) -> Array:
+    """Products (m k, d) of the transposed residual with X, in float64 but for so many rows."""
+    n_parts = -(-len(X) // _SUMMED)
+    products = xp.empty((n_parts, residual.shape[1], X.shape[1]), dtype=X.dtype)
+    for i in range(n_parts):
+        part = slice(i * _SUMMED, min((i + 1) * _SUMMED, len(X)))
+        residual[part].T.dot(X[part], out=products[i])
+    return xp.sum(products, axis=0, dtype=xp.float64)
+
+
+def _of_problem(problem: Problem, intercept: Array) -> dict[str, Any]:
+    """The kernel's arguments that are the same for all pieces."""
+    xp, weight = problem.backend.xp, problem.sample_weight
+    (m, k), soft = problem.masked.shape, problem.targets.ndim == 2
+    return {
+        "m": np.int32(m),
+        "k": np.int32(k),
+        "intercept": intercept,
+        "label": None if soft else xp.astype(problem.targets, xp.int64, copy=False),
+        "target": problem.targets if soft else None,
+        "weight": weight,
+        "score_weight": None if weight is None else problem.score_weight,
+        "u": np.int32(1 if weight is None else weight.shape[1]),
+        "column": problem.columns_there,
+        "smoothing": problem.smoothing,
+        "lanes": np.int32(_lanes(k)),
+    }
+
+
+def _lanes(k: int) -> int:
+    return min(WARP, 1 << (-(-k // _LOGITS) - 1).bit_length())
+
+
+def _shared_bytes(k: int, threads: int) -> int:
+    return 8 * (threads // _lanes(k)) * (k + 2)
+
+
+def _compare(problem: Problem, logits: Array, index: Any, values: dict[str, Any]) -> Array:
+    """Make of logits (b, m k) the derivatives by them; the kernel's sums, (k + 2, m)."""
+    (m, k), b = problem.masked.shape, len(logits)
+    backend: Any = problem.backend
+    device, threads = _device(backend.device.id), _THREADS
+    while _shared_bytes(k, threads) > device.shared_bytes:
+        threads //= 2
+    groups = threads // _lanes(k)
+    most = device.n_processors * _RESIDENT // (threads * m)
+    blocks = max(1, min(-(-b // groups), most))
+    sums = backend.xp.empty((blocks, k + 2, m), dtype=backend.xp.float64)
+    in_order = isinstance(index, slice)
+    values = values | {
+        "logits": logits,
+        "n": np.int32(b),
+        "index": None if in_order else index,
+        "first": np.int64(index.start if in_order else 0),
+        "groups": np.int32(groups),
+        "sums": sums,
+    }
+    launch = kernel(unit(logits.dtype.itemsize), "residual", device.index)
+    launch(
+        (blocks * m,),
+        (threads,),
+        tuple(argument(values[name]) for name in PARAMETERS),
+        shared_mem=_shared_bytes(k, threads),
+    )
+    return backend.total(sums)
+
+
+def unit(real: int) -> Unit:
+    """What is compiled, for logits of so many bytes."""
+    return Unit(SOURCES, ("-std=c++17", f"-DREAL={'double' if real == 8 else 'float'}"))
+
+
+def units() -> list[Unit]:
+    """What is compiled ahead: all."""
+    return [unit(4), unit(8)]
