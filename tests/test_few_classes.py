@@ -133,7 +133,7 @@ def test_rows_that_are_streamed_equal_those_on_the_device(emulated, chosen, monk
     monkeypatch.setattr("skmax.data.device._PIECE", 40 * 32)
     case = make_case(CupyBackend(), 1, **shape)
     found = run(planned(case, 16), *case)
-    assert emulated_cupy.Kernel.launches > 2
+    assert emulated_cupy.Kernel.launches["few_classes"] > 2
     for name, values in expected.items():
         np.testing.assert_allclose(found[name], values, rtol=1e-12, err_msg=name)
 
