@@ -102,6 +102,13 @@ def test_many_classes_are_its_own(emulated):
         assert type(kernels.sgd_epoch(problem, 20)) is expected
 
 
+def test_without_clusters_few_models_share_the_device(emulated, monkeypatch):
+    monkeypatch.setattr(emulated_cupy.Device, "compute_capability", "80")
+    for m, expected in ((1, Plan), (33, Plan), (34, kernels.cuda.Plan)):
+        problem, *_ = make_case(CupyBackend(), 0, **SHAPE | {"m": m, "k": 3})
+        assert type(kernels.sgd_epoch(problem, 20)) is expected
+
+
 def test_arguments_are_in_the_order_of_the_parameters():
     (parameters,) = re.findall(
         r"sgd_epoch_of_many_classes\(([^)]*)\)", many_classes.units()[0].source()

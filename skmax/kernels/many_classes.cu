@@ -45,38 +45,39 @@ constexpr int STAGE = FORWARD_STAGE > BACKWARD_STAGE ? FORWARD_STAGE : BACKWARD_
 
 // The kernel's arguments; which are null says what there is none of.
 struct Arguments {
-    const Value *X;               // rows of d values
-    const int *place, *visit;    // (n,): the row of X that is visited when, and of what follows
+    const Value *X;                 // rows of d values
+    const int *place, *visit;       // (n,): the row of X that is visited when, and of what follows
     int n, batch, d, classes, models;
-    int copy;                    // bytes of X that are copied at once: 16, SMALL, or 1
-    int splits;                  // parts of the features in the forward phase
-    const long long *label;      // (n_samples,), or null: see target
-    const Real *target;         // (n_samples, classes), or null
-    const Real *weight;         // (n_samples, u), or null: all 1
-    const Real *score_weight;   // likewise; or null: as weight
+    int copy;                       // bytes of X that are copied at once: 16, SMALL, or 1
+    int splits;                     // parts of the features in the forward phase
+    const long long *label;         // (n_samples,), or null: see target
+    const Real *target;             // (n_samples, classes), or null
+    const Real *weight;             // (n_samples, u), or null: all 1
+    const Real *score_weight;       // likewise; or null: as weight
     int u;
-    const int *column;           // (models,): a model's weights
-    const Real *smoothing;      // (models, classes), or null
-    const Real *mean;           // (models, d), or null: zero
-    const Real *inverse_scale;  // (models, d), or null: one
-    const Real *rate;           // (steps, models)
-    const Real *l2, *l1, *momentum;             // (models,)
+    const int *column;              // (models,): a model's weights
+    const Real *smoothing;          // (models, classes), or null
+    const Real *mean;               // (models, d), or null: zero
+    const Real *inverse_scale;      // (models, d), or null: one
+    const Real *rate;               // (steps, models)
+    const Real *l2, *l1, *momentum; // (models,)
     int fit_intercept;
-    const Real *coef, *velocity;                // (models, classes, d)
+    const Real *coef, *velocity;    // (models, classes, d)
     const Real *intercept, *intercept_velocity; // (models, classes)
     Real *new_coef, *new_velocity, *new_intercept, *new_intercept_velocity;
-    double *sums;                // (2, models), out: loss and correct
-    unsigned *counter;           // 0
-    Real *memory;               // what skmax.kernels.many_classes computes the size of
+    double *sums;                   // (2, models), out: loss and correct
+    unsigned *counter;              // 0
+    Real *memory;                   // what skmax.kernels.many_classes computes the size of
 };
 
 // What all blocks share, cut from one piece.
 struct Scratch {
-    Real *coef, *velocity;            // (columns, wide)
-    Real *bias, *bias_velocity;       // (columns,): at the preconditioner's origin
-    Real *logits;                     // (splits, rows, columns), rows being a multiple of TILE
-    Real *residual;                   // (rows, columns)
-    double *sums;                      // (blocks * WARPS, 2)
+    Real *coef, *velocity;      // (columns, wide)
+    Real *bias, *bias_velocity; // (columns,): at the preconditioner's origin
+    Real *logits;               // (splits, rows, columns), rows being a multiple of TILE
+    Real *residual;             // (rows, columns)
+    Value *batch;               // (rows, wide): of X, as it is
+    double *sums;               // (blocks * WARPS, 2)
 };
 
 struct alignas(2 * WORD) Two {
@@ -205,6 +206,7 @@ struct Worker {
         s.bias_velocity = take(columns);
         s.logits = take(size_t(a.splits) * rows * columns);
         s.residual = take(size_t(rows) * columns);
+        s.batch = reinterpret_cast<Value *>(take(size_t(rows) * wide * SIZE / WORD));
     }
 
     __device__ __forceinline__ void meet() { grid_barrier(a.counter, turn++); }
@@ -296,6 +298,21 @@ struct Worker {
             stage + row * DEEP_OF_X + chunk * 16, rows.row, it * DEEP + chunk * (16 / SIZE));
     }
 
+    // Keeps rows for the backward phase, which would take them from everywhere in X once more: a tile
+    // in as many parts as there are tiles of classes, each of which has it.
+    __device__ __forceinline__ void keep(int of_rows, int it, const char *stage) const {
+        const int chunk = thread % Rows::CHUNKS, row = thread / Rows::CHUNKS;
+        const char *const from = stage + row * DEEP_OF_X + chunk * 16;
+        Value *const to = s.batch + size_t(of_rows * TILE + row) * wide + it * DEEP +
+                          chunk * (16 / SIZE);
+#pragma unroll
+        for (int i = 0; i < Rows::COUNT; ++i) {
+            const char *const here = from + i * Rows::AT_ONCE * DEEP_OF_X;
+            __stcg(reinterpret_cast<uint4 *>(to + size_t(i) * Rows::AT_ONCE * wide),
+                   *reinterpret_cast<const uint4 *>(here));
+        }
+    }
+
     // The place of a block's tile in the forward phase, the first of which is that of the block.
     struct Tile {
         int rows, columns, part;
@@ -366,6 +383,7 @@ struct Worker {
             fetch_rows(mine, it + STAGES - 1);
             fetch(it + STAGES - 1);
             const char *const stage = shared + (it - first) % STAGES * STAGE;
+            if (it % (columns / TILE) == of_columns) keep(of_rows, it, stage);
             // Of eight features, 2 t and 2 t + 1 are the product's t and t + 4, in both factors.
             const char *const x = stage + (m + g) * DEEP_OF_X + 2 * t * SIZE;
             const char *const w = stage + TILE * DEEP_OF_X + (n + g) * DEEP_OF_REALS + 2 * t * WORD;
@@ -561,43 +579,28 @@ struct Worker {
             softmax<TEAM, REGISTERS>(step, model, r, hard, loss, correct);
     }
 
-    // Rows of N features of X in the backward phase: those whose values a thread copies next.
-    template <int N> struct Across {
-        static constexpr int CHUNKS = N * SIZE / 16, AT_ONCE = THREADS / CHUNKS;
-        static constexpr int COUNT = AT_ONCE < DEEP ? DEEP / AT_ONCE : 1;
-        int row[COUNT];
-    };
-
-    template <int N>
-    __device__ __forceinline__ void find(Across<N> &next, int step, int it) const {
-        using Next = Across<N>;
-#pragma unroll
-        for (int i = 0; i < Next::COUNT; ++i) {
-            const int r = it * DEEP + thread / Next::CHUNKS + i * Next::AT_ONCE;
-            next.row[i] = r < rows_in(step) ? a.place[step * a.batch + r] : -1;
-        }
-    }
-
-    template <int N>
-    __device__ __forceinline__ void fetch_across(Across<N> &next, int step, int of_features,
-                                                 int it) const {
-        using Next = Across<N>;
-        if (it * DEEP >= rows_in(step)) return;
-        const int chunk = thread % Next::CHUNKS, row = thread / Next::CHUNKS;
+    // DEEP rows of N features of the batch, for the backward phase.
+    template <int N> __device__ __forceinline__ void fetch_batch(int step, int of_features, int it)
+        const {
+        constexpr int CHUNKS = N * SIZE / 16, AT_ONCE = THREADS / CHUNKS;
+        constexpr int COUNT = AT_ONCE < DEEP ? DEEP / AT_ONCE : 1;
+        const int chunk = thread % CHUNKS, row = thread / CHUNKS;
+        if (it * DEEP >= rows_in(step) || (AT_ONCE > DEEP && row >= DEEP)) return;
+        const int f = of_features * N + chunk * (16 / SIZE);
+        const bool there = f < (a.d + DEEP - 1) / DEEP * DEEP;
         char *const to = shared + it % STAGES * STAGE + DEEP * TILE_OF_REALS + chunk * 16;
-        if (Next::AT_ONCE <= DEEP || row < DEEP)
-            copy_of_X<Next::COUNT, Next::AT_ONCE * TILE_OF_X>(
-                to + row * TILE_OF_X, next.row, of_features * N + chunk * (16 / SIZE));
-        find(next, step, it + 1);
+        const Value *const from = s.batch + size_t(it * DEEP + row) * wide + f;
+#pragma unroll
+        for (int i = 0; i < COUNT; ++i)
+            copy_ahead<16>(address_of(to + (row + i * AT_ONCE) * TILE_OF_X),
+                           from + size_t(i) * AT_ONCE * wide, there ? 16 : 0);
     }
 
-    // As look_forward does.
+    // As look_forward does, once the rows are kept.
     template <int M, int N> __device__ __forceinline__ void look_backward(int step) const {
         if (block >= columns / M * (wide / N)) return;
-        Across<N> next;
-        find(next, step, 0);
 #pragma unroll
-        for (int it = 0; it < STAGES - 1; ++it) fetch_across(next, step, block / (columns / M), it);
+        for (int it = 0; it < STAGES - 1; ++it) fetch_batch<N>(step, block / (columns / M), it);
     }
 
     // The gradient of M classes by N features, and the step of these weights.
@@ -610,8 +613,6 @@ struct Worker {
         const int model = of_columns * M / of_model;
         const int r_chunk = thread % R_CHUNKS, r_row = thread / R_CHUNKS;
         const Real *const residual = s.residual + of_columns * M + r_chunk * (16 / WORD);
-        Across<N> next;
-        find(next, step, looked ? STAGES - 1 : 0);
         auto fetch = [&](int it) {
             if (it < deep) {
                 char *const stage = shared + it % STAGES * STAGE;
@@ -636,7 +637,7 @@ struct Worker {
         }
 #pragma unroll
         for (int it = 0; it < STAGES - 1; ++it) {
-            if (!looked) fetch_across(next, step, of_features, it);
+            if (!looked) fetch_batch<N>(step, of_features, it);
             fetch(it);
         }
         const int m = warp / 2 * (M / 2), n = warp % 2 * (N / 2);
@@ -651,7 +652,7 @@ struct Worker {
         for (int it = 0; it < deep; ++it) {
             wait_for_groups<STAGES - 2>();
             __syncthreads();
-            fetch_across(next, step, of_features, it + STAGES - 1);
+            fetch_batch<N>(step, of_features, it + STAGES - 1);
             fetch(it + STAGES - 1);
             const char *const stage = shared + it % STAGES * STAGE;
             // Row g of a product is class 2 g, and row g + 8 class 2 g + 1; column g is feature 2 g in
@@ -798,9 +799,9 @@ struct Worker {
         for (int step = 0; step < steps; ++step) {
             for (int i = block; tile(step, i).part < a.splits; i += blocks)
                 forward(step, tile(step, i), i == block);
+            meet();
             if (narrow) look_backward<32, 32>(step);
             else look_backward<TILE, TILE>(step);
-            meet();
             if (a.classes <= WARP * FEW) softmax<1, FEW>(step, loss, correct);
             else softmax<WARPS, 2 * FEW>(step, loss, correct);
             meet();

@@ -140,7 +140,8 @@ class Plan:
         """What `Scratch` takes in the kernel."""
         columns, wide, rows = m * _up(k, _TILE), _up(d, _TILE), _up(self.batch, _TILE)
         per_column = 2 * wide + 2 + (self.splits + 1) * rows
-        return 4 * self.blocks * _WARPS + columns * per_column  # whose first are doubles
+        of_batch = rows * wide * _BYTES[self.build.DATA] // _BYTES[self.build.REAL]
+        return 4 * self.blocks * _WARPS + columns * per_column + of_batch  # the first are doubles
 
     def _launch(self, values: dict[str, Any]) -> None:
         arguments = tuple(argument(values[name]) for name in PARAMETERS)

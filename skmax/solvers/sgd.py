@@ -150,10 +150,10 @@ class SGD:
 def mean_loss(problem: Problem, state: State, batch_size: int) -> np.ndarray:
     """The mean cross-entropy of each model over all rows, of shape (m,), on the host.
 
-    Where a kernel does epochs and none does passes, of an epoch whose steps have no length.
+    Where the number of operations is what costs, of an epoch whose steps have no length.
     """
-    run = kernels.sgd_epoch(problem, batch_size)
-    if run is None or kernels.full_pass(problem) is not None:
+    run = kernels.sgd_epoch(problem, batch_size) if problem.backend.is_wide else None
+    if run is None:
         return evaluate(problem, state)[0]
     n, m = len(problem.order), problem.n_models
     steps = Steps(problem.order, batch_size, np.zeros((-(-n // batch_size), m)), np.zeros(m))
