@@ -26,7 +26,7 @@ from skmax.kernels import (
 )
 from skmax.problem import BatchSums, Problem, State, Steps
 
-# Processors per model from which on models had better share all of them, as `many_classes` does, than
+# Processors per model from which on models had better share all, as `many_classes` does, than
 # have one each. On the 132 of an H200, which did without clusters, epochs of Fashion-MNIST with 10
 # classes took 4.4, 5.7 and 9.9 ms for 1, 4 and 16 models, instead of 16.5 to 16.8.
 _WORTH_A_DEVICE = 4
