@@ -237,6 +237,13 @@ inline int __syncthreads_or(int flag) {
 inline void cluster_barrier() { emulation::wait(emulation::cluster); }
 inline void meet_cluster() { emulation::wait(emulation::cluster); }
 inline void grid_barrier(unsigned *, unsigned) { emulation::wait(emulation::cluster); }
+inline void arrive(unsigned *counter) { ++*counter; }
+inline void wait_for(const unsigned *counter, unsigned target) {
+    for (int i = 0; static_cast<int>(*counter - target) < 0; ++i) {
+        if (i > 1000000) emulation::fail("Not all have arrived.");
+        swapcontext(&emulation::current->context, &emulation::scheduler);
+    }
+}
 
 template <typename T> T *in_block(T *place, int block) {
     auto &all = emulation::memory;
@@ -249,6 +256,7 @@ template <typename T> T from_lane(T value, int mask) {
     return emulation::from(value, (emulation::current->thread % 32) ^ mask);
 }
 inline float from_lane_xor(float value, int mask) { return from_lane(value, mask); }
+inline double from_lane_xor(double value, int mask) { return from_lane(value, mask); }
 inline float from_lane_at(float value, int lane) { return emulation::from(value, lane); }
 
 inline Address address_of(const void *place) {

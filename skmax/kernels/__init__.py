@@ -13,7 +13,7 @@ from scipy.sparse import issparse
 
 from skmax.backends import Array
 from skmax.data import Rows
-from skmax.kernels import cpu, cuda, many_classes, sparse
+from skmax.kernels import cpu, cuda, many_classes, sparse, sparse_rows
 from skmax.problem import BatchSums, Problem, State, Steps
 
 SGDEpoch = Callable[[Problem, State, Steps], tuple[State, BatchSums]]
@@ -28,10 +28,10 @@ def sgd_epoch(problem: Problem, batch_size: int) -> SGDEpoch | None:
         if problem.data.is_sparse:
             return sparse.sgd_epoch if sparse.serves(problem.data) else None
         return cpu.sgd_epoch if cpu.serves(problem.data) else None
-    if problem.data.is_sparse:
-        return None
     if problem.backend.name == "cupy":
         device = cuda.Device.of(problem.backend.device)
+        if problem.data.is_sparse:
+            return sparse_rows.Plan.of(problem, batch_size, device)
         few = cuda.Plan.of(problem, batch_size, device)
         return many_classes.Plan.of(problem, batch_size, device) if few is None else few
     return None

@@ -41,6 +41,9 @@ __device__ inline float from_bits(unsigned bits) { return __uint_as_float(bits);
 __device__ inline float from_lane_xor(float value, int mask) {
     return __shfl_xor_sync(~0u, value, mask);
 }
+__device__ inline double from_lane_xor(double value, int mask) {
+    return __shfl_xor_sync(~0u, value, mask);
+}
 
 // c += a b, of 16 x 8 and 8 x 8 numbers, as the fragments of a warp.
 __device__ inline void multiply_tf32(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
@@ -50,15 +53,22 @@ __device__ inline void multiply_tf32(float (&c)[4], const unsigned (&a)[4], unsi
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+// Counts one more, after what this thread has written, or has seen others of its block write.
+__device__ inline void arrive(unsigned *counter) {
+    asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
+}
+// Waits until so many have been counted.
+__device__ inline void wait_for(const unsigned *counter, unsigned target) {
+    unsigned seen;
+    do asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(counter) : "memory");
+    while (static_cast<int>(seen - target) < 0);
+}
 // A barrier for all blocks of a cooperative launch, which has met it `turn` times before.
 __device__ inline void grid_barrier(unsigned *counter, unsigned turn) {
     __syncthreads();
     if (threadIdx.x == 0) {
-        asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
-        const unsigned target = (turn + 1) * gridDim.x;
-        unsigned seen;
-        do asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(counter) : "memory");
-        while (static_cast<int>(seen - target) < 0);
+        arrive(counter);
+        wait_for(counter, (turn + 1) * gridDim.x);
     }
     __syncthreads();
 }
