@@ -53,6 +53,12 @@ __device__ inline void multiply_tf32(float (&c)[4], const unsigned (&a)[4], unsi
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+// A number that the compiler takes for a new one: what was computed from it before is not kept.
+__device__ inline int anew(int value) {
+    asm volatile("" : "+r"(value));
+    return value;
+}
+
 // Counts one more, after what this thread has written, or has seen others of its block write.
 __device__ inline void arrive(unsigned *counter) {
     asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");

@@ -22,7 +22,8 @@
 
 constexpr int SIZE = sizeof(REAL);
 constexpr int WARP = 32, WARPS = THREADS / WARP;
-constexpr int AHEAD = 4;  // loads of a thread that are on their way together
+// Loads of a thread that are on their way together, and of one that has more to keep.
+constexpr int AHEAD = 4, LESS = SIZE == 4 ? 2 : 1;
 constexpr REAL LOWEST = SIZE == 4 ? REAL(-3e38) : REAL(-1e308);
 
 struct alignas(VECTOR * SIZE) Vector {
@@ -93,8 +94,11 @@ struct Arguments {
     const long long *keys;        // (entries,): sorted, see keys_of_entries
     const int *place;             // (entries,): the row of the batch that an entry is in
     int entries, low;             // bits of a key that say which entry it is of
-    int n, batch, d, classes, models;
-    int piece, pieces;            // entries of a piece, and pieces of a step that there is memory for
+    int n, batch, steps, d, classes, models;
+    int log_size, pieces;         // of a piece, in entries, and of a step that there is memory for
+    int chunks, all_chunks;       // of a model's classes, and of all models
+    int stride;                   // from one of a thread's features to the next
+    int parts;                    // in which a product with the mean is summed
     const long long *label;       // (n_samples,), or null: see target
     const REAL *target;           // (n_samples, classes), or null
     const REAL *weight;           // (n_samples, u), or null: all 1
@@ -112,71 +116,44 @@ struct Arguments {
     REAL *new_coef, *new_velocity, *new_intercept, *new_intercept_velocity;
     double *sums;                 // (2, models), out: loss and correct
     unsigned *counter;            // 0, 0
-    char *memory;                 // what skmax.kernels.sparse_rows computes the size of
 };
 
-// What all blocks share, cut from one piece.
+// What all blocks share, which nobody has written to.
 struct Scratch {
-    REAL *coef, *velocity;                   // (d, columns)
-    REAL *residual;                          // (batch, columns)
-    REAL *part;                              // (pieces, 2, columns): see collect
-    REAL *product;                           // (parts, columns): sums of weights times mean
-    REAL *bias, *bias_velocity;              // (columns,): at the preconditioner's origin
-    REAL *dot;                               // (columns,): the weights' product with the mean
-    REAL *of_all;                            // (columns,): sums of residuals
-    double *sums;                            // (batch, models, 2): loss and correct
-    Entry *entry;                            // (entries,)
-    int *feature;                            // (entries,): of these
-    Run *run;                                // (d,): the last batch's entries of a feature
-    int *first;                              // (steps + 1,): entry of a step
+    REAL *coef, *velocity;       // (d, columns)
+    REAL *residual;              // (batch, columns)
+    REAL *part;                  // (pieces, 2, columns): see collect
+    REAL *product;               // (parts, columns): sums of weights times mean
+    REAL *bias, *bias_velocity;  // (columns,): at the preconditioner's origin
+    REAL *dot;                   // (columns,): the weights' product with the mean
+    REAL *of_all;                // (columns,): sums of residuals
+    double *sums;                // (batch, models, 2): loss and correct
+    Entry *entry;                // (entries,)
+    int *feature;                // (entries,): of these
+    Run *run;                    // (d,): of the last batch that has a feature
+    int *first;                  // (steps + 1,): entry of a step
 };
 
 // A thread at work.
 struct Worker {
     const Arguments a;
-    const int thread, lane, warp, block, blocks, steps;
-    const int chunks;       // of a model
-    const int all_chunks;   // of all models
-    const size_t columns;
+    const Scratch s;
+    const int thread, lane, warp, block, blocks;
     const int id, total;    // of threads
     const int task, tasks;  // of warps, of which neighbours are in different blocks
-    const int q, stride;    // this thread's chunk, and from one of its features to the next
-    const int parts;
-    Scratch s;
-    unsigned turn = 0;
+    const int chunks, all_chunks;
+    const int q;            // this thread's chunk
 
-    __device__ __forceinline__ explicit Worker(const Arguments &a)
-        : a(a), thread(threadIdx.x), lane(thread % WARP), warp(thread / WARP), block(blockIdx.x),
-          blocks(gridDim.x), steps((a.n + a.batch - 1) / a.batch),
-          chunks((a.classes + VECTOR - 1) / VECTOR), all_chunks(a.models * chunks),
-          columns(size_t(all_chunks) * VECTOR), id(block * THREADS + thread),
+    __device__ __forceinline__ Worker(const Arguments &a, const Scratch &s)
+        : a(a), s(s), thread(anew(threadIdx.x)), lane(thread % WARP), warp(thread / WARP),
+          block(anew(blockIdx.x)), blocks(gridDim.x), id(block * THREADS + thread),
           total(blocks * THREADS), task(warp * blocks + block), tasks(blocks * WARPS),
-          q(id % all_chunks), stride(total / all_chunks),
-          parts(all_chunks <= THREADS ? blocks : stride) {
-        char *next = a.memory;
-        take(s.coef, a.d * columns, next);
-        take(s.velocity, a.d * columns, next);
-        take(s.residual, a.batch * columns, next);
-        take(s.part, 2 * a.pieces * columns, next);
-        take(s.product, parts * columns, next);
-        take(s.bias, columns, next);
-        take(s.bias_velocity, columns, next);
-        take(s.dot, columns, next);
-        take(s.of_all, columns, next);
-        take(s.sums, size_t(2) * a.batch * a.models, next);
-        take(s.entry, a.entries, next);
-        take(s.feature, a.entries, next);
-        take(s.run, a.d, next);
-        take(s.first, steps + 1, next);
-    }
+          chunks(anew(a.chunks)), all_chunks(anew(a.all_chunks)), q(id % all_chunks) {}
 
-    template <typename T>
-    __device__ __forceinline__ static void take(T *&piece, size_t count, char *&next) {
-        piece = reinterpret_cast<T *>(next);
-        next += (count * sizeof(T) + 15) / 16 * 16;
+    // Where a chunk of a row is in a matrix.
+    __device__ __forceinline__ size_t at(int row, int chunk) const {
+        return size_t(row) * (all_chunks * VECTOR) + chunk * VECTOR;
     }
-
-    __device__ __forceinline__ void meet() { grid_barrier(a.counter, turn++); }
 
     __device__ __forceinline__ int rows_in(int step) const {
         const int left = a.n - step * a.batch;
@@ -196,7 +173,7 @@ struct Worker {
                 w.at[j] = k < a.classes ? a.coef[from] : REAL(0);
                 v.at[j] = k < a.classes ? a.velocity[from] : REAL(0);
             }
-            const size_t to = f * columns + c * VECTOR;
+            const size_t to = at(f, c);
             store(s.coef + to, w);
             store(s.velocity + to, v);
         }
@@ -214,7 +191,7 @@ struct Worker {
                 store(s.entry + i, Entry{a.values[e], a.place[e]});
                 __stcg(s.feature + i, int((key >> a.low) % a.d));
             }
-            const int step = i < a.entries ? step_of(key) : steps;
+            const int step = i < a.entries ? step_of(key) : a.steps;
             for (int t = i > 0 ? step_of(a.keys[i - 1]) + 1 : 0; t <= step; ++t)
                 __stcg(s.first + t, int(i));
         }
@@ -232,7 +209,7 @@ struct Worker {
 #pragma unroll
             for (int j = 0; j < AHEAD; ++j) {
                 const int row = i + WARP * j;
-                if (row < count) add(sum, load<Vector>(from + row * columns + chunk * VECTOR));
+                if (row < count) add(sum, load<Vector>(from + at(row, chunk)));
             }
         }
 #pragma unroll
@@ -249,7 +226,7 @@ struct Worker {
     __device__ __forceinline__ void sum_products(int step) const {
         if (!a.mean) return;
         for (int c = task; c < all_chunks; c += tasks) {
-            const Vector dot = column_sum(s.product, parts, c);
+            const Vector dot = column_sum(s.product, a.parts, c);
             if (lane > 0) continue;
             store(s.dot + c * VECTOR, dot);
             if (step > 0) continue;
@@ -288,7 +265,7 @@ struct Worker {
         if (TEAM == 1)
             while (lanes / 2 >= chunks) lanes /= 2;
         const int chunk = from + member % lanes, apart = WARP * TEAM / lanes;
-        const REAL *const weights = s.coef + (size_t(model) * chunks + chunk) * VECTOR;
+        const REAL *const weights = s.coef + at(0, model * chunks + chunk);
         Vector sum{};
         if (chunk < chunks)
             for (int e = first + member / lanes; e < last; e += AHEAD * apart) {
@@ -296,7 +273,7 @@ struct Worker {
                 for (int i = 0; i < AHEAD; ++i) {
                     const int here = e + apart * i;
                     if (here < last)
-                        add(sum, load<Vector>(weights + a.features[here] * columns), a.values[here]);
+                        add(sum, load<Vector>(weights + at(a.features[here], 0)), a.values[here]);
                 }
             }
         if (TEAM == 1)
@@ -319,30 +296,33 @@ struct Worker {
         }
     };
 
-    // What the warps of a row know together: the sum of the first three, and of the last the largest.
-    // Of a single warp, it is what that knows. `turn` changes from call to call.
-    template <int TEAM>
-    __device__ __forceinline__ void share(REAL (&values)[4], int turn) const {
+    // What the lanes of a warp know together: the sum of the first three, and of the last the largest.
+    __device__ __forceinline__ static void share_in_warp(REAL (&values)[4]) {
 #pragma unroll
         for (int i = 0; i < 3; ++i) values[i] = warp_sum(values[i]);
         values[3] = warp_max(values[3]);
+    }
+
+    // The same of all warps of a row. `turn` changes from call to call.
+    template <int TEAM>
+    __device__ __forceinline__ void share(REAL (&values)[4], int turn) const {
+        share_in_warp(values);
         if (TEAM == 1) return;
         REAL(*const all)[4] = reinterpret_cast<REAL(*)[4]>(shared_memory) + turn % 2 * WARPS;
-        if (lane < 4) all[warp][lane] = values[lane];
+        if (lane == 0)
+#pragma unroll
+            for (int i = 0; i < 4; ++i) all[warp][i] = values[i];
         __syncthreads();
 #pragma unroll
-        for (int i = 0; i < 4; ++i) values[i] = all[0][i];
-        for (int other = 1; other < WARPS; ++other) {
-#pragma unroll
-            for (int i = 0; i < 3; ++i) values[i] += all[other][i];
-            values[3] = all[other][3] > values[3] ? all[other][3] : values[3];
-        }
+        for (int i = 0; i < 4; ++i)
+            values[i] = lane < WARPS ? all[lane][i] : (i < 3 ? REAL(0) : LOWEST);
+        share_in_warp(values);
     }
 
     // A row's target; of soft ones, the label is the first of the likeliest classes.
     template <int TEAM>
-    __device__ __forceinline__ Target target_of(int model, size_t row) const {
-        Target target{a.target ? a.target + row * a.classes : nullptr,
+    __device__ __forceinline__ Target target_of(int model, int row) const {
+        Target target{a.target ? a.target + size_t(row) * a.classes : nullptr,
                       a.smoothing ? a.smoothing + model * a.classes : nullptr,
                       a.label ? int(a.label[row]) : 0, 1};
         if (target.smoothing) {
@@ -368,20 +348,19 @@ struct Worker {
     template <int TEAM> __device__ __forceinline__ void forward(int step, int model, int r) const {
         constexpr int MEMBERS = WARP * TEAM;
         const int member = TEAM == 1 ? lane : thread;
-        const size_t row = a.visit[step * a.batch + r], left = size_t(model) * chunks * VECTOR;
-        const int first = a.starts[row], last = a.starts[row + 1];
-        REAL *const residual = s.residual + r * columns + left;
+        const int row = a.visit[step * a.batch + r];
+        REAL *const residual = s.residual + at(r, model * chunks);
         const Target target = target_of<TEAM>(model, row);
         const bool once = TEAM == 1 || chunks <= MEMBERS;
         Vector z{};
         REAL top[4] = {0, 0, 0, LOWEST};
         for (int from = 0; from < chunks; from += MEMBERS) {
-            z = products<TEAM>(first, last, model, from);
+            z = products<TEAM>(a.starts[row], a.starts[row + 1], model, from);
             if (from == 0) wait_for_products(step);
             const int c = (from + member) * VECTOR;
             if (from + member >= chunks) continue;
-            add(z, load<Vector>(s.bias + left + c));
-            if (a.mean) add(z, load<Vector>(s.dot + left + c), -1);
+            add(z, load<Vector>(s.bias + at(0, model * chunks) + c));
+            if (a.mean) add(z, load<Vector>(s.dot + at(0, model * chunks) + c), -1);
 #pragma unroll
             for (int j = 0; j < VECTOR; ++j) {
                 if (c + j >= a.classes) z.at[j] = LOWEST;
@@ -410,7 +389,7 @@ struct Worker {
             if (!once) store(residual + c, z);
         }
         share<TEAM>(sums, 1);
-        const size_t of_row = row * a.u + (a.weight ? a.column[model] : 0);
+        const size_t of_row = size_t(row) * a.u + (a.weight ? a.column[model] : 0);
         const REAL weight = a.weight ? a.weight[of_row] : REAL(1), factor = 1 / sums[0];
         for (int c = member * VECTOR; c < chunks * VECTOR; c += MEMBERS * VECTOR) {
             if (!once) z = load<Vector>(residual + c);
@@ -435,29 +414,34 @@ struct Worker {
     }
 
     // The gradient by weights of a chunk, from entries of a feature.
+    template <int COUNT>
     __device__ __forceinline__ Vector gradient(int first, int last, int chunk) const {
         Vector sum{};
-        for (int e = first; e < last; e += AHEAD) {
+        for (int e = first; e < last; e += COUNT) {
 #pragma unroll
-            for (int i = 0; i < AHEAD; ++i) {
+            for (int i = 0; i < COUNT; ++i) {
                 if (e + i >= last) continue;
                 const Entry entry = load<Entry>(s.entry + e + i);
-                add(sum, load<Vector>(s.residual + entry.row * columns + chunk * VECTOR), entry.x);
+                add(sum, load<Vector>(s.residual + at(entry.row, chunk)), entry.x);
             }
         }
         return sum;
     }
 
-    // Entries of a step as pieces of the same size.
+    // Entries of a step as pieces of the same size: a power of two, for which there is memory.
     struct Pieces {
-        int first, last, size;
+        int first, last, log_size;
 
         __device__ __forceinline__ Pieces(const Worker &worker, int step)
             : first(__ldcg(worker.s.first + step)), last(__ldcg(worker.s.first + step + 1)),
-              size(max((last - first + worker.a.pieces - 1) / worker.a.pieces, worker.a.piece)) {}
-        __device__ __forceinline__ static int max(int x, int y) { return x > y ? x : y; }
-        __device__ __forceinline__ int count() const { return (last - first + size - 1) / size; }
-        __device__ __forceinline__ int of(int entry) const { return (entry - first) / size; }
+              log_size(worker.a.log_size) {
+            while (count() > worker.a.pieces) ++log_size;
+        }
+        __device__ __forceinline__ int count() const {
+            return first < last ? of(last - 1) + 1 : 0;
+        }
+        __device__ __forceinline__ int of(int entry) const { return (entry - first) >> log_size; }
+        __device__ __forceinline__ int begin(int piece) const { return first + (piece << log_size); }
     };
 
     // Sums of residuals, and the step of the intercepts. Of runs that are in several pieces, the
@@ -485,64 +469,52 @@ struct Worker {
         const Pieces pieces(*this, step);
         for (int i = total - 1 - id; i < pieces.count() * all_chunks; i += total) {
             const int c = i % all_chunks, piece = i / all_chunks;
-            const int begin = pieces.first + piece * pieces.size, rest = pieces.last - begin;
-            const int end = begin + (rest < pieces.size ? rest : pieces.size);
-            REAL *const to = s.part + 2 * piece * columns + c * VECTOR;
+            const int begin = pieces.begin(piece);
+            const int end = piece + 1 < pieces.count() ? pieces.begin(piece + 1) : pieces.last;
+            REAL *const to = s.part + at(2 * piece, c);
             const Run left = load<Run>(s.run + __ldcg(s.feature + begin));
             if (left.first < begin)
-                store(to, gradient(begin, left.last < end ? left.last : end, c));
+                store(to, gradient<AHEAD>(begin, left.last < end ? left.last : end, c));
             const Run right = load<Run>(s.run + __ldcg(s.feature + end - 1));
             if (right.last > end && right.first >= begin)
-                store(to + columns, gradient(right.first, end, c));
+                store(to + at(1, 0), gradient<AHEAD>(right.first, end, c));
         }
     }
 
     // The gradient by weights of this thread's chunk, from a run.
     __device__ __forceinline__ Vector gradient(Run run, const Pieces &pieces) const {
         const int begin = pieces.of(run.first), end = pieces.of(run.last - 1);
-        if (begin == end) return gradient(run.first, run.last, q);
-        const REAL *const part = s.part + 2 * begin * columns + q * VECTOR;
-        Vector sum = load<Vector>(part + columns);
-        for (int i = 1; i <= end - begin; ++i) add(sum, load<Vector>(part + 2 * i * columns));
+        if (begin == end) return gradient<LESS>(run.first, run.last, q);
+        const REAL *const part = s.part + at(2 * begin, q);
+        Vector sum = load<Vector>(part + at(1, 0));
+#pragma unroll LESS
+        for (int i = 1; i <= end - begin; ++i) add(sum, load<Vector>(part + at(2 * i, 0)));
         return sum;
     }
 
     // This thread's first feature.
     __device__ __forceinline__ int first_feature() const {
-        return id < stride * all_chunks ? id / all_chunks : a.d;
+        return id < a.stride * all_chunks ? id / all_chunks : a.d;
     }
 
-    // Gradient and step of all weights. A thread's first ones are read before the others have come.
-    __device__ __forceinline__ void backward(int step) {
+    // Gradient and step of all weights.
+    __device__ __forceinline__ void backward(int step) const {
         const int model = q / chunks;
-        int f = first_feature();
-        Vector w{}, v{};
-        REAL *const coef = s.coef + q * VECTOR, *const velocity = s.velocity + q * VECTOR;
-        if (f < a.d) {
-            w = load<Vector>(coef + f * columns);
-            v = load<Vector>(velocity + f * columns);
-        }
-        meet();
         const REAL rate = a.rate[step * size_t(a.models) + model], per_row = REAL(1) / rows_in(step);
-        const REAL l2 = a.l2[model], l1 = a.l1[model], momentum = a.momentum[model];
-        const REAL *const mean = a.mean ? a.mean + size_t(model) * a.d : nullptr;
-        const REAL *const units = a.inverse_scale ? a.inverse_scale + size_t(model) * a.d : nullptr;
-        const Vector of_all = load<Vector>(s.of_all + q * VECTOR);
+        const REAL l2 = a.l2[model], momentum = a.momentum[model];
         const Pieces pieces(*this, step);
+        const Vector of_all = load<Vector>(s.of_all + at(0, q));
         Vector dot{};
-        while (f < a.d) {
-            const size_t at = f * columns;
-            const REAL u = mean ? mean[f] : REAL(0), unit = units ? units[f] : REAL(1);
+        for (int f = first_feature(); f < a.d; f += a.stride) {
+            const size_t of_feature = size_t(model) * a.d + f;
             const Run run = load<Run>(s.run + f);
-            f += stride;
-            Vector next_w{}, next_v{};
-            if (f < a.d) {
-                next_w = load<Vector>(coef + f * columns);
-                next_v = load<Vector>(velocity + f * columns);
-            }
-            Vector g{};
+            REAL *const coef = s.coef + at(f, q), *const velocity = s.velocity + at(f, q);
+            Vector w = load<Vector>(coef), v = load<Vector>(velocity), g{};
+            const REAL mean = a.mean ? a.mean[of_feature] : REAL(0);
+            const REAL unit = a.inverse_scale ? a.inverse_scale[of_feature] : REAL(1);
+            const REAL l1 = a.l1[model];
             if (run.first >= pieces.first) g = gradient(run, pieces);
-            if (mean) add(g, of_all, -u);
+            if (a.mean) add(g, of_all, -mean);
 #pragma unroll
             for (int j = 0; j < VECTOR; ++j) {
                 const REAL slope = g.at[j] * per_row + l2 * w.at[j];
@@ -554,11 +526,9 @@ struct Worker {
                     v.at[j] -= clipped;
                 }
             }
-            store(coef + at, w);
-            store(velocity + at, v);
-            if (mean) add(dot, w, u);
-            w = next_w;
-            v = next_v;
+            store(coef, w);
+            store(velocity, v);
+            if (a.mean) add(dot, w, mean);
         }
         add_products(dot);
     }
@@ -567,8 +537,8 @@ struct Worker {
     __device__ __forceinline__ void first_products() const {
         if (!a.mean) return;
         Vector dot{};
-        for (int f = first_feature(); f < a.d; f += stride)
-            add(dot, load<Vector>(s.coef + f * columns + q * VECTOR),
+        for (int f = first_feature(); f < a.d; f += a.stride)
+            add(dot, load<Vector>(s.coef + at(f, q)),
                 a.mean[size_t(q / chunks) * a.d + f]);
         add_products(dot);
     }
@@ -577,8 +547,8 @@ struct Worker {
     __device__ __forceinline__ void add_products(Vector dot) const {
         if (!a.mean) return;
         if (all_chunks > THREADS) {
-            if (id < stride * all_chunks)
-                store(s.product + id / all_chunks * columns + q * VECTOR, dot);
+            if (id < a.stride * all_chunks)
+                store(s.product + at(id / all_chunks, q), dot);
             return;
         }
         Vector *const all = reinterpret_cast<Vector *>(shared_memory);
@@ -587,7 +557,7 @@ struct Worker {
         if (thread >= all_chunks) return;
         for (int other = thread + all_chunks; other < THREADS; other += all_chunks)
             add(dot, all[other]);
-        store(s.product + block * columns + q * VECTOR, dot);
+        store(s.product + at(block, q), dot);
     }
 
     // What was learned.
@@ -595,7 +565,7 @@ struct Worker {
         for (int i = task; i < (a.d + WARP - 1) / WARP * all_chunks; i += tasks) {
             const int f = i / all_chunks * WARP + lane, c = i % all_chunks, model = c / chunks;
             if (f >= a.d) continue;
-            const size_t from = f * columns + c * VECTOR;
+            const size_t from = at(f, c);
             const Vector w = load<Vector>(s.coef + from), v = load<Vector>(s.velocity + from);
 #pragma unroll
             for (int j = 0; j < VECTOR; ++j) {
@@ -609,7 +579,7 @@ struct Worker {
         for (int c = task; c < all_chunks; c += tasks) {
             Vector b = load<Vector>(s.bias + c * VECTOR);
             const Vector v = load<Vector>(s.bias_velocity + c * VECTOR);
-            if (a.mean) add(b, column_sum(s.product, parts, c), -1);
+            if (a.mean) add(b, column_sum(s.product, a.parts, c), -1);
             if (lane > 0) continue;
 #pragma unroll
             for (int j = 0; j < VECTOR; ++j) {
@@ -621,29 +591,12 @@ struct Worker {
         }
         for (int i = task; i < 2 * a.models; i += tasks) {
             double sum = 0;
+#pragma unroll 1
             for (int r = lane; r < a.batch; r += WARP)
                 sum += __ldcg(s.sums + 2 * (size_t(r) * a.models + i / 2) + i % 2);
             sum = warp_sum(sum);
             if (lane == 0) a.sums[i % 2 * a.models + i / 2] = sum;
         }
-    }
-
-    __device__ __forceinline__ void run() {
-        start();
-        meet();
-        first_products();
-        meet();
-        for (int step = 0; step < steps; ++step) {
-            sum_products(step);
-            find_runs(step);
-            if (chunks <= WARP) forward<1>(step);
-            else forward<WARPS>(step);
-            meet();
-            collect(step);
-            backward(step);  // after a barrier of its own
-            meet();
-        }
-        finish();
     }
 };
 
@@ -665,20 +618,42 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) keys_of_entries(
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) sgd_epoch_of_sparse_rows(
     const REAL *values, const int *features, const int *starts, const int *visit,
-    const long long *keys, const int *place, int entries, int low, int n, int batch, int d,
-    int classes, int models, int piece, int pieces, const long long *label, const REAL *target,
-    const REAL *weight, const REAL *score_weight, int u, const int *column, const REAL *smoothing,
+    const long long *keys, const int *place, int entries, int low, int n, int batch, int steps,
+    int d, int classes, int models, int log_size, int pieces, int chunks, int all_chunks, int stride,
+    int parts, const long long *label, const REAL *target, const REAL *weight,
+    const REAL *score_weight, int u, const int *column, const REAL *smoothing,
     const REAL *mean, const REAL *inverse_scale, const REAL *rate, const REAL *l2, const REAL *l1,
     const REAL *momentum, int fit_intercept, const REAL *coef, const REAL *velocity,
     const REAL *intercept, const REAL *intercept_velocity, REAL *new_coef, REAL *new_velocity,
     REAL *new_intercept, REAL *new_intercept_velocity, double *sums, unsigned *counter,
-    char *memory)
+    REAL *of_coef, REAL *of_velocity, REAL *residual, REAL *part, REAL *product, REAL *bias,
+    REAL *bias_velocity, REAL *dot, REAL *of_all, double *of_rows, Entry *entry, int *feature,
+    Run *run, int *first)
 {
-    Worker worker(Arguments{
-        values, features, starts, visit, keys, place, entries, low, n, batch, d, classes, models,
-        piece, pieces, label, target, weight, score_weight, u, column, smoothing, mean,
-        inverse_scale, rate, l2, l1, momentum, fit_intercept, coef, velocity, intercept,
-        intercept_velocity, new_coef, new_velocity, new_intercept, new_intercept_velocity, sums,
-        counter, memory});
-    worker.run();
+    const Arguments arguments{
+        values, features, starts, visit, keys, place, entries, low, n, batch, steps, d, classes,
+        models, log_size, pieces, chunks, all_chunks, stride, parts, label, target, weight,
+        score_weight, u, column, smoothing, mean, inverse_scale, rate, l2, l1, momentum,
+        fit_intercept, coef, velocity, intercept, intercept_velocity, new_coef, new_velocity,
+        new_intercept, new_intercept_velocity, sums, counter};
+    const Scratch scratch{of_coef, of_velocity, residual, part, product, bias, bias_velocity, dot,
+                          of_all, of_rows, entry, feature, run, first};
+    // Each phase has a worker of its own: what that keeps would take registers from the others.
+    const auto worker = [&] { return Worker(arguments, scratch); };
+    worker().start();
+    grid_barrier(counter, 0);
+    worker().first_products();
+    grid_barrier(counter, 1);
+    for (int step = 0; step < steps; ++step) {
+        worker().sum_products(step);
+        worker().find_runs(step);
+        if (chunks <= WARP) worker().forward<1>(step);
+        else worker().forward<WARPS>(step);
+        grid_barrier(counter, 3 * step + 2);
+        worker().collect(step);
+        grid_barrier(counter, 3 * step + 3);
+        worker().backward(step);
+        grid_barrier(counter, 3 * step + 4);
+    }
+    worker().finish();
 }

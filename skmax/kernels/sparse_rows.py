@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from functools import cache
 from importlib import resources
-from math import isqrt
+from math import isqrt, prod
 from typing import Any
 
 import numpy as np
@@ -21,19 +21,21 @@ from skmax.problem import BatchSums, Problem, State, Steps
 KEYS = ("features", "starts", "visit", "n", "batch", "d", "low", "keys", "place")
 PARAMETERS = (
     *("values", "features", "starts", "visit", "keys", "place", "entries", "low", "n", "batch"),
-    *("d", "classes", "models", "piece", "pieces", "label", "target", "weight", "score_weight"),
-    *("u", "column", "smoothing", "mean", "inverse_scale", "rate", "l2", "l1", "momentum"),
-    *("fit_intercept", "coef", "velocity", "intercept", "intercept_velocity", "new_coef"),
-    *("new_velocity", "new_intercept", "new_intercept_velocity", "sums", "counter", "memory"),
+    *("steps", "d", "classes", "models", "log_size", "pieces", "chunks", "all_chunks", "stride"),
+    *("parts", "label", "target", "weight", "score_weight", "u", "column", "smoothing", "mean"),
+    *("inverse_scale", "rate", "l2", "l1", "momentum", "fit_intercept", "coef", "velocity"),
+    *("intercept", "intercept_velocity", "new_coef", "new_velocity", "new_intercept"),
+    *("new_intercept_velocity", "sums", "counter", "of_coef", "of_velocity", "residual", "part"),
+    *("product", "bias", "bias_velocity", "dot", "of_all", "of_rows", "entry", "feature", "run"),
+    "first",
 )
 _WARP = 32
 # Bytes that a thread reads at once.
 _WIDE = 16
-# Threads of a block, as multiples of what another kernel has, and blocks of a multiprocessor: all
-# that 64 registers each leave room for, in few blocks, since these wait for each other.
-_TIMES, _BLOCKS = 2, 2
-# Entries of a piece of which a thread sums the gradient, and how many times the mean batch's there
-# is memory for; those of a larger batch have more entries.
+# Of a multiprocessor. They are few, since they wait for each other.
+_BLOCKS = 2
+# Entries of which one thread sums the gradient, at least, and how many times as many as the mean
+# batch has there is memory for; of a larger batch, a thread has more.
 _PIECE, _ROOM = 16, 2
 # Bits of a key, without the sign.
 _KEY = 63
@@ -49,6 +51,15 @@ class Build:
     VECTOR: int
     THREADS: int
     BLOCKS: int = _BLOCKS
+
+    @classmethod
+    def of(cls, size: int, k: int, threads: int) -> Build:
+        """The build for weights of so many bytes, and half as many threads again as others have.
+
+        Each then has 80 registers.
+        """
+        vector = 2 if k == 2 else _WIDE // size  # of two classes, more would be zeros
+        return cls("double" if size == 8 else "float", vector, threads * 3 // 2)
 
     def options(self) -> tuple[str, ...]:
         """Options of the compiler."""
@@ -68,43 +79,73 @@ class Plan:
     build: Build
     device: Device
     batch: int  # rows per step
+    steps: int
     low: int  # bits that count the entries
-    piece: int  # entries
-    pieces: int  # of a step that there is memory for
+    log_size: int  # of the smallest piece of a batch's entries
+    pieces: int  # that there is memory for
+    chunks: int  # of a model's classes
+    all_chunks: int  # of all models
     blocks: int
 
     @classmethod
     def of(cls, problem: Problem, batch_size: int, device: Device) -> Plan | None:
         """The plan for a problem; None if the kernel does not serve it."""
-        data, (m, k) = problem.data, problem.masked.shape
+        data, n, (m, k) = problem.data, len(problem.order), problem.masked.shape
         if data.shift is not None or data.X.data.dtype != data.dtype:
             return None
-        size, n = data.X.data.itemsize, len(problem.order)
-        batch = min(batch_size, n)
-        low, steps = int(data.X.nnz).bit_length(), -(-n // batch)
+        build, batch = Build.of(data.X.data.itemsize, k, device.threads), min(batch_size, n)
+        low, steps, chunks = int(data.X.nnz).bit_length(), -(-n // batch), -(-k // build.VECTOR)
         if ((steps + 1) * data.n_features).bit_length() + low > _KEY:
             return None
-        build = Build(
-            "double" if size == 8 else "float",
-            2 if k == 2 else _WIDE // size,  # of two classes, more would be zeros
-            _TIMES * device.threads,
-        )
-        chunks = -(-k // build.VECTOR)
-        warps = batch * m * (1 if chunks <= _WARP else build.THREADS // _WARP)
-        threads = max(data.n_features * m * chunks, _WARP * warps)
+        of_row = _WARP if chunks <= _WARP else build.THREADS
+        threads = max(data.n_features * m * chunks, of_row * batch * m)
         blocks = min(device.blocks(build.shared_bytes, _BLOCKS), -(-threads // build.THREADS))
-        if m * chunks > blocks * build.THREADS:  # a thread has features of one
+        if m * chunks > blocks * build.THREADS:  # a thread has one of them
             return None
-        piece = max(_PIECE, isqrt(batch))
-        pieces = 1 + int(_ROOM * batch * data.values_per_row) // piece
-        plan = cls(build, device, batch, low, piece, pieces, blocks)
+        log_size = max(_PIECE, isqrt(batch)).bit_length() - 1
+        pieces = 1 + (int(_ROOM * batch * data.values_per_row) >> log_size)
+        plan = cls(build, device, batch, steps, low, log_size, pieces, chunks, m * chunks, blocks)
         return plan if plan._fits(problem) else None
 
     def _fits(self, problem: Problem) -> bool:
         """Whether there is memory."""
-        of_entry = 3 * np.dtype(np.int64).itemsize  # keys, sorted, and places
-        n_bytes = self._n_bytes(problem) + of_entry * problem.data.X.nnz
-        return n_bytes <= _FREE or n_bytes <= problem.backend.free_bytes()
+        backend: Any = problem.backend
+        n_bytes = 2 * np.dtype(np.int64).itemsize * problem.data.X.nnz  # keys, sorted elsewhere
+        for shape, dtype in self._scratch(problem).values():
+            n_bytes += prod(shape) * np.dtype(dtype).itemsize
+        return n_bytes <= _FREE or n_bytes <= backend.free_bytes()
+
+    def _scratch(self, problem: Problem) -> dict[str, tuple[tuple[int, ...], Any]]:
+        """Shapes and types of what the kernel's blocks share."""
+        data, m, steps = problem.data, problem.n_models, self.steps
+        columns, nnz = self.all_chunks * self.build.VECTOR, int(data.X.nnz)
+        rows = {
+            "of_coef": data.n_features,
+            "of_velocity": data.n_features,
+            "residual": self.batch,
+            "part": 2 * self.pieces,
+            "product": self._parts,
+            **dict.fromkeys(("bias", "bias_velocity", "dot", "of_all"), 1),
+        }
+        reals = {name: ((count, columns), data.dtype) for name, count in rows.items()}
+        return reals | {
+            "of_rows": ((self.batch, m, 2), np.float64),
+            "entry": ((nnz, 2), data.dtype),
+            "feature": ((nnz,), np.int32),
+            "run": ((data.n_features, 2), np.int32),
+            "first": ((steps + 1,), np.int32),
+            "place": ((nnz,), np.int32),
+        }
+
+    @property
+    def _stride(self) -> int:
+        """From one of a thread's features to the next."""
+        return self.blocks * self.build.THREADS // self.all_chunks
+
+    @property
+    def _parts(self) -> int:
+        """In which the weights' product with the mean is summed."""
+        return self.blocks if self.all_chunks <= self.build.THREADS else self._stride
 
     def __call__(self, problem: Problem, state: State, steps: Steps) -> tuple[State, BatchSums]:
         """What `skmax.solvers.sgd.sgd_epoch` does. It returns before the device is done."""
@@ -113,21 +154,27 @@ class Plan:
         shapes = ((m, k, d), (m, k)) * 2
         after = State(*(xp.empty(shape, dtype=data.dtype) for shape in shapes))
         sums = xp.empty((2, m), dtype=xp.float64)
+        numbers = {
+            "entries": nnz,
+            "low": self.low,
+            "n": len(steps.order),
+            "batch": self.batch,
+            "steps": self.steps,
+            "classes": k,
+            "models": m,
+            "log_size": self.log_size,
+            "pieces": self.pieces,
+            "chunks": self.chunks,
+            "all_chunks": self.all_chunks,
+            "stride": self._stride,
+            "parts": self._parts,
+        }
         values = of_epoch(problem, steps) | {
             "values": data.X.data,
             "features": data.X.indices,
             "starts": data.X.indptr,
             "visit": problem.backend.asarray(steps.order.astype(np.int32)),
             "keys": xp.zeros(nnz, dtype=xp.int64),
-            "place": xp.empty(nnz, dtype=xp.int32),
-            "entries": np.int32(nnz),
-            "low": np.int32(self.low),
-            "n": np.int32(len(steps.order)),
-            "batch": np.int32(self.batch),
-            "classes": np.int32(k),
-            "models": np.int32(m),
-            "piece": np.int32(self.piece),
-            "pieces": np.int32(self.pieces),
             "label": None if soft else xp.astype(problem.targets, xp.int64, copy=False),
             "target": problem.targets if soft else None,
             "weight": problem.sample_weight,
@@ -142,25 +189,15 @@ class Plan:
             "new_intercept_velocity": after.intercept_velocity,
             "sums": sums,
             "counter": xp.zeros(2, dtype=xp.uint32),
-            "memory": xp.empty(self._n_bytes(problem), dtype=xp.uint8),
         }
+        values |= {name: np.int32(number) for name, number in numbers.items()}
+        scratch = self._scratch(problem).items()
+        values |= {name: xp.empty(shape, dtype=dtype) for name, (shape, dtype) in scratch}
         if nnz:
             self._launch("keys_of_entries", KEYS, values)
             values["keys"].sort()
         self._launch("sgd_epoch_of_sparse_rows", PARAMETERS, values)
         return after, BatchSums(sums[0, :], sums[1, :])
-
-    def _n_bytes(self, problem: Problem) -> int:
-        """What `Scratch` takes in the kernel."""
-        (m, k), d, nnz = problem.masked.shape, problem.data.n_features, int(problem.data.X.nnz)
-        real, threads = (8 if self.build.REAL == "double" else 4), self.blocks * self.build.THREADS
-        chunks = m * -(-k // self.build.VECTOR)
-        parts = self.blocks if chunks <= self.build.THREADS else threads // chunks
-        steps = -(-len(problem.order) // self.batch)
-        rows = d, d, self.batch, 2 * self.pieces, parts, 1, 1, 1, 1
-        pieces = [real * chunks * self.build.VECTOR * count for count in rows]
-        pieces += [16 * self.batch * m, 2 * real * nnz, 4 * nnz, 8 * d, 4 * (steps + 1)]
-        return sum(-(-piece // 16) * 16 for piece in pieces)
 
     def _launch(self, name: str, parameters: tuple[str, ...], values: dict[str, Any]) -> None:
         compiled(self.build, self.device.index, name)(
@@ -181,7 +218,7 @@ def source() -> str:
 
 
 @cache
-def compiled(build: Build, index: int, name: str) -> Any:
+def compiled(build: Build, index: int, name: str) -> Any:  # noqa: ARG001
     """A kernel, ready for the device of that number, which is the current one."""
     import cupy
 
