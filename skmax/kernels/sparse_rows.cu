@@ -12,7 +12,7 @@
 // with the mean; these sums are summed while the next logits are on their way. All sums are taken in a
 // fixed order, so that two runs are equal to the last bit.
 //
-// Entries are sorted by step and feature before: those of a feature are a run of the step's.
+// Entries are sorted by step and feature before: those of a feature are a run among the step's.
 //
 // The build defines
 //   REAL     float or double: X, weights and arithmetic
@@ -23,13 +23,13 @@
 constexpr int SIZE = sizeof(REAL);
 constexpr int WARP = 32, WARPS = THREADS / WARP;
 // Loads of a thread that are on their way together, and of one that has more to keep.
-constexpr int AHEAD = 4, LESS = SIZE == 4 ? 2 : 1;
-constexpr REAL LOWEST = SIZE == 4 ? REAL(-3e38) : REAL(-1e308);
+constexpr int AHEAD = 4, LESS = VECTOR == 4 ? 2 : 1;
+constexpr REAL LOWEST = SIZE == 4 ? REAL(-3e38) : REAL(-1e308);  // below all logits
 
 struct alignas(VECTOR * SIZE) Vector {
     REAL at[VECTOR];
 };
-// A value of X, in the order of the steps.
+// A value of X, as sorted by step and feature.
 struct alignas(2 * SIZE) Entry {
     REAL x;
     int row;  // of the batch
@@ -96,7 +96,7 @@ struct Arguments {
     int entries, low;             // bits of a key that say which entry it is of
     int n, batch, steps, d, classes, models;
     int log_size, pieces;         // of a piece, in entries, and of a step that there is memory for
-    int chunks, all_chunks;       // of a model's classes, and of all models
+    int chunks, all_chunks;       // of a model's classes, and of all models'
     int stride;                   // from one of a thread's features to the next
     int parts;                    // in which a product with the mean is summed
     const long long *label;       // (n_samples,), or null: see target
@@ -206,11 +206,14 @@ struct Worker {
     __device__ __forceinline__ Vector column_sum(const REAL *from, int count, int chunk) const {
         Vector sum{};
         for (int i = lane; i < count; i += WARP * AHEAD) {
+            Vector some[AHEAD];
 #pragma unroll
             for (int j = 0; j < AHEAD; ++j) {
                 const int row = i + WARP * j;
-                if (row < count) add(sum, load<Vector>(from + at(row, chunk)));
+                some[j] = row < count ? load<Vector>(from + at(row, chunk)) : Vector{};
             }
+#pragma unroll
+            for (int j = 0; j < AHEAD; ++j) add(sum, some[j]);
         }
 #pragma unroll
         for (int j = 0; j < VECTOR; ++j) sum.at[j] = warp_sum(sum.at[j]);
@@ -269,12 +272,20 @@ struct Worker {
         Vector sum{};
         if (chunk < chunks)
             for (int e = first + member / lanes; e < last; e += AHEAD * apart) {
+                int feature[AHEAD];
+                REAL x[AHEAD];
+                Vector w[AHEAD];
 #pragma unroll
                 for (int i = 0; i < AHEAD; ++i) {
                     const int here = e + apart * i;
-                    if (here < last)
-                        add(sum, load<Vector>(weights + at(a.features[here], 0)), a.values[here]);
+                    feature[i] = here < last ? a.features[here] : -1;
+                    x[i] = here < last ? a.values[here] : REAL(0);
                 }
+#pragma unroll
+                for (int i = 0; i < AHEAD; ++i)
+                    w[i] = feature[i] < 0 ? Vector{} : load<Vector>(weights + at(feature[i], 0));
+#pragma unroll
+                for (int i = 0; i < AHEAD; ++i) add(sum, w[i], x[i]);
             }
         if (TEAM == 1)
             for (int mask = lanes; mask < WARP; mask *= 2) {
@@ -418,12 +429,17 @@ struct Worker {
     __device__ __forceinline__ Vector gradient(int first, int last, int chunk) const {
         Vector sum{};
         for (int e = first; e < last; e += COUNT) {
+            Entry entry[COUNT];
+            Vector residual[COUNT];
 #pragma unroll
-            for (int i = 0; i < COUNT; ++i) {
-                if (e + i >= last) continue;
-                const Entry entry = load<Entry>(s.entry + e + i);
-                add(sum, load<Vector>(s.residual + at(entry.row, chunk)), entry.x);
-            }
+            for (int i = 0; i < COUNT; ++i)
+                entry[i] = e + i < last ? load<Entry>(s.entry + e + i) : Entry{0, -1};
+#pragma unroll
+            for (int i = 0; i < COUNT; ++i)
+                residual[i] = entry[i].row < 0 ? Vector{}
+                                               : load<Vector>(s.residual + at(entry[i].row, chunk));
+#pragma unroll
+            for (int i = 0; i < COUNT; ++i) add(sum, residual[i], entry[i].x);
         }
         return sum;
     }
