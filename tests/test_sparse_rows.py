@@ -99,9 +99,11 @@ def test_some_of_the_rows_in_an_epoch(emulated):
         np.testing.assert_allclose(found[name], values, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
-def test_threads_may_run_in_any_order(emulated):
+@pytest.mark.parametrize(("m", "k"), [(1, 3), (2, 5)])
+def test_threads_may_run_in_any_order(emulated, m, k):
     """A missing barrier would show."""
-    case = make_case(CupyBackend(), 1, **SHAPE | {"m": 2, "d": 100, "rare": ("l1", "weights")})
+    shape = {"m": m, "k": k, "d": 100, "rare": ("l1", "weights")}
+    case = make_case(CupyBackend(), 1, **SHAPE | shape)
     plan = Plan.of(case[0], 16, device(2))
     results = []
     for seed in range(4):

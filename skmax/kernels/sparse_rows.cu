@@ -1,16 +1,16 @@
-// An epoch of minibatch SGD on a stack of models of sparse rows (CSR), in one cooperative launch: what
-// skmax.solvers.sgd.sgd_epoch does. Shapes are those of skmax.problem.
+// An epoch of minibatch SGD on a stack of models of sparse rows (CSR), in one cooperative launch:
+// what skmax.solvers.sgd.sgd_epoch does. Shapes are those of skmax.problem.
 //
-// Weights lie in the device's memory, those that belong to a feature side by side, (d, columns): each
-// model has a multiple of VECTOR classes, padded with zeros, and a thread has a chunk of VECTOR of them.
-// A step has three phases, which all blocks share and which end with a barrier of the grid:
+// Weights lie in the device's memory, those that belong to a feature side by side, (d, columns):
+// each model has a multiple of VECTOR classes, padded with zeros, and a thread has a chunk of so
+// many. A step has three phases, which all blocks share and which end with a barrier of the grid:
 //   forward   logits, loss and residual, a row of a model per warp or block;
 //   collect   what sums over many rows have in common: residuals, and of features that many rows of
 //             the batch have, the gradient, a piece at a time;
 //   backward  gradient and step of all weights, of a chunk of a feature per thread.
 // A thread has the same chunk of classes for all its features, of whose weights it sums the product
-// with the mean; these sums are summed while the next logits are on their way. All sums are taken in a
-// fixed order, so that two runs are equal to the last bit.
+// with the mean; these sums are summed while the next logits are on their way. All sums are taken
+// in a fixed order, so that two runs are equal to the last bit.
 //
 // Entries are sorted by step and feature before: those of a feature are a run among the step's.
 //
@@ -259,8 +259,8 @@ struct Worker {
         }
     }
 
-    // Of a row's entries, what their weights of a chunk add to the logits. Where a warp has the row,
-    // there are as many lanes to each entry as it has chunks, and each lane gets the sum.
+    // Of a row's entries, what their weights of a chunk add to the logits. Where a warp has the
+    // row, there are as many lanes to each entry as it has chunks, and each lane gets the sum.
     template <int TEAM>
     __device__ __forceinline__ Vector products(int first, int last, int model, int from) const {
         const int member = TEAM == 1 ? lane : thread;
@@ -307,7 +307,7 @@ struct Worker {
         }
     };
 
-    // What the lanes of a warp know together: the sum of the first three, and of the last the largest.
+    // What the lanes of a warp know together: the sum of the first three, of the last the largest.
     __device__ __forceinline__ static void share_in_warp(REAL (&values)[4]) {
 #pragma unroll
         for (int i = 0; i < 3; ++i) values[i] = warp_sum(values[i]);
@@ -354,8 +354,8 @@ struct Worker {
         return target;
     }
 
-    // Loss and residual of a row, at which TEAM warps work: each thread has every so many-th chunk of
-    // classes; where that is more than one, logits are kept where the residual will be.
+    // Loss and residual of a row, at which TEAM warps work: each thread has every so many-th chunk
+    // of classes; where that is more than one, logits are kept where the residual will be.
     template <int TEAM> __device__ __forceinline__ void forward(int step, int model, int r) const {
         constexpr int MEMBERS = WARP * TEAM;
         const int member = TEAM == 1 ? lane : thread;
@@ -380,7 +380,7 @@ struct Worker {
             if (!once) store(residual + c, z);
         }
         share<TEAM>(top, 0);
-        // Of the exponentials, the targets, these times the logits; and less the first likeliest class.
+        // Of the exponentials, the targets, these times the logits; and less the likeliest class.
         REAL sums[4] = {0, 0, 0, LOWEST};
         for (int c = member * VECTOR; c < chunks * VECTOR; c += MEMBERS * VECTOR) {
             if (!once) z = load<Vector>(residual + c);
@@ -406,7 +406,8 @@ struct Worker {
             if (!once) z = load<Vector>(residual + c);
 #pragma unroll
             for (int j = 0; j < VECTOR; ++j)
-                z.at[j] = c + j < a.classes ? weight * (z.at[j] * factor - target.of(c + j)) : REAL(0);
+                z.at[j] =
+                    c + j < a.classes ? weight * (z.at[j] * factor - target.of(c + j)) : REAL(0);
             store(residual + c, z);
         }
         if (member > 0) return;
@@ -457,12 +458,14 @@ struct Worker {
             return first < last ? of(last - 1) + 1 : 0;
         }
         __device__ __forceinline__ int of(int entry) const { return (entry - first) >> log_size; }
-        __device__ __forceinline__ int begin(int piece) const { return first + (piece << log_size); }
+        __device__ __forceinline__ int begin(int piece) const {
+            return first + (piece << log_size);
+        }
     };
 
     // Sums of residuals, and the step of the intercepts. Of runs that are in several pieces, the
-    // gradient of each: the first part is that of a run which began before the piece, the second of one
-    // that begins in it and goes on.
+    // gradient of each: the first part is that of a run which began before the piece, the second of
+    // one that begins in it and goes on.
     __device__ __forceinline__ void collect(int step) const {
         const int size = rows_in(step);
         for (int c = task; c < all_chunks; c += tasks) {
@@ -516,7 +519,8 @@ struct Worker {
     // Gradient and step of all weights.
     __device__ __forceinline__ void backward(int step) const {
         const int model = q / chunks;
-        const REAL rate = a.rate[step * size_t(a.models) + model], per_row = REAL(1) / rows_in(step);
+        const REAL rate = a.rate[step * size_t(a.models) + model];
+        const REAL per_row = REAL(1) / rows_in(step);
         const REAL l2 = a.l2[model], momentum = a.momentum[model];
         const Pieces pieces(*this, step);
         const Vector of_all = load<Vector>(s.of_all + at(0, q));
@@ -616,8 +620,8 @@ struct Worker {
     }
 };
 
-// Keys to sort entries by: which step, from 1 on, which feature, which entry. Those of rows that are
-// not visited stay 0. A row per warp.
+// Keys to sort entries by: which step, from 1 on, which feature, which entry. Those of rows that
+// are not visited stay 0. A row per warp.
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) keys_of_entries(
     const int *features, const int *starts, const int *visit, int n, int batch, int d, int low,
     long long *keys, int *place)
@@ -635,8 +639,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) keys_of_entries(
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) sgd_epoch_of_sparse_rows(
     const REAL *values, const int *features, const int *starts, const int *visit,
     const long long *keys, const int *place, int entries, int low, int n, int batch, int steps,
-    int d, int classes, int models, int log_size, int pieces, int chunks, int all_chunks, int stride,
-    int parts, const long long *label, const REAL *target, const REAL *weight,
+    int d, int classes, int models, int log_size, int pieces, int chunks, int all_chunks,
+    int stride, int parts, const long long *label, const REAL *target, const REAL *weight,
     const REAL *score_weight, int u, const int *column, const REAL *smoothing,
     const REAL *mean, const REAL *inverse_scale, const REAL *rate, const REAL *l2, const REAL *l1,
     const REAL *momentum, int fit_intercept, const REAL *coef, const REAL *velocity,
