@@ -241,6 +241,14 @@ inline int __syncthreads_or(int flag) {
 inline void cluster_barrier() { emulation::wait(emulation::cluster); }
 inline void meet_cluster() { emulation::wait(emulation::cluster); }
 inline void grid_barrier(unsigned *, unsigned) { emulation::wait(emulation::cluster); }
+inline int anew(int value) { return value; }
+inline void arrive(unsigned *counter) { ++*counter; }
+inline void wait_for(const unsigned *counter, unsigned target) {
+    for (int i = 0; static_cast<int>(*counter - target) < 0; ++i) {
+        if (i > 1000000) emulation::fail("Not all have arrived.");
+        swapcontext(&emulation::current->context, &emulation::scheduler);
+    }
+}
 
 template <typename T> T *in_block(T *place, int block) {
     auto &all = emulation::memory;

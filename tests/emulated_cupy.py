@@ -180,6 +180,10 @@ class SparseMatrix:
         return self._matrix.indices
 
     @property
+    def indptr(self):
+        return self._matrix.indptr
+
+    @property
     def data(self):
         return self._matrix.data
 

@@ -23,6 +23,7 @@ from skmax.kernels import (
     many_classes,
     residual,
     sparse,
+    sparse_rows,
 )
 from skmax.problem import BatchSums, Problem, State, Steps
 
@@ -45,8 +46,6 @@ def sgd_epoch(problem: Problem, batch_size: int) -> SGDEpoch | None:
         if problem.data.is_sparse:
             return sparse.sgd_epoch if sparse.serves(problem.data) else None
         return cpu.sgd_epoch if cpu.serves(problem.data) else None
-    if problem.data.is_sparse:
-        return None
     if problem.backend.name == "cupy":
         return _on_device(problem, batch_size, cuda.Device.of(problem.backend.device))
     return None
@@ -54,8 +53,10 @@ def sgd_epoch(problem: Problem, batch_size: int) -> SGDEpoch | None:
 
 def _on_device(problem: Problem, batch_size: int, device: cuda.Device) -> SGDEpoch | None:
     modules: list[Any] = [few_classes, cuda, many_classes]
+    if problem.data.is_sparse:
+        modules = [sparse_rows]
     # Without clusters, `cuda` has a single block for a model.
-    if device.cluster == 1 and problem.n_models * _WORTH_A_DEVICE <= device.n_processors:
+    elif device.cluster == 1 and problem.n_models * _WORTH_A_DEVICE <= device.n_processors:
         modules = [many_classes, cuda]
     plans = (module.Plan.of(problem, batch_size, device) for module in modules)
     return next((plan for plan in plans if plan is not None), None)

@@ -15,14 +15,17 @@ from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
 
 from skmax.backends import cupy
 from skmax.backends.device_code import ARCHITECTURES, COMPILER, Unit, kernels
-from skmax.kernels import cuda, device_sums, few_classes, many_classes, residual
+from skmax.kernels import cuda, device_sums, few_classes, many_classes, residual, sparse_rows
 
 _PACKAGE = "nvidia-cuda-nvrtc-cu12"
 
 
 def units() -> list[Unit]:
     """All that is compiled ahead."""
-    modules = (cupy, cuda, device_sums, few_classes, many_classes, residual)
+    modules = (
+        *(cupy, cuda, device_sums, few_classes),
+        *(many_classes, residual, sparse_rows),
+    )
     return [unit for module in modules for unit in module.units()]
 
 

@@ -68,15 +68,28 @@ __device__ inline void multiply_f64(double &c0, double &c1, double a, double b) 
                  : "+d"(c0), "+d"(c1) : "d"(a), "d"(b));
 }
 
+// A number that the compiler takes for a new one: what was computed from it before is not kept.
+__device__ inline int anew(int value) {
+    asm volatile("" : "+r"(value));
+    return value;
+}
+
+// Counts one more, after what this thread has written, or has seen others of its block write.
+__device__ inline void arrive(unsigned *counter) {
+    asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
+}
+// Waits until so many have been counted.
+__device__ inline void wait_for(const unsigned *counter, unsigned target) {
+    unsigned seen;
+    do asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(counter) : "memory");
+    while (static_cast<int>(seen - target) < 0);
+}
 // A barrier for all blocks of a cooperative launch, which has met it `turn` times before.
 __device__ inline void grid_barrier(unsigned *counter, unsigned turn) {
     __syncthreads();
     if (threadIdx.x == 0) {
-        asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
-        const unsigned target = (turn + 1) * gridDim.x;
-        unsigned seen;
-        do asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(counter) : "memory");
-        while (static_cast<int>(seen - target) < 0);
+        arrive(counter);
+        wait_for(counter, (turn + 1) * gridDim.x);
     }
     __syncthreads();
 }
