@@ -3,7 +3,6 @@
 import itertools
 import json
 import pickle
-import re
 import shutil
 import subprocess
 import sys
