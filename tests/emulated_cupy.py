@@ -110,7 +110,7 @@ class Device(str):
     compute_capability = "90"
     attributes = types.MappingProxyType(
         {
-            "MultiProcessorCount": 132,
+            "MultiProcessorCount": 16,  # each has hundreds of fibers
             "MaxSharedMemoryPerBlockOptin": 232448,
             "MaxSharedMemoryPerMultiprocessor": 233472,
         }

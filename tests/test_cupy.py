@@ -221,7 +221,7 @@ def test_a_search_gives_the_scores_of_the_cpu(cuda, kind):
         "uint8": np.clip(np.rint(20 * X + 100), 0, 255).astype(np.uint8),
         "sparse": sparse.csr_array(np.where(np.abs(X) > 1, X, 0)),
     }[kind]
-    grid = {"C": [0.01, 0.1, 1.0], "learning_rate": [0.02, 0.05], "l1_ratio": [0.0, 0.5]}
+    grid = {"C": [0.01, 1.0], "learning_rate": [0.02, 0.05], "l1_ratio": [0.0, 0.5]}
     searches = [
         BatchedGridSearchCV(
             estimator(backend=backend, tol=0), grid, cv=3, scoring="neg_log_loss"

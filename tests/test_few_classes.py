@@ -167,7 +167,7 @@ def test_labels_of_any_integers(emulated, chosen):
 def test_the_build_that_is_chosen(emulated, shape, build):
     shape = SHAPE | {"k": 10, "dtype": np.uint8} | shape
     problem, *_ = make_case(CupyBackend(), 0, **shape)
-    plan = kernels.sgd_epoch(problem, 16)
+    plan = Plan.of(problem, 16, H100)
     assert isinstance(plan, Plan)
     assert plan.build == Build(*build)
     assert plan.build in builds()

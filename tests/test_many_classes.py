@@ -47,7 +47,7 @@ def shapes(draw):
     }
 
 
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, 2**32 - 1), shapes(), st.sampled_from([3, 4]))
 def test_the_emulated_epoch_equals_the_reference(emulated, seed, shape, n_processors):
     def kernel(case):
@@ -59,7 +59,7 @@ def test_the_emulated_epoch_equals_the_reference(emulated, seed, shape, n_proces
 
 @pytest.mark.parametrize("k", [140, 1030], ids=["of a block", "more than registers"])
 def test_a_block_has_a_row(emulated, k):
-    shape = SHAPE | {"k": k, "n": k + 9, "d": 3, "batch": k, "rare": ("soft", "weights")}
+    shape = SHAPE | {"k": k, "n": k, "d": 2, "batch": k, "rare": ("soft", "weights")}
 
     def kernel(case):
         return Plan.of(case[0], shape["batch"], device(2))
@@ -104,7 +104,7 @@ def test_many_classes_are_its_own(emulated):
 
 def test_without_clusters_few_models_share_the_device(emulated, monkeypatch):
     monkeypatch.setattr(emulated_cupy.Device, "compute_capability", "80")
-    for m, expected in ((1, Plan), (33, Plan), (34, kernels.cuda.Plan)):
+    for m, expected in ((1, Plan), (4, Plan), (5, kernels.cuda.Plan)):  # of 16 multiprocessors
         problem, *_ = make_case(CupyBackend(), 0, **SHAPE | {"m": m, "k": 3})
         assert type(kernels.sgd_epoch(problem, 20)) is expected
 
@@ -116,12 +116,13 @@ def test_arguments_are_in_the_order_of_the_parameters():
     assert tuple(re.findall(r"(\w+)(?:,|$)", parameters)) == PARAMETERS
 
 
-@pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "sm_100"])
 @pytest.mark.parametrize(
-    "build", [Build("float", "float"), Build("float", "half"), Build("double", "double")], ids=str
+    ("type_", "architecture"),
+    [("float", "sm_80"), ("float", "sm_100"), ("half", "sm_90"), ("double", "sm_90")],
 )
-def test_the_kernel_compiles_without_spilling_registers(build, architecture):
+def test_the_kernel_compiles_without_spilling_registers(type_, architecture):
     pytest.importorskip("nvidia.cuda_nvrtc", reason="no nvidia-cuda-nvrtc-cu12")
+    build = Build("double" if type_ == "double" else "float", type_)
     report = compiler_report(build.unit(), (f"-arch={architecture}", "--ptxas-options=-v"))
     frames = re.findall(r"(\d+) bytes (stack frame|spill stores|spill loads)", report)
     assert len(frames) >= 3
