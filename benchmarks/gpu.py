@@ -56,7 +56,7 @@ except ImportError:  # not installed: the checkout that this file is in
     import skmax
 
 from compare import Data, Row, add_ratios, cell, objective, table, timed
-from data import embeddings
+from data import embeddings, text
 
 from skmax import BatchedGridSearchCV, SoftmaxRegression, kernels
 from skmax.backends import float_dtype_for, resolve
@@ -83,6 +83,7 @@ BUDGET = {
     "correctness": 60,
     "epochs": 30,
     "classes": 60,
+    "sparse": 15,
     "fits": 30,
     "embeddings": 90,
     "large": 40,
@@ -646,6 +647,20 @@ def classes(bench: Bench) -> Iterator[Row]:
             yield {"rows": len(X), "features": d, "classes": k, "batch": batch, **row}
 
 
+def sparse_rows(bench: Bench) -> Iterator[Row]:
+    """Milliseconds per epoch of text, 40,000 x 15,000 with 15 values per row, batches of 256.
+
+    Columns are those of the epochs above.
+    """
+    for k in (20, 413):
+        X, y = text(40_000 // (10 if bench.quick else 1), 15_000, k, 15)
+        what = f"text, {k} classes"
+        row = bench.tried(what, partial(measure_epochs, bench, what, X, y, 1, BATCH))
+        if "ms" in row:
+            bench.result(f"epoch, {what}", row["ms"], "ms")
+        yield {"rows": X.shape[0], "classes": k, **row}
+
+
 def torch_epochs(X: np.ndarray, y: np.ndarray, batch: int) -> Row:
     """Milliseconds of PyTorch's epochs."""
     return {
@@ -1043,6 +1058,7 @@ SECTIONS: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "correctness": correctness,
     "epochs": epochs,
     "classes": classes,
+    "sparse": sparse_rows,
     "fits": fits,
     "embeddings": fits_of_embeddings,
     "large": large,
