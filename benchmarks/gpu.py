@@ -654,6 +654,7 @@ def sparse_rows(bench: Bench) -> Iterator[Row]:
     """
     for k in (20, 413):
         X, y = text(40_000 // (10 if bench.quick else 1), 15_000, k, 15)
+        X = X.astype(np.float32)
         what = f"text, {k} classes"
         row = bench.tried(what, partial(measure_epochs, bench, what, X, y, 1, BATCH))
         if "ms" in row:
