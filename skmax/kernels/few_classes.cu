@@ -30,11 +30,27 @@
 //   CLUSTER     blocks per model: 8 or 16
 //   PER         features of a lane: 2, or 4 for bytes
 //   GROUPS      how often a warp has those of its lanes
-// and may define EARLY as 0, for comparison: whole batches then come after the products, not among
-// them.
+// and may define, for comparison, as 0 or 1
+//   EARLY    whether whole batches come among the products, not after them
+//   SPECIAL  whether the commonest case has code of its own
+//   PIPED    whether operands of the forward products are loaded one of their steps ahead
+//   LATER    whether what a step needs late is loaded late, and labels a step ahead
+//   HOISTED  whether means and units are loaded while residuals travel
 
 #ifndef EARLY
 #define EARLY 1
+#endif
+#ifndef SPECIAL
+#define SPECIAL 1
+#endif
+#ifndef PIPED
+#define PIPED 1
+#endif
+#ifndef LATER
+#define LATER 1
+#endif
+#ifndef HOISTED
+#define HOISTED 1
 #endif
 constexpr int WARPS = 4, THREADS = 32 * WARPS;
 constexpr int ROWS = 256;  // the most of a batch
@@ -155,8 +171,10 @@ __device__ inline float2 load(const unsigned char *from) {
     return make_float2(to_float(first), to_float(second));
 }
 
-// A thread of a block at work.
-struct Worker {
+// A thread of a block at work. PLAIN says that batches have about the most rows that there may be,
+// and that there are labels, no weights, no smoothing, no L1 penalty, no offset and the largest
+// copies.
+template <bool PLAIN> struct Worker {
     const Arguments a;
     unsigned char *const memory;
     const Address base, logits_came, residuals_came;
@@ -175,6 +193,12 @@ struct Worker {
     float hard_share = 1, poison = 0, weight_ahead = 0;
     int scale = 60;  // the weights' unit is 2^-scale
     double loss = 0, correct = 0;
+    // What is known of a row before its logits are.
+    struct Row {
+        int truth, visit;
+        float weight, score;
+    };
+    Row next_row[ROUNDS];
 
     template <typename T> __device__ __forceinline__ T *at(int place) const {
         return reinterpret_cast<T *>(memory + place);
@@ -187,8 +211,8 @@ struct Worker {
           rank(blockIdx.x % CLUSTER), model(blockIdx.x / CLUSTER), models(gridDim.x / CLUSTER),
           steps((a.n + a.batch - 1) / a.batch), works(g < 7),
           width(between(0, a.d - rank * SLICE, SLICE)),
-          tiles((a.batch + 15) / 16), shift(OWNED > 16 && tiles > CLUSTER ? 1 : 0),
-          owned(between(0, tiles - (rank << shift), 1 << shift)),
+          tiles(PLAIN ? ROWS / 16 : (a.batch + 15) / 16), shift(OWNED > 16 && tiles > CLUSTER ? 1 : 0),
+          owned(PLAIN ? OWNED / 16 : between(0, tiles - (rank << shift), 1 << shift)),
           l2(number(0)), l1(number(1)), momentum(number(2)),
           column(static_cast<int>(bits_of(number(3)))) {}
 
@@ -199,6 +223,8 @@ struct Worker {
         const int left = a.n - step * a.batch;
         return left < a.batch ? left : a.batch;
     }
+    __device__ __forceinline__ bool weighted() const { return !PLAIN && a.weight; }
+    __device__ __forceinline__ bool smoothed() const { return !PLAIN && a.smoothing; }
     // The class that is the j-th of a lane.
     __device__ __forceinline__ int class_of(int j) const {
         return j < 2 * TILES ? j / 2 * 8 + 2 * t + j % 2 : 8 * TILES + j % 2;
@@ -275,7 +301,8 @@ struct Worker {
     __device__ __forceinline__ Fetch fetch_of(int step) const {
         const int chunk = thread % ACROSS, row = thread / ACROSS;
         Fetch fetch;
-        fetch.all = EARLY && step < steps && rows_in(step) == ROWS && a.copy == MOST;
+        fetch.all = EARLY && step < steps && rows_in(step) == ROWS &&
+                    (PLAIN || a.copy == MOST);
         fetch.here = fetch.all && chunk < CHUNKS && chunk * MOST < width * DATA_BYTES;
         fetch.from = a.X + size_t(rank) * SLICE * DATA_BYTES + chunk * MOST;
         fetch.place = at<int>(Layout::place) + step % 2 * ROWS + row;
@@ -284,20 +311,33 @@ struct Worker {
         fetch.to = base + Layout::rows + (step % 2 * ROWS + row) * STRIDE + chunk * MOST;
         return fetch;
     }
+    // Where those rows are that a step of the forward products asks for.
+    struct Places {
+        int of_row[AT_ONCE];
+    };
+    __device__ __forceinline__ void
+    look_up(Places &places, const Fetch &fetch, int ks, bool now) const {
+#pragma unroll
+        for (int j = 0; now && j < AT_ONCE; ++j)
+            if (MINE % FORWARD == 0 || ks * AT_ONCE + j < MINE)
+                places.of_row[j] = fetch.place[(ks * AT_ONCE + j) * (THREADS / ACROSS)];
+    }
     // What falls to one of `parts` parts of a step of the forward products.
-    __device__ __forceinline__ void fetch_part(const Fetch &fetch, int ks, int i, int parts) const {
+    __device__ __forceinline__ void
+    fetch_part(const Fetch &fetch, const Places &places, int ks, int i, int parts) const {
 #pragma unroll
         for (int j = i * AT_ONCE / parts; j < (i + 1) * AT_ONCE / parts; ++j) {
             const int turn = ks * AT_ONCE + j, row = turn * (THREADS / ACROSS);
             if (MINE % FORWARD && turn >= MINE) break;
+            const int place = PIPED ? places.of_row[j] : fetch.place[row];
             copy_ahead_if<MOST>(fetch.here, fetch.to + row * STRIDE,
-                                element(fetch.from, fetch.place[row], fetch.row_bytes));
+                                element(fetch.from, place, fetch.row_bytes));
         }
     }
     // Rows of a step, of which those beyond the last stay what they were.
     __device__ __forceinline__ void fetch(int step) const {
         if (step >= steps) return;
-        if (a.copy == 16) fetch_by<MOST>(step);
+        if (PLAIN || a.copy == 16) fetch_by<MOST>(step);
         else if (a.copy == 8) fetch_by<8>(step);
         else fetch_by<4>(step);
     }
@@ -311,7 +351,7 @@ struct Worker {
     // The largest weight that this thread sees of a step's rows, which says what the unit of its
     // residuals is.
     __device__ __forceinline__ void weigh(int step) {
-        if (!BYTES || !a.weight || step >= steps) return;
+        if (!BYTES || !weighted() || step >= steps) return;
         const int size = rows_in(step), *const visit = visits(step);
         weight_ahead = 0;
 #pragma unroll
@@ -320,7 +360,7 @@ struct Worker {
                 weight_ahead = fmaxf(weight_ahead, a.weight[size_t(visit[r]) * a.u + column]);
     }
     __device__ __forceinline__ void note_weight(int step) const {
-        if (!BYTES || !a.weight) return;
+        if (!BYTES || !weighted()) return;
         float most = weight_ahead;
 #pragma unroll
         for (int mask = 16; mask > 0; mask /= 2) most = fmaxf(most, from_lane_xor(most, mask));
@@ -328,7 +368,7 @@ struct Worker {
     }
     // Residuals are less than two to the power of this.
     __device__ __forceinline__ int size_of_residuals(int step) const {
-        if (!BYTES || !a.weight) return 0;
+        if (!BYTES || !weighted()) return 0;
         const float *const heaviest = at<float>(Layout::heaviest) + step % 2 * WARPS;
         float most = heaviest[0];
 #pragma unroll
@@ -523,7 +563,7 @@ struct Worker {
             __syncthreads();
             return;
         }
-        if (a.offset && next < steps) shift_rows(next);
+        if (!PLAIN && a.offset && next < steps) shift_rows(next);
         int any = __syncthreads_or(over);
         for (; BYTES && any && scale > LEAST; any = __syncthreads_or(over)) {
             scale -= 2;
@@ -554,10 +594,10 @@ struct Worker {
         weigh(0);
         meet_cluster();  // the other blocks' memory exists once they have begun
         send_at_mean();
-        for (int k = thread; a.smoothing && k < a.classes; k += THREADS)
+        for (int k = thread; smoothed() && k < a.classes; k += THREADS)
             at<float>(Layout::smoothing)[k] = a.smoothing[model * a.classes + k];
         meet_cluster();
-        for (int k = 0; a.smoothing && k < a.classes; ++k)
+        for (int k = 0; smoothed() && k < a.classes; ++k)
             hard_share -= at<float>(Layout::smoothing)[k];
         for (int k = thread; k < CLASSES; k += THREADS) {
             const int here = model * a.classes + k;
@@ -566,6 +606,7 @@ struct Worker {
                 k < a.classes ? a.intercept[here] + of_blocks(k) : -INFINITE;
             at<float>(Layout::speed)[k] = k < a.classes ? a.intercept_velocity[here] : 0.f;
         }
+        if (LATER && PLAIN) ask_for_rows(0);
         publish_all(0);
     }
     static constexpr float INFINITE = 3e38f;
@@ -683,24 +724,39 @@ struct Worker {
         const Address rows = base + Layout::rows + step % 2 * (ROWS * STRIDE) +
                              (16 * warp + lane % 16) * STRIDE + lane / 16 * 16;
         const uint2 *const weights = at<uint2>(Layout::weights) + lane;
-#pragma unroll UNROLLED
-        for (int ks = 0; ks < FORWARD; ++ks) {
+        struct Operands {
             uint2 f[DIGITS + REST];
+            unsigned x[N][4];
+            Places places;
+        };
+        auto load_some = [&](Operands &o, int ks) {
 #pragma unroll
             for (int digit = 0; digit < DIGITS; ++digit)
-                f[digit] = weights[(ks * WEIGHTS + 4 * c + digit) * 32];
-            if (with_rest) f[DIGITS + REST - 1] = weights[(ks * WEIGHTS + 4 * TILES) * 32];
+                o.f[digit] = weights[(ks * WEIGHTS + 4 * c + digit) * 32];
+            if (with_rest) o.f[DIGITS + REST - 1] = weights[(ks * WEIGHTS + 4 * TILES) * 32];
+            look_up(o.places, fetch, ks, PIPED && N == 4 && c == 0);
+#pragma unroll
+            for (int i = 0; PIPED && i < N; ++i)
+                load_matrices(o.x[i], rows + i * (16 * WARPS * STRIDE) + ks * 32);
+        };
+        constexpr bool AHEAD_ONE = PIPED && TILES <= 1;
+        Operands o, next;
+        if (AHEAD_ONE) load_some(next, 0);
+#pragma unroll AHEAD_ONE && FORWARD <= 4 ? FORWARD : UNROLLED
+        for (int ks = 0; ks < FORWARD; ++ks) {
+            if (AHEAD_ONE) o = next;
+            else load_some(o, ks);
+            if (AHEAD_ONE && ks + 1 < FORWARD) load_some(next, ks + 1);
 #pragma unroll
             for (int i = 0; i < N; ++i) {
-                unsigned x[4];
-                load_matrices(x, rows + i * (16 * WARPS * STRIDE) + ks * 32);
+                if (!PIPED) load_matrices(o.x[i], rows + i * (16 * WARPS * STRIDE) + ks * 32);
 #pragma unroll
                 for (int digit = 0; digit < DIGITS; ++digit)
-                    multiply_u8s8(sum[i][digit], x, f[digit].x, f[digit].y);
+                    multiply_u8s8(sum[i][digit], o.x[i], o.f[digit].x, o.f[digit].y);
                 if (with_rest)
-                    multiply_u8s8(sum[i][DIGITS + REST - 1], x, f[DIGITS + REST - 1].x,
-                                  f[DIGITS + REST - 1].y);
-                if (N == 4 && c == 0) fetch_part(fetch, ks, i, N);
+                    multiply_u8s8(sum[i][DIGITS + REST - 1], o.x[i], o.f[DIGITS + REST - 1].x,
+                                  o.f[DIGITS + REST - 1].y);
+                if (N == 4 && c == 0) fetch_part(fetch, o.places, ks, i, N);
             }
         }
         const float down = power_of_two(-scale), high_down = power_of_two(16 - scale);
@@ -744,13 +800,23 @@ struct Worker {
                 f[1] = weights[(ks * WEIGHTS + 2 * c + 1) * 32];
             }
             if (with_rest) f[2] = weights[(ks * WEIGHTS + 2 * TILES) * 32];
-#pragma unroll
-            for (int i = 0; i < N; ++i) {
+            float2 x[N][2];
+            auto load_tile = [&](int i) {
                 const unsigned char *const row =
                     rows + i * (16 * WARPS * STRIDE) + (ks * 8 + 2 * t) * DATA_BYTES;
-                const float2 p = load(row), q = load(row + 8 * STRIDE);
-                multiply_both(p.x, q.x, p.y, q.y, f, z[i], low[i], rest[i], with_rest);
-                if (N == 4 && c == 0) fetch_part(fetch, ks, i, N);
+                x[i][0] = load(row);
+                x[i][1] = load(row + 8 * STRIDE);
+            };
+            Places places;
+            look_up(places, fetch, ks, PIPED && N == 4 && c == 0);
+#pragma unroll
+            for (int i = 0; PIPED && i < N; ++i) load_tile(i);
+#pragma unroll
+            for (int i = 0; i < N; ++i) {
+                if (!PIPED) load_tile(i);
+                multiply_both(x[i][0].x, x[i][1].x, x[i][0].y, x[i][1].y, f, z[i], low[i],
+                              rest[i], with_rest);
+                if (N == 4 && c == 0) fetch_part(fetch, places, ks, i, N);
             }
         }
 #pragma unroll
@@ -809,23 +875,18 @@ struct Worker {
     }
     // Whether the rows of a batch end before so many times 32, about; beyond are no residuals.
     __device__ __forceinline__ bool end_before(int ks) const {
-        return ks >= 4 ? tiles <= 8 : ks >= 2 && tiles <= 4;
+        return PLAIN ? false : ks >= 4 ? tiles <= 8 : ks >= 2 && tiles <= 4;
     }
 
-    // What is known of a row before its logits are.
-    struct Row {
-        int truth, visit;
-        float weight, score;
-    };
     __device__ __forceinline__ Row row_of(int step, int round) const {
         const int r = thread / 4 + 32 * round, of_batch = (rank << shift) * 16 + r;
         Row row{-1, 0, 0.f, 0.f};
         if (r >= 16 * owned || of_batch >= rows_in(step)) return row;
         row.visit = visits(step)[of_batch];
-        row.truth = a.label ? a.label[size_t(row.visit) * a.label_words] : likeliest(row.visit);
+        row.truth = PLAIN || a.label ? a.label[size_t(row.visit) * a.label_words] : likeliest(row.visit);
         const size_t here = size_t(row.visit) * a.u + column;
-        row.weight = a.weight ? a.weight[here] : 1.f;
-        row.score = a.score_weight ? a.score_weight[here] : row.weight;
+        row.weight = weighted() ? a.weight[here] : 1.f;
+        row.score = !PLAIN && a.score_weight ? a.score_weight[here] : row.weight;
         return row;
     }
     // The class that a row's target gives most probability.
@@ -838,8 +899,8 @@ struct Worker {
     }
     __device__ __forceinline__ float target_of(const Row &row, int k) const {
         float target = k == row.truth ? 1.f : 0.f;
-        if (a.target) target = k < a.classes ? a.target[size_t(row.visit) * a.classes + k] : 0.f;
-        return a.smoothing ? hard_share * target + at<float>(Layout::smoothing)[k] : target;
+        if (!PLAIN && a.target) target = k < a.classes ? a.target[size_t(row.visit) * a.classes + k] : 0.f;
+        return smoothed() ? hard_share * target + at<float>(Layout::smoothing)[k] : target;
     }
 
     // The residuals of one round of the block's rows, and what their loss needs: four lanes share a
@@ -887,7 +948,7 @@ struct Worker {
         const bool inside = row.truth >= 0;
 #pragma unroll
         for (int j = 0; j < OWN; ++j) outcome.target[j] = class_of(j) == row.truth ? 1.f : 0.f;
-        if (a.target || a.smoothing)
+        if (!PLAIN && (a.target || a.smoothing))
 #pragma unroll
             for (int j = 0; j < OWN; ++j)
                 outcome.target[j] = inside ? target_of(row, class_of(j)) : 0.f;
@@ -1079,14 +1140,20 @@ struct Worker {
     move(float &weight, float &speed, float slope, float unit, float rate) const {
         speed = momentum * speed - rate * ((slope + l2 * weight) * unit * unit);
         weight += speed;
-        if (l1 > 0) {
+        if (!PLAIN && l1 > 0) {
             const float clipped = clip(weight, rate * (l1 * unit * unit));
             weight -= clipped;
             speed -= clipped;
         }
     }
+    // The means and units of a lane's features, where they are loaded before residuals come.
+    static constexpr bool IN_TIME = HOISTED && PLAIN && GROUPS == 1;
+    struct Known {
+        float mean[PER], unit[PER], mean_of_rest[HALVES], unit_of_rest[HALVES];
+    };
     __device__ __forceinline__ void
-    backward(int step, float rate, int size, const unsigned (&ahead)[ROWS / 32][HALVES][4]) {
+    backward(int step, float rate, int size, const unsigned (&ahead)[ROWS / 32][HALVES][4],
+             const Known &known) {
         const float per_row = __fdividef(1.f, to_float(rows_in(step)));
         float of_class[OWN] = {};  // sums of residuals, from the lanes whose first feature is 1
 #pragma unroll
@@ -1101,8 +1168,15 @@ struct Worker {
                     for (int j = 0; q == 0 && j < 2; ++j)
                         of_class[2 * c + j] = from_lane_at(y[0][j], 28 + t);
                     float mean[PER], unit[PER];
-                    pick(mean, Layout::mean, feature(q));
-                    pick(unit, Layout::unit, feature(q));
+#pragma unroll
+                    for (int f = 0; IN_TIME && f < PER; ++f) {
+                        mean[f] = known.mean[f];
+                        unit[f] = known.unit[f];
+                    }
+                    if (!IN_TIME) {
+                        pick(mean, Layout::mean, feature(q));
+                        pick(unit, Layout::unit, feature(q));
+                    }
 #pragma unroll
                     for (int i = 0; i < HALVES; ++i)
 #pragma unroll
@@ -1119,46 +1193,79 @@ struct Worker {
                     of_class[2 * TILES + j] = from_lane_at(own[0], 28 + j);
                 const float of_own = t % 2 ? of_class[OWN - 1] : of_class[OWN - 2];
                 float mean[HALVES], unit[HALVES];
-                pick(mean, Layout::mean, feature_of_rest(q));
-                pick(unit, Layout::unit, feature_of_rest(q));
+#pragma unroll
+                for (int i = 0; IN_TIME && i < HALVES; ++i) {
+                    mean[i] = known.mean_of_rest[i];
+                    unit[i] = known.unit_of_rest[i];
+                }
+                if (!IN_TIME) {
+                    pick(mean, Layout::mean, feature_of_rest(q));
+                    pick(unit, Layout::unit, feature_of_rest(q));
+                }
 #pragma unroll
                 for (int i = 0; i < HALVES; ++i)
                     move(w_rest[q][i], v_rest[q][i], (own[i] - of_own * mean[i]) * per_row,
                          unit[i], rate);
             }
         if (!a.fit_intercept || warp || g) return;
+        float speed[OWN], intercept[OWN];
+#pragma unroll
+        for (int j = 0; j < OWN; ++j) {
+            speed[j] = at<float>(Layout::speed)[class_of(j)];
+            intercept[j] = at<float>(Layout::intercept)[class_of(j)];
+        }
 #pragma unroll
         for (int j = 0; j < OWN; ++j) {
             if (!speaks(j)) continue;
-            float &speed = at<float>(Layout::speed)[class_of(j)];
-            speed = momentum * speed - rate * (of_class[j] * per_row);
-            at<float>(Layout::intercept)[class_of(j)] += speed;
+            speed[j] = momentum * speed[j] - rate * (of_class[j] * per_row);
+            at<float>(Layout::speed)[class_of(j)] = speed[j];
+            at<float>(Layout::intercept)[class_of(j)] = intercept[j] + speed[j];
         }
     }
 
+    // What the barriers of a step wait for.
+    __device__ __forceinline__ void expect() const {
+        if (thread) return;
+        expect_bytes(logits_came, CLUSTER * owned * 16 * CLASSES * 4);
+        expect_bytes(residuals_came, (tiles - owned) * WORDS * 4);
+    }
+    __device__ __forceinline__ float rate_of(int step) const {
+        return a.numbers[size_t(a.first + step) * models + model];
+    }
+    __device__ __forceinline__ void ask_for_rows(int step) {
+#pragma unroll
+        for (int i = 0; i < ROUNDS; ++i)
+            if (step < steps) next_row[i] = row_of(step, i);
+    }
+
     __device__ __forceinline__ void run(int step) {
-        if (thread == 0) {
-            expect_bytes(logits_came, CLUSTER * owned * 16 * CLASSES * 4);
-            expect_bytes(residuals_came, (tiles - owned) * WORDS * 4);
-        }
-        const float rate = a.numbers[size_t(a.first + step) * models + model];
+        if (!LATER) expect();
+        float rate = LATER ? 0.f : rate_of(step);
         const int size = size_of_residuals(step);
         Row row[ROUNDS];
 #pragma unroll
-        for (int i = 0; i < ROUNDS; ++i) row[i] = row_of(step, i);
+        for (int i = 0; i < ROUNDS; ++i) {
+            if (LATER && PLAIN) row[i] = next_row[i];
+            else row[i] = row_of(step, i);
+        }
         if (PER == 4) forget(thread);  // or what follows from it fills the registers for all steps
         lane = thread % 32;
         warp = thread / 32;
         g = lane / 4;
         t = lane % 4;
         const Fetch early = fetch_of(step + 1);
-        if (tiles > 8) forward<4>(step, early);
+        if (PLAIN || tiles > 8) forward<4>(step, early);
         else if (tiles > 4) forward<2>(step, early);
         else forward<1>(step, early);
         // While logits travel: the operands of the backward products, and the next rows.
+        if (LATER) {
+            expect();
+            rate = rate_of(step);
+            if (PLAIN) ask_for_rows(step + 1);
+        }
         unsigned ahead[ROWS / 32][HALVES][4];
         if (AHEAD) {
-            if (tiles > 8) {
+            if (PLAIN || tiles > 8) {
 #pragma unroll
                 for (int ks = 0; ks < 8; ++ks) operands(ahead[ks], step, 0, ks);
             } else {
@@ -1182,11 +1289,25 @@ struct Worker {
 #pragma unroll
         for (int i = 0; i < ROUNDS; ++i)
             if (8 * warp + 32 * i < 16 * owned) add_loss(outcome[i], row[i]);
+        Known known;
+        if (IN_TIME) {
+            pick(known.mean, Layout::mean, feature(0));
+            pick(known.unit, Layout::unit, feature(0));
+            pick(known.mean_of_rest, Layout::mean, feature_of_rest(0));
+            pick(known.unit_of_rest, Layout::unit, feature_of_rest(0));
+        }
         wait_for_bytes(residuals_came, step % 2);
-        backward(step, rate, size, ahead);
+        backward(step, rate, size, ahead, known);
         publish_all(step + 1);
     }
 };
+
+template <bool PLAIN> __device__ __forceinline__ void work(const Arguments &arguments) {
+    Worker<PLAIN> worker(arguments);
+    worker.start();
+    for (int step = 0; step < worker.steps; ++step) worker.run(step);
+    worker.finish();
+}
 
 // Arguments as `Arguments` has them.
 extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THREADS, 1)
@@ -1204,8 +1325,9 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
         score_weight, u, smoothing, mean, inverse_scale, numbers, steps, first, fit_intercept, coef,
         velocity, intercept, intercept_velocity, new_coef, new_velocity, new_intercept,
         new_intercept_velocity, sums};
-    Worker worker(arguments);
-    worker.start();
-    for (int step = 0; step < worker.steps; ++step) worker.run(step);
-    worker.finish();
+    const bool plain = SPECIAL && TILES <= 2 && batch > ROWS - 16 && label && !weight &&
+                       !score_weight && !smoothing && !offset && copy == MOST &&
+                       numbers[size_t(steps + 1) * (gridDim.x / CLUSTER) + blockIdx.x / CLUSTER] == 0;
+    if (plain) work<SPECIAL && TILES <= 2>(arguments);
+    else work<false>(arguments);
 }
