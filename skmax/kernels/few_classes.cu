@@ -1302,6 +1302,8 @@ template <bool PLAIN> struct Worker {
     }
 };
 
+// Elsewhere there are no registers for it.
+constexpr bool SPECIAL_HERE = SPECIAL && TILES <= 1 && GROUPS == 1;
 template <bool PLAIN> __device__ __forceinline__ void work(const Arguments &arguments) {
     Worker<PLAIN> worker(arguments);
     worker.start();
@@ -1325,9 +1327,9 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
         score_weight, u, smoothing, mean, inverse_scale, numbers, steps, first, fit_intercept, coef,
         velocity, intercept, intercept_velocity, new_coef, new_velocity, new_intercept,
         new_intercept_velocity, sums};
-    const bool plain = SPECIAL && TILES <= 2 && batch > ROWS - 16 && label && !weight &&
+    const bool plain = SPECIAL_HERE && batch > ROWS - 16 && label && !weight &&
                        !score_weight && !smoothing && !offset && copy == MOST &&
                        numbers[size_t(steps + 1) * (gridDim.x / CLUSTER) + blockIdx.x / CLUSTER] == 0;
-    if (plain) work<SPECIAL && TILES <= 2>(arguments);
+    if (plain) work<SPECIAL_HERE>(arguments);
     else work<false>(arguments);
 }
