@@ -33,9 +33,11 @@
 // and may define, for comparison, as 0 or 1
 //   EARLY    whether whole batches come among the products, not after them
 //   SPECIAL  whether the commonest case has code of its own
-//   PIPED    whether operands of the forward products are loaded one of their steps ahead
-//   LATER    whether what a step needs late is loaded late, and labels a step ahead
+//   PIPED    whether operands of the forward products are loaded in time, and tiles of bytes follow
+//            each other
+//   LATER    whether labels and rates come with the rows, and intercepts stay in registers
 //   HOISTED  whether means and units are loaded while residuals travel
+//   ADDED    whether sums of digits become floats by an addition
 
 #ifndef EARLY
 #define EARLY 1
@@ -51,6 +53,9 @@
 #endif
 #ifndef HOISTED
 #define HOISTED 1
+#endif
+#ifndef ADDED
+#define ADDED 1
 #endif
 constexpr int WARPS = 4, THREADS = 32 * WARPS;
 constexpr int ROWS = 256;  // the most of a batch
@@ -93,7 +98,9 @@ template <int COPY> struct Chunks {
 constexpr int MOST = SLICE * DATA_BYTES % 16 ? 8 : 16;
 constexpr int CHUNKS = Chunks<MOST>::count, ACROSS = Chunks<MOST>::across;
 constexpr int MINE = ROWS / (THREADS / ACROSS);  // rows of which a thread has a chunk
-constexpr int AT_ONCE = (MINE + FORWARD - 1) / FORWARD;
+constexpr int TEAMS = THREADS / ACROSS;          // threads that share no row, of which each has four
+constexpr int AT_ONCE = ((MINE + FORWARD - 1) / FORWARD + (PIPED ? 3 : 0)) / (PIPED ? 4 : 1) *
+                        (PIPED ? 4 : 1);
 
 // Where what is in the memory of a block, in bytes. skmax.kernels.few_classes computes `total` too.
 struct Layout {
@@ -113,7 +120,9 @@ struct Layout {
     static constexpr int of_all = sums + THREADS * 16;                 // (CLUSTER, 2)
     static constexpr int mean = of_all + CLUSTER * 16;                 // (SLICE,)
     static constexpr int unit = mean + SLICE * 4;
-    static constexpr int barriers = unit + SLICE * 4;
+    static constexpr int truth = unit + SLICE * 4;                     // (2, OWNED)
+    static constexpr int rate = truth + 2 * OWNED * 4;                 // (2,)
+    static constexpr int barriers = rate + 16;
     static constexpr int total = barriers + 16;
 };
 static_assert(Layout::mean % 16 == 0 && Layout::place % 16 == 0, "");
@@ -193,12 +202,9 @@ template <bool PLAIN> struct Worker {
     float hard_share = 1, poison = 0, weight_ahead = 0;
     int scale = 60;  // the weights' unit is 2^-scale
     double loss = 0, correct = 0;
-    // What is known of a row before its logits are.
-    struct Row {
-        int truth, visit;
-        float weight, score;
-    };
-    Row next_row[ROUNDS];
+    // In the plain case, all threads have the intercepts of their classes, and their velocities.
+    static constexpr bool KEPT = LATER && PLAIN;
+    float kept[OWN], kept_speed[OWN];
 
     template <typename T> __device__ __forceinline__ T *at(int place) const {
         return reinterpret_cast<T *>(memory + place);
@@ -299,7 +305,7 @@ template <bool PLAIN> struct Worker {
         bool all, here;  // whether it is done so, and by this thread
     };
     __device__ __forceinline__ Fetch fetch_of(int step) const {
-        const int chunk = thread % ACROSS, row = thread / ACROSS;
+        const int chunk = thread % ACROSS, row = thread / ACROSS * (PIPED ? 4 : 1);
         Fetch fetch;
         fetch.all = EARLY && step < steps && rows_in(step) == ROWS &&
                     (PLAIN || a.copy == MOST);
@@ -311,24 +317,35 @@ template <bool PLAIN> struct Worker {
         fetch.to = base + Layout::rows + (step % 2 * ROWS + row) * STRIDE + chunk * MOST;
         return fetch;
     }
+    // Which rows those are that a thread asks for, beyond its first one.
+    __device__ static __forceinline__ int row_of_turn(int turn) {
+        return PIPED ? turn / 4 * (4 * TEAMS) + turn % 4 : turn * TEAMS;
+    }
     // Where those rows are that a step of the forward products asks for.
     struct Places {
         int of_row[AT_ONCE];
     };
+    struct alignas(16) Four {
+        int value[4];
+    };
     __device__ __forceinline__ void
     look_up(Places &places, const Fetch &fetch, int ks, bool now) const {
 #pragma unroll
-        for (int j = 0; now && j < AT_ONCE; ++j)
-            if (MINE % FORWARD == 0 || ks * AT_ONCE + j < MINE)
-                places.of_row[j] = fetch.place[(ks * AT_ONCE + j) * (THREADS / ACROSS)];
+        for (int j = 0; now && j < AT_ONCE; j += 4) {
+            if (AT_ONCE * FORWARD > MINE && ks * AT_ONCE + j >= MINE) break;
+            const Four four =
+                *reinterpret_cast<const Four *>(fetch.place + row_of_turn(ks * AT_ONCE + j));
+#pragma unroll
+            for (int i = 0; i < 4; ++i) places.of_row[(j + i) % AT_ONCE] = four.value[i];
+        }
     }
     // What falls to one of `parts` parts of a step of the forward products.
     __device__ __forceinline__ void
     fetch_part(const Fetch &fetch, const Places &places, int ks, int i, int parts) const {
 #pragma unroll
         for (int j = i * AT_ONCE / parts; j < (i + 1) * AT_ONCE / parts; ++j) {
-            const int turn = ks * AT_ONCE + j, row = turn * (THREADS / ACROSS);
-            if (MINE % FORWARD && turn >= MINE) break;
+            const int turn = ks * AT_ONCE + j, row = row_of_turn(turn);
+            if (AT_ONCE * FORWARD > MINE && turn >= MINE) break;
             const int place = PIPED ? places.of_row[j] : fetch.place[row];
             copy_ahead_if<MOST>(fetch.here, fetch.to + row * STRIDE,
                                 element(fetch.from, place, fetch.row_bytes));
@@ -340,6 +357,17 @@ template <bool PLAIN> struct Worker {
         if (PLAIN || a.copy == 16) fetch_by<MOST>(step);
         else if (a.copy == 8) fetch_by<8>(step);
         else fetch_by<4>(step);
+    }
+    // The labels of the block's rows of a step, and its rate.
+    __device__ __forceinline__ void fetch_labels(int step) const {
+        const int of_batch = (rank << shift) * 16 + thread;
+        if (step >= steps) return;
+        if (thread < OWNED && of_batch < rows_in(step))
+            copy_ahead<4>(base + Layout::truth + (step % 2 * OWNED + thread) * 4,
+                          a.label + size_t(visits(step)[of_batch]) * a.label_words);
+        if (thread == THREADS - 1)
+            copy_ahead<4>(base + Layout::rate + step % 2 * 4,
+                          a.numbers + size_t(a.first + step) * models + model);
     }
     // Makes the signed bytes of a step's rows, which have come, unsigned ones.
     __device__ __forceinline__ void shift_rows(int step) const {
@@ -514,39 +542,38 @@ template <bool PLAIN> struct Worker {
     // What the weights make of the mean plus something, of each warp.
     __device__ __forceinline__ void meet_mean(float plus) const {
         float *const to = at<float>(Layout::at_mean) + warp * CLASSES;
+        float sum[PASSES][2] = {}, of_rest = 0;
 #pragma unroll
-        for (int c = 0; c < TILES; ++c) {
-            float sum[2] = {0, 0};
+        for (int q = 0; q < GROUPS; ++q) {
+            float mean[PER], mean_of_rest[HALVES];
+            pick(mean, Layout::mean, feature(q));
 #pragma unroll
-            for (int q = 0; q < GROUPS; ++q) {
-                float mean[PER];
-                pick(mean, Layout::mean, feature(q));
+            for (int c = 0; c < TILES; ++c)
 #pragma unroll
                 for (int i = 0; i < HALVES; ++i)
 #pragma unroll
                     for (int j = 0; j < 4; ++j)
-                        sum[j % 2] += w[q][i][c][j] * (mean[2 * i + j / 2] + plus);
-            }
+                        sum[c][j % 2] += w[q][i][c][j] * (mean[2 * i + j / 2] + plus);
+            if (!REST) continue;
+            pick(mean_of_rest, Layout::mean, feature_of_rest(q));
 #pragma unroll
-            for (int mask = 4; mask < 32; mask *= 2)
-#pragma unroll
-                for (int j = 0; j < 2; ++j) sum[j] += from_lane_xor(sum[j], mask);
-            if (g == 0)
-#pragma unroll
-                for (int j = 0; j < 2; ++j) to[8 * c + 2 * t + j] = sum[j];
+            for (int i = 0; i < HALVES; ++i) of_rest += w_rest[q][i] * (mean_of_rest[i] + plus);
         }
-        if (!REST) return;
-        float sum = 0;
+        if (REST) of_rest += from_lane_xor(of_rest, 2);
 #pragma unroll
-        for (int q = 0; q < GROUPS; ++q) {
-            float mean[HALVES];
-            pick(mean, Layout::mean, feature_of_rest(q));
+        for (int mask = 4; mask < 32; mask *= 2) {
 #pragma unroll
-            for (int i = 0; i < HALVES; ++i) sum += w_rest[q][i] * (mean[i] + plus);
+            for (int c = 0; c < TILES; ++c)
+#pragma unroll
+                for (int j = 0; j < 2; ++j) sum[c][j] += from_lane_xor(sum[c][j], mask);
+            if (REST) of_rest += from_lane_xor(of_rest, mask);
         }
+        if (g) return;
 #pragma unroll
-        for (int mask = 2; mask < 32; mask *= 2) sum += from_lane_xor(sum, mask);
-        if (g == 0 && t < 2) to[8 * TILES + t] = sum;
+        for (int c = 0; c < TILES; ++c)
+#pragma unroll
+            for (int j = 0; j < 2; ++j) to[8 * c + 2 * t + j] = sum[c][j];
+        if (REST && t < 2) to[8 * TILES + t] = of_rest;
     }
     __device__ __forceinline__ float at_mean(int k) const {
         const float *const from = at<float>(Layout::at_mean) + k;
@@ -590,6 +617,7 @@ template <bool PLAIN> struct Worker {
         wait_for_groups<0>();
         __syncthreads();
         fetch(0);
+        if (KEPT) fetch_labels(0);
         commit_copies();
         weigh(0);
         meet_cluster();  // the other blocks' memory exists once they have begun
@@ -606,8 +634,12 @@ template <bool PLAIN> struct Worker {
                 k < a.classes ? a.intercept[here] + of_blocks(k) : -INFINITE;
             at<float>(Layout::speed)[k] = k < a.classes ? a.intercept_velocity[here] : 0.f;
         }
-        if (LATER && PLAIN) ask_for_rows(0);
         publish_all(0);
+#pragma unroll
+        for (int j = 0; KEPT && j < OWN; ++j) {
+            kept[j] = at<float>(Layout::intercept)[class_of(j)];
+            kept_speed[j] = at<float>(Layout::speed)[class_of(j)];
+        }
     }
     static constexpr float INFINITE = 3e38f;
 
@@ -629,6 +661,13 @@ template <bool PLAIN> struct Worker {
     // What was learned, to memory that all share.
     __device__ __forceinline__ void finish() const {
         store_weights();
+        if (KEPT && warp == 0 && g == 0)
+#pragma unroll
+            for (int j = 0; j < OWN; ++j)
+                if (speaks(j)) {
+                    at<float>(Layout::intercept)[class_of(j)] = kept[j];
+                    at<float>(Layout::speed)[class_of(j)] = kept_speed[j];
+                }
         meet_mean(-to_float(a.offset));
         double *const of_threads = at<double>(Layout::sums);
         of_threads[2 * thread] = loss;
@@ -657,27 +696,34 @@ template <bool PLAIN> struct Worker {
 
     // Steps
 
+    __device__ __forceinline__ void
+    send_tile(int c, int i, const float (&z)[4], const float (&less)[2]) const {
+        const int tile = warp + WARPS * i, owner = tile >> shift;
+        if (!PLAIN && tile >= tiles) return;
+        const Address came = in_block(logits_came, owner);
+        const int row = (tile & (1 << shift) - 1) * 16 + g;
+        const Address there = in_block(base + Layout::logits, owner) +
+                              (rank * SOURCE + (c * OWNED + row) * 8 + 2 * t) * 4;
+        send(there, z[0] - less[0], z[1] - less[1], came);
+        send(there + 8 * 32, z[2] - less[0], z[3] - less[1], came);
+    }
     // The logits that this block's features make of N tiles of rows per warp, sent to their owners.
     template <int N> __device__ __forceinline__ void forward(int step, const Fetch &fetch) const {
 #pragma unroll
         for (int c = 0; c < PASSES; ++c) {
             float z[N][4], rest[4][4];
+            if (TILEWISE && N == 4) {
+                forward_by_tiles(step, fetch, rest);
+                send_rest<4>(rest);
+                return;
+            }
             if (BYTES) multiply_bytes<N>(step, c, fetch, z, rest);
             else multiply_floats<N>(step, c, fetch, z, rest);
             if (TILES) {
                 const float less[2] = {at_mean(8 * c + 2 * t) - poison,
                                        at_mean(8 * c + 2 * t + 1) - poison};
 #pragma unroll
-                for (int i = 0; i < N; ++i) {
-                    const int tile = warp + WARPS * i, owner = tile >> shift;
-                    if (tile >= tiles) continue;
-                    const Address came = in_block(logits_came, owner);
-                    const int row = (tile & (1 << shift) - 1) * 16 + g;
-                    const Address there = in_block(base + Layout::logits, owner) +
-                                          (rank * SOURCE + (c * OWNED + row) * 8 + 2 * t) * 4;
-                    send(there, z[i][0] - less[0], z[i][1] - less[1], came);
-                    send(there + 8 * 32, z[i][2] - less[0], z[i][3] - less[1], came);
-                }
+                for (int i = 0; i < N; ++i) send_tile(c, i, z[i], less);
             }
             if (REST && c == 0) send_rest<N>(rest);
         }
@@ -700,7 +746,7 @@ template <bool PLAIN> struct Worker {
         }
         const float less[2] = {at_mean(8 * TILES) - poison, at_mean(8 * TILES + 1) - poison};
         const int tile = warp + WARPS * t, owner = tile >> shift;
-        if (t >= N || tile >= tiles) return;
+        if (t >= N || (!PLAIN && tile >= tiles)) return;
         const Address came = in_block(logits_came, owner);
         const int row = (tile & (1 << shift) - 1) * 16 + g;
         const Address there = in_block(base + Layout::logits, owner) +
@@ -724,39 +770,26 @@ template <bool PLAIN> struct Worker {
         const Address rows = base + Layout::rows + step % 2 * (ROWS * STRIDE) +
                              (16 * warp + lane % 16) * STRIDE + lane / 16 * 16;
         const uint2 *const weights = at<uint2>(Layout::weights) + lane;
-        struct Operands {
+#pragma unroll UNROLLED
+        for (int ks = 0; ks < FORWARD; ++ks) {
             uint2 f[DIGITS + REST];
-            unsigned x[N][4];
-            Places places;
-        };
-        auto load_some = [&](Operands &o, int ks) {
 #pragma unroll
             for (int digit = 0; digit < DIGITS; ++digit)
-                o.f[digit] = weights[(ks * WEIGHTS + 4 * c + digit) * 32];
-            if (with_rest) o.f[DIGITS + REST - 1] = weights[(ks * WEIGHTS + 4 * TILES) * 32];
-            look_up(o.places, fetch, ks, PIPED && N == 4 && c == 0);
-#pragma unroll
-            for (int i = 0; PIPED && i < N; ++i)
-                load_matrices(o.x[i], rows + i * (16 * WARPS * STRIDE) + ks * 32);
-        };
-        constexpr bool AHEAD_ONE = PIPED && TILES <= 1;
-        Operands o, next;
-        if (AHEAD_ONE) load_some(next, 0);
-#pragma unroll AHEAD_ONE && FORWARD <= 4 ? FORWARD : UNROLLED
-        for (int ks = 0; ks < FORWARD; ++ks) {
-            if (AHEAD_ONE) o = next;
-            else load_some(o, ks);
-            if (AHEAD_ONE && ks + 1 < FORWARD) load_some(next, ks + 1);
+                f[digit] = weights[(ks * WEIGHTS + 4 * c + digit) * 32];
+            if (with_rest) f[DIGITS + REST - 1] = weights[(ks * WEIGHTS + 4 * TILES) * 32];
+            Places places;
+            look_up(places, fetch, ks, PIPED && N == 4 && c == 0);
 #pragma unroll
             for (int i = 0; i < N; ++i) {
-                if (!PIPED) load_matrices(o.x[i], rows + i * (16 * WARPS * STRIDE) + ks * 32);
+                unsigned x[4];
+                load_matrices(x, rows + i * (16 * WARPS * STRIDE) + ks * 32);
 #pragma unroll
                 for (int digit = 0; digit < DIGITS; ++digit)
-                    multiply_u8s8(sum[i][digit], o.x[i], o.f[digit].x, o.f[digit].y);
+                    multiply_u8s8(sum[i][digit], x, f[digit].x, f[digit].y);
                 if (with_rest)
-                    multiply_u8s8(sum[i][DIGITS + REST - 1], o.x[i], o.f[DIGITS + REST - 1].x,
-                                  o.f[DIGITS + REST - 1].y);
-                if (N == 4 && c == 0) fetch_part(fetch, o.places, ks, i, N);
+                    multiply_u8s8(sum[i][DIGITS + REST - 1], x, f[DIGITS + REST - 1].x,
+                                  f[DIGITS + REST - 1].y);
+                if (N == 4 && c == 0) fetch_part(fetch, places, ks, i, N);
             }
         }
         const float down = power_of_two(-scale), high_down = power_of_two(16 - scale);
@@ -768,8 +801,72 @@ template <bool PLAIN> struct Worker {
                 rest[i][j] = 0;
                 if (i >= N) continue;
                 if (TILES) z[i % N][j] = join(sum[i % N], j, high_down, down);
-                if (with_rest) rest[i][j] = to_float(sum[i % N][DIGITS + REST - 1][j]) * digit_down;
+                if (with_rest) rest[i][j] = of_digits(sum[i % N][DIGITS + REST - 1][j]) * digit_down;
             }
+    }
+    // An integer less than 2^22, as sums of digits of not too many features are.
+    __device__ static __forceinline__ float of_digits(int sum) {
+        if (!ADDED || FORWARD * DEPTH * 255 * 128 >= 1 << 22) return to_float(sum);
+        return from_bits(0x4b400000u + static_cast<unsigned>(sum)) - 12582912.f;
+    }
+    // The same for 10 classes and whole batches: the products of a tile of rows are computed while
+    // those of the last one become logits and are sent.
+    static constexpr bool TILEWISE = PIPED && PLAIN && BYTES && TILES == 1 && REST && FORWARD <= 4;
+    __device__ __forceinline__ void
+    forward_by_tiles(int step, const Fetch &fetch, float (&rest)[4][4]) const {
+        constexpr int DIGITS = 5, STEPS = TILEWISE ? FORWARD : 1;
+        const Address rows = base + Layout::rows + step % 2 * (ROWS * STRIDE) +
+                             (16 * warp + lane % 16) * STRIDE + lane / 16 * 16;
+        const uint2 *const weights = at<uint2>(Layout::weights) + lane;
+        unsigned x[2][STEPS][4];
+        uint2 f[STEPS][DIGITS];
+        Places places[STEPS];
+        int sum[2][DIGITS][4];
+        auto load_tile = [&](int i) {
+#pragma unroll
+            for (int ks = 0; ks < STEPS; ++ks)
+                load_matrices(x[i % 2][ks], rows + i * (16 * WARPS * STRIDE) + ks * 32);
+        };
+        auto multiply_tile = [&](int i) {
+#pragma unroll
+            for (int digit = 0; digit < DIGITS; ++digit)
+#pragma unroll
+                for (int j = 0; j < 4; ++j) sum[i % 2][digit][j] = 0;
+#pragma unroll
+            for (int ks = 0; ks < STEPS; ++ks)
+#pragma unroll
+                for (int digit = 0; digit < DIGITS; ++digit)
+                    multiply_u8s8(sum[i % 2][digit], x[i % 2][ks], f[ks][digit].x,
+                                  f[ks][digit].y);
+        };
+        load_tile(0);
+#pragma unroll
+        for (int ks = 0; ks < STEPS; ++ks)
+#pragma unroll
+            for (int digit = 0; digit < DIGITS; ++digit)
+                f[ks][digit] = weights[(ks * WEIGHTS + digit) * 32];
+        load_tile(1);
+#pragma unroll
+        for (int ks = 0; ks < STEPS; ++ks) look_up(places[ks], fetch, ks, true);
+        const float less[2] = {at_mean(2 * t) - poison, at_mean(2 * t + 1) - poison};
+        const float down = power_of_two(-scale), high_down = power_of_two(16 - scale);
+        const float digit_down = power_of_two(8 * t - scale);
+        multiply_tile(0);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            if (i < 2) load_tile(i + 2);
+            if (i < 3) multiply_tile(i + 1);
+            float z[4];
+#pragma unroll
+            for (int j = 0; j < 4; ++j) {
+                z[j] = join(sum[i % 2], j, high_down, down);
+                rest[i][j] = of_digits(sum[i % 2][DIGITS - 1][j]) * digit_down;
+            }
+            send_tile(0, i, z, less);
+#pragma unroll
+            for (int ks = i * STEPS / 4; ks < (i + 1) * STEPS / 4; ++ks)
+                fetch_part(fetch, places[ks], ks, 0, 1);
+        }
     }
     // The number that four sums of digits are; nothing overflows with 256 terms.
     template <int N>
@@ -792,7 +889,7 @@ template <bool PLAIN> struct Worker {
         const unsigned char *const rows =
             memory + Layout::rows + step % 2 * (ROWS * STRIDE) + (16 * warp + g) * STRIDE;
         const uint2 *const weights = at<uint2>(Layout::weights) + lane;
-#pragma unroll UNROLLED
+#pragma unroll PIPED && PLAIN ? FORWARD : UNROLLED
         for (int ks = 0; ks < FORWARD; ++ks) {
             uint2 f[3] = {};
             if (TILES) {
@@ -878,10 +975,20 @@ template <bool PLAIN> struct Worker {
         return PLAIN ? false : ks >= 4 ? tiles <= 8 : ks >= 2 && tiles <= 4;
     }
 
+    // What is known of a row before its logits are.
+    struct Row {
+        int truth, visit;
+        float weight, score;
+    };
     __device__ __forceinline__ Row row_of(int step, int round) const {
         const int r = thread / 4 + 32 * round, of_batch = (rank << shift) * 16 + r;
         Row row{-1, 0, 0.f, 0.f};
         if (r >= 16 * owned || of_batch >= rows_in(step)) return row;
+        if (KEPT) {
+            row.truth = at<int>(Layout::truth)[step % 2 * OWNED + r];
+            row.weight = row.score = 1.f;
+            return row;
+        }
         row.visit = visits(step)[of_batch];
         row.truth = PLAIN || a.label ? a.label[size_t(row.visit) * a.label_words] : likeliest(row.visit);
         const size_t here = size_t(row.visit) * a.u + column;
@@ -915,7 +1022,8 @@ template <bool PLAIN> struct Worker {
         const float *const rest = at<float>(Layout::logits) + OWNED * 8 * TILES + r * 2;
         float y[OWN];
 #pragma unroll
-        for (int j = 0; j < OWN; ++j) y[j] = at<float>(Layout::intercept)[class_of(j)];
+        for (int j = 0; j < OWN; ++j)
+            y[j] = KEPT ? kept[j] : at<float>(Layout::intercept)[class_of(j)];
 #pragma unroll
         for (int source = 0; source < CLUSTER; ++source)
 #pragma unroll
@@ -999,20 +1107,20 @@ template <bool PLAIN> struct Worker {
     __device__ __forceinline__ void send_residuals() const {
         // Each thread has vectors, and sends them to some of the other blocks.
         constexpr int VECTORS = OWNED / 16 * WORDS / 4;
-        constexpr int SIZE = VECTORS < THREADS ? VECTORS : THREADS, TEAMS = THREADS / SIZE;
-        constexpr int EACH = (CLUSTER - 1 + TEAMS - 1) / TEAMS;
+        constexpr int SIZE = VECTORS < THREADS ? VECTORS : THREADS, SHARES = THREADS / SIZE;
+        constexpr int EACH = (CLUSTER - 1 + SHARES - 1) / SHARES;
         const int count = owned * (WORDS / 4), first = rank << shift, team = thread / SIZE;
         const int begin = first * (WORDS / 4) + thread % SIZE;
         const uint4 *const from = at<uint4>(Layout::residuals) + begin;
         const Address own = base + Layout::residuals + begin * 16;
 #pragma unroll
         for (int i = 0; i < VECTORS; i += SIZE) {
-            if (team >= TEAMS || thread % SIZE + i >= count) break;
+            if (team >= SHARES || thread % SIZE + i >= count) break;
             const uint4 vector = from[i];
 #pragma unroll
             for (int j = 0; j < EACH; ++j) {
                 const int other = team * EACH + j, there = (rank + 1 + other) % CLUSTER;
-                if (TEAMS * EACH == CLUSTER - 1 || other < CLUSTER - 1)
+                if (SHARES * EACH == CLUSTER - 1 || other < CLUSTER - 1)
                     send(in_block(own, there) + i * 16, vector, in_block(residuals_came, there));
             }
         }
@@ -1207,6 +1315,15 @@ template <bool PLAIN> struct Worker {
                     move(w_rest[q][i], v_rest[q][i], (own[i] - of_own * mean[i]) * per_row,
                          unit[i], rate);
             }
+        if (KEPT) {
+#pragma unroll
+            for (int j = 0; j < OWN; ++j) {
+                const float speed = momentum * kept_speed[j] - rate * (of_class[j] * per_row);
+                kept_speed[j] = a.fit_intercept ? speed : kept_speed[j];
+                kept[j] = a.fit_intercept ? kept[j] + speed : kept[j];
+            }
+            return;
+        }
         if (!a.fit_intercept || warp || g) return;
         float speed[OWN], intercept[OWN];
 #pragma unroll
@@ -1232,22 +1349,14 @@ template <bool PLAIN> struct Worker {
     __device__ __forceinline__ float rate_of(int step) const {
         return a.numbers[size_t(a.first + step) * models + model];
     }
-    __device__ __forceinline__ void ask_for_rows(int step) {
-#pragma unroll
-        for (int i = 0; i < ROUNDS; ++i)
-            if (step < steps) next_row[i] = row_of(step, i);
-    }
 
     __device__ __forceinline__ void run(int step) {
-        if (!LATER) expect();
-        float rate = LATER ? 0.f : rate_of(step);
+        if (!KEPT) expect();
+        float rate = KEPT ? 0.f : rate_of(step);
         const int size = size_of_residuals(step);
         Row row[ROUNDS];
 #pragma unroll
-        for (int i = 0; i < ROUNDS; ++i) {
-            if (LATER && PLAIN) row[i] = next_row[i];
-            else row[i] = row_of(step, i);
-        }
+        for (int i = 0; !KEPT && i < ROUNDS; ++i) row[i] = row_of(step, i);
         if (PER == 4) forget(thread);  // or what follows from it fills the registers for all steps
         lane = thread % 32;
         warp = thread / 32;
@@ -1258,10 +1367,12 @@ template <bool PLAIN> struct Worker {
         else if (tiles > 4) forward<2>(step, early);
         else forward<1>(step, early);
         // While logits travel: the operands of the backward products, and the next rows.
-        if (LATER) {
+        if (KEPT) {
             expect();
-            rate = rate_of(step);
-            if (PLAIN) ask_for_rows(step + 1);
+            fetch_labels(step + 1);
+            rate = at<float>(Layout::rate)[step % 2];
+#pragma unroll
+            for (int i = 0; i < ROUNDS; ++i) row[i] = row_of(step, i);
         }
         unsigned ahead[ROWS / 32][HALVES][4];
         if (AHEAD) {
