@@ -38,6 +38,7 @@
 //   LATER    whether labels and rates come with the rows, and intercepts stay in registers
 //   HOISTED  whether means and units are loaded while residuals travel
 //   ADDED    whether sums of digits become floats by an addition
+//   CHAINS   whether products of float32 follow each other that do not wait for each other
 
 #ifndef EARLY
 #define EARLY 1
@@ -57,6 +58,9 @@
 #ifndef ADDED
 #define ADDED 1
 #endif
+#ifndef CHAINS
+#define CHAINS 1
+#endif
 constexpr int WARPS = 4, THREADS = 32 * WARPS;
 constexpr int ROWS = 256;  // the most of a batch
 constexpr bool BYTES = DATA_BYTES == 1;
@@ -75,6 +79,8 @@ constexpr int UNROLLED = BYTES ? (TILES > 1 ? 1 : 2) : 4;
 // classes, two of them share one, since there is no more memory.
 constexpr int PADDED = SLICE + (DATA_BYTES == 4 && TILES > 2 ? 12 : 16);
 constexpr int STRIDE = BYTES ? ((SLICE + 15) / 16 | 1) * 16 : PADDED * DATA_BYTES;
+// Whether there are registers for sums of their own of the products of small parts.
+constexpr bool APART = CHAINS && DATA_BYTES == 4 && TILES <= 1;
 // Tiles of weights and of residuals. Of many classes, whole residuals are sent, and taken apart
 // late.
 constexpr bool LATE = !BYTES && TILES > 2;
@@ -317,9 +323,10 @@ template <bool PLAIN> struct Worker {
         fetch.to = base + Layout::rows + (step % 2 * ROWS + row) * STRIDE + chunk * MOST;
         return fetch;
     }
-    // Which rows those are that a thread asks for, beyond its first one.
-    __device__ static __forceinline__ int row_of_turn(int turn) {
-        return PIPED ? turn / 4 * (4 * TEAMS) + turn % 4 : turn * TEAMS;
+    // Which row is the j-th that a thread asks for in a step of the products, beyond its first one.
+    __device__ static __forceinline__ int row_asked_for(int ks, int j) {
+        if (!PIPED) return (ks * AT_ONCE + j) * TEAMS;
+        return (ks * (AT_ONCE / 4) + j / 4) * (4 * TEAMS) + j % 4;
     }
     // Where those rows are that a step of the forward products asks for.
     struct Places {
@@ -332,9 +339,9 @@ template <bool PLAIN> struct Worker {
     look_up(Places &places, const Fetch &fetch, int ks, bool now) const {
 #pragma unroll
         for (int j = 0; now && j < AT_ONCE; j += 4) {
-            if (AT_ONCE * FORWARD > MINE && ks * AT_ONCE + j >= MINE) break;
+            // Behind the last rows, what comes has no meaning, and is not used.
             const Four four =
-                *reinterpret_cast<const Four *>(fetch.place + row_of_turn(ks * AT_ONCE + j));
+                *reinterpret_cast<const Four *>(fetch.place + row_asked_for(ks, j));
 #pragma unroll
             for (int i = 0; i < 4; ++i) places.of_row[(j + i) % AT_ONCE] = four.value[i];
         }
@@ -344,10 +351,11 @@ template <bool PLAIN> struct Worker {
     fetch_part(const Fetch &fetch, const Places &places, int ks, int i, int parts) const {
 #pragma unroll
         for (int j = i * AT_ONCE / parts; j < (i + 1) * AT_ONCE / parts; ++j) {
-            const int turn = ks * AT_ONCE + j, row = row_of_turn(turn);
-            if (AT_ONCE * FORWARD > MINE && turn >= MINE) break;
+            const int row = row_asked_for(ks, j);
+            const bool is_one = AT_ONCE * FORWARD == MINE || ks * AT_ONCE + j < MINE;
+            if (!PIPED && !is_one) break;
             const int place = PIPED ? places.of_row[j] : fetch.place[row];
-            copy_ahead_if<MOST>(fetch.here, fetch.to + row * STRIDE,
+            copy_ahead_if<MOST>(fetch.here && is_one, fetch.to + row * STRIDE,
                                 element(fetch.from, place, fetch.row_bytes));
         }
     }
@@ -881,6 +889,7 @@ template <bool PLAIN> struct Worker {
     multiply_floats(int step, int c, const Fetch &fetch, float (&z)[N][4],
                     float (&rest)[4][4]) const {
         const bool with_rest = REST && c == 0;
+        constexpr int PAIR = APART && N > 1 ? 2 : 1;
         float low[N][4];
 #pragma unroll
         for (int i = 0; i < 4; ++i)
@@ -889,31 +898,53 @@ template <bool PLAIN> struct Worker {
         const unsigned char *const rows =
             memory + Layout::rows + step % 2 * (ROWS * STRIDE) + (16 * warp + g) * STRIDE;
         const uint2 *const weights = at<uint2>(Layout::weights) + lane;
-#pragma unroll PIPED && PLAIN ? FORWARD : UNROLLED
-        for (int ks = 0; ks < FORWARD; ++ks) {
-            uint2 f[3] = {};
-            if (TILES) {
-                f[0] = weights[(ks * WEIGHTS + 2 * c) * 32];
-                f[1] = weights[(ks * WEIGHTS + 2 * c + 1) * 32];
-            }
-            if (with_rest) f[2] = weights[(ks * WEIGHTS + 2 * TILES) * 32];
+        struct Operands {
             float2 x[N][2];
-            auto load_tile = [&](int i) {
-                const unsigned char *const row =
-                    rows + i * (16 * WARPS * STRIDE) + (ks * 8 + 2 * t) * DATA_BYTES;
-                x[i][0] = load(row);
-                x[i][1] = load(row + 8 * STRIDE);
-            };
+            uint2 f[3] = {};
+        };
+        auto load_tile = [&](Operands &o, int ks, int i) {
+            const unsigned char *const row =
+                rows + i * (16 * WARPS * STRIDE) + (ks * 8 + 2 * t) * DATA_BYTES;
+            o.x[i][0] = load(row);
+            o.x[i][1] = load(row + 8 * STRIDE);
+        };
+        auto load_all = [&](Operands &o, int ks) {
+            if (TILES) {
+                o.f[0] = weights[(ks * WEIGHTS + 2 * c) * 32];
+                o.f[1] = weights[(ks * WEIGHTS + 2 * c + 1) * 32];
+            }
+            if (with_rest) o.f[2] = weights[(ks * WEIGHTS + 2 * TILES) * 32];
+#pragma unroll
+            for (int i = 0; PIPED && i < N; ++i) load_tile(o, ks, i);
+        };
+        constexpr bool ONE_AHEAD = PIPED && PLAIN && APART && N == 4;
+        Operands o, next;
+        if (ONE_AHEAD) load_all(next, 0);
+#pragma unroll ONE_AHEAD ? 1 : UNROLLED
+        for (int ks = 0; ks < FORWARD; ++ks) {
+            if (ONE_AHEAD) {
+                o = next;
+                load_all(next, ks + 1);  // behind the last one are others, and none of them counts
+            } else {
+                load_all(o, ks);
+            }
             Places places;
             look_up(places, fetch, ks, PIPED && N == 4 && c == 0);
 #pragma unroll
-            for (int i = 0; PIPED && i < N; ++i) load_tile(i);
+            for (int i = 0; i < N; i += PAIR) {
+                Parts parts[PAIR];
 #pragma unroll
-            for (int i = 0; i < N; ++i) {
-                if (!PIPED) load_tile(i);
-                multiply_both(x[i][0].x, x[i][1].x, x[i][0].y, x[i][1].y, f, z[i], low[i],
-                              rest[i], with_rest);
-                if (N == 4 && c == 0) fetch_part(fetch, places, ks, i, N);
+                for (int j = 0; j < PAIR; ++j) {
+                    if (!PIPED) load_tile(o, ks, i + j);
+                    const float2 *const of_tile = o.x[i + j];
+                    parts[j] = Parts(of_tile[0].x, of_tile[1].x, of_tile[0].y, of_tile[1].y);
+                    multiply_high(parts[j], o.f, z[i + j], low[i + j], rest[i + j], with_rest);
+                }
+#pragma unroll
+                for (int j = 0; j < PAIR; ++j) {
+                    multiply_low(parts[j], o.f, low[i + j], rest[i + j], with_rest);
+                    if (N == 4 && c == 0) fetch_part(fetch, places, ks, i + j, N);
+                }
             }
         }
 #pragma unroll
@@ -921,26 +952,36 @@ template <bool PLAIN> struct Worker {
 #pragma unroll
             for (int j = 0; j < 4; ++j) z[i][j] += low[i][j];
     }
-    // Adds the products of four values and the large and the small part of numbers of 8 classes,
-    // and those of all parts of the last two classes.
-    __device__ __forceinline__ void
-    multiply_both(float x0, float x1, float x2, float x3, const uint2 (&f)[3], float (&large)[4],
-                  float (&small)[4], float (&rest)[4], bool with_rest) const {
-        const float x[4] = {x0, x1, x2, x3};
+    // Four values, and what they are more than numbers of tf32.
+    struct Parts {
         unsigned high[4], low[4];
+        __device__ __forceinline__ Parts() {}
+        __device__ __forceinline__ Parts(float x0, float x1, float x2, float x3) {
+            const float x[4] = {x0, x1, x2, x3};
 #pragma unroll
-        for (int j = 0; j < 4; ++j) {
-            if (DATA_BYTES == 4) split(x[j], high[j], low[j]);
-            else high[j] = bits_of(x[j]);  // which is a number of tf32
+            for (int j = 0; j < 4; ++j) {
+                if (DATA_BYTES == 4) split(x[j], high[j], low[j]);
+                else high[j] = bits_of(x[j]);  // which is a number of tf32
+            }
         }
+    };
+    // Adds the products of four values and the large and the small part of numbers of 8 classes,
+    // and those of all parts of the last two classes: first what their large parts give.
+    __device__ __forceinline__ void
+    multiply_high(const Parts &x, const uint2 (&f)[3], float (&large)[4], float (&small)[4],
+                  float (&rest)[4], bool with_rest) const {
         if (TILES) {
-            multiply_tf32(large, high, f[0].x, f[0].y);
-            multiply_tf32(small, high, f[1].x, f[1].y);
+            multiply_tf32(large, x.high, f[0].x, f[0].y);
+            multiply_tf32(small, x.high, f[1].x, f[1].y);
         }
-        if (with_rest) multiply_tf32(rest, high, f[2].x, f[2].y);
+        if (with_rest) multiply_tf32(rest, x.high, f[2].x, f[2].y);
+    }
+    __device__ __forceinline__ void
+    multiply_low(const Parts &x, const uint2 (&f)[3], float (&small)[4], float (&rest)[4],
+                 bool with_rest) const {
         if (DATA_BYTES != 4) return;
-        if (TILES) multiply_tf32(small, low, f[0].x, f[0].y);
-        if (with_rest) multiply_tf32(rest, low, f[2].x, f[2].y);
+        if (TILES) multiply_tf32(small, x.low, f[0].x, f[0].y);
+        if (with_rest) multiply_tf32(rest, x.low, f[2].x, f[2].y);
     }
 
     // The features of this lane, of 32 rows, as a product that gives a gradient takes bytes: row
@@ -1187,14 +1228,15 @@ template <bool PLAIN> struct Worker {
     __device__ __forceinline__ void
     gradient_of_floats(int step, int c, float (&y)[HALVES][4], float (&rest)[HALVES][4]) const {
         const bool with_rest = REST && c == 0;
-        float low[4] = {0, 0, 0, 0};
+        float low[1 + APART][4], more[1 + APART][4];  // sums, and those of the rest
 #pragma unroll
-        for (int j = 0; j < 4; ++j) y[0][j] = rest[0][j] = 0;
+        for (int j = 0; j < 4; ++j)
+            y[0][j] = low[0][j] = low[APART][j] = more[0][j] = more[APART][j] = 0;
         const unsigned char *const rows = memory + Layout::rows + step % 2 * (ROWS * STRIDE) +
                                           t * STRIDE + (works ? feature(0) : 0) * DATA_BYTES;
         const uint2 *const residuals = at<uint2>(Layout::residuals) + lane;
         const int end = (tiles + 1) / 2 * 4;
-#pragma unroll 4
+#pragma unroll APART ? 8 : 4
         for (int ks = 0; ks < end; ++ks) {
             float2 p = load(rows + 8 * ks * STRIDE), r = load(rows + (8 * ks + 4) * STRIDE);
             if (!works) p = r = make_float2(1.f, 0.f);
@@ -1208,10 +1250,15 @@ template <bool PLAIN> struct Worker {
                 split(from_bits(both.y), f[0].y, f[1].y);
             }
             if (with_rest) f[2] = residuals[(ks * RESIDUALS + SENT * TILES) * 32];
-            multiply_both(p.x, p.y, r.x, r.y, f, y[0], low, rest[0], with_rest);
+            const Parts parts(p.x, p.y, r.x, r.y);
+            multiply_high(parts, f, y[0], low[0], more[0], with_rest);
+            multiply_low(parts, f, low[APART], more[APART], with_rest);
         }
 #pragma unroll
-        for (int j = 0; j < 4; ++j) y[0][j] += low[j];
+        for (int j = 0; j < 4; ++j) {
+            y[0][j] += APART ? low[0][j] + low[APART][j] : low[0][j];
+            rest[0][j] = APART ? more[0][j] + more[APART][j] : more[0][j];
+        }
     }
     // Of the last two classes, each lane has a part of all of its features, and gets the sums of
     // its own.
