@@ -104,6 +104,8 @@ template <int COPY> struct Chunks {
 constexpr int MOST = SLICE * DATA_BYTES % 16 ? 8 : 16;
 constexpr int CHUNKS = Chunks<MOST>::count, ACROSS = Chunks<MOST>::across;
 constexpr int MINE = ROWS / (THREADS / ACROSS);  // rows of which a thread has a chunk
+// Whether rows come among the products. Where operands wait for nothing, there is time later.
+constexpr bool AMONG = EARLY && (BYTES || !PIPED);
 constexpr int TEAMS = THREADS / ACROSS;          // threads that share no row, of which each has four
 constexpr int AT_ONCE = ((MINE + FORWARD - 1) / FORWARD + (PIPED ? 3 : 0)) / (PIPED ? 4 : 1) *
                         (PIPED ? 4 : 1);
@@ -332,6 +334,7 @@ template <bool PLAIN> struct Worker {
     struct Places {
         int of_row[AT_ONCE];
     };
+    static constexpr bool LOOKED_UP = PIPED && (PLAIN || !BYTES);
     struct alignas(16) Four {
         int value[4];
     };
@@ -339,7 +342,7 @@ template <bool PLAIN> struct Worker {
     look_up(Places &places, const Fetch &fetch, int ks, bool now) const {
 #pragma unroll
         for (int j = 0; now && j < AT_ONCE; j += 4) {
-            // Behind the last rows, what comes has no meaning, and is not used.
+            if (AT_ONCE * FORWARD > MINE && ks * AT_ONCE + j >= MINE) break;
             const Four four =
                 *reinterpret_cast<const Four *>(fetch.place + row_asked_for(ks, j));
 #pragma unroll
@@ -352,10 +355,9 @@ template <bool PLAIN> struct Worker {
 #pragma unroll
         for (int j = i * AT_ONCE / parts; j < (i + 1) * AT_ONCE / parts; ++j) {
             const int row = row_asked_for(ks, j);
-            const bool is_one = AT_ONCE * FORWARD == MINE || ks * AT_ONCE + j < MINE;
-            if (!PIPED && !is_one) break;
-            const int place = PIPED ? places.of_row[j] : fetch.place[row];
-            copy_ahead_if<MOST>(fetch.here && is_one, fetch.to + row * STRIDE,
+            if (AT_ONCE * FORWARD > MINE && ks * AT_ONCE + j >= MINE) break;
+            const int place = LOOKED_UP ? places.of_row[j] : fetch.place[row];
+            copy_ahead_if<MOST>(fetch.here, fetch.to + row * STRIDE,
                                 element(fetch.from, place, fetch.row_bytes));
         }
     }
@@ -785,8 +787,6 @@ template <bool PLAIN> struct Worker {
             for (int digit = 0; digit < DIGITS; ++digit)
                 f[digit] = weights[(ks * WEIGHTS + 4 * c + digit) * 32];
             if (with_rest) f[DIGITS + REST - 1] = weights[(ks * WEIGHTS + 4 * TILES) * 32];
-            Places places;
-            look_up(places, fetch, ks, PIPED && N == 4 && c == 0);
 #pragma unroll
             for (int i = 0; i < N; ++i) {
                 unsigned x[4];
@@ -797,7 +797,7 @@ template <bool PLAIN> struct Worker {
                 if (with_rest)
                     multiply_u8s8(sum[i][DIGITS + REST - 1], x, f[DIGITS + REST - 1].x,
                                   f[DIGITS + REST - 1].y);
-                if (N == 4 && c == 0) fetch_part(fetch, places, ks, i, N);
+                if (N == 4 && c == 0) fetch_part(fetch, Places(), ks, i, N);
             }
         }
         const float down = power_of_two(-scale), high_down = power_of_two(16 - scale);
@@ -898,52 +898,29 @@ template <bool PLAIN> struct Worker {
         const unsigned char *const rows =
             memory + Layout::rows + step % 2 * (ROWS * STRIDE) + (16 * warp + g) * STRIDE;
         const uint2 *const weights = at<uint2>(Layout::weights) + lane;
-        struct Operands {
-            float2 x[N][2];
-            uint2 f[3] = {};
-        };
-        auto load_tile = [&](Operands &o, int ks, int i) {
-            const unsigned char *const row =
-                rows + i * (16 * WARPS * STRIDE) + (ks * 8 + 2 * t) * DATA_BYTES;
-            o.x[i][0] = load(row);
-            o.x[i][1] = load(row + 8 * STRIDE);
-        };
-        auto load_all = [&](Operands &o, int ks) {
-            if (TILES) {
-                o.f[0] = weights[(ks * WEIGHTS + 2 * c) * 32];
-                o.f[1] = weights[(ks * WEIGHTS + 2 * c + 1) * 32];
-            }
-            if (with_rest) o.f[2] = weights[(ks * WEIGHTS + 2 * TILES) * 32];
-#pragma unroll
-            for (int i = 0; PIPED && i < N; ++i) load_tile(o, ks, i);
-        };
-        constexpr bool ONE_AHEAD = PIPED && PLAIN && APART && N == 4;
-        Operands o, next;
-        if (ONE_AHEAD) load_all(next, 0);
-#pragma unroll ONE_AHEAD ? 1 : UNROLLED
+#pragma unroll PIPED && PLAIN && TILES <= 1 ? FORWARD : UNROLLED
         for (int ks = 0; ks < FORWARD; ++ks) {
-            if (ONE_AHEAD) {
-                o = next;
-                load_all(next, ks + 1);  // behind the last one are others, and none of them counts
-            } else {
-                load_all(o, ks);
+            uint2 f[3] = {};
+            if (TILES) {
+                f[0] = weights[(ks * WEIGHTS + 2 * c) * 32];
+                f[1] = weights[(ks * WEIGHTS + 2 * c + 1) * 32];
             }
-            Places places;
-            look_up(places, fetch, ks, PIPED && N == 4 && c == 0);
+            if (with_rest) f[2] = weights[(ks * WEIGHTS + 2 * TILES) * 32];
 #pragma unroll
             for (int i = 0; i < N; i += PAIR) {
                 Parts parts[PAIR];
 #pragma unroll
                 for (int j = 0; j < PAIR; ++j) {
-                    if (!PIPED) load_tile(o, ks, i + j);
-                    const float2 *const of_tile = o.x[i + j];
-                    parts[j] = Parts(of_tile[0].x, of_tile[1].x, of_tile[0].y, of_tile[1].y);
-                    multiply_high(parts[j], o.f, z[i + j], low[i + j], rest[i + j], with_rest);
+                    const unsigned char *const row =
+                        rows + (i + j) * (16 * WARPS * STRIDE) + (ks * 8 + 2 * t) * DATA_BYTES;
+                    const float2 p = load(row), q = load(row + 8 * STRIDE);
+                    parts[j] = Parts(p.x, q.x, p.y, q.y);
+                    multiply_high(parts[j], f, z[i + j], low[i + j], rest[i + j], with_rest);
                 }
 #pragma unroll
                 for (int j = 0; j < PAIR; ++j) {
-                    multiply_low(parts[j], o.f, low[i + j], rest[i + j], with_rest);
-                    if (N == 4 && c == 0) fetch_part(fetch, places, ks, i + j, N);
+                    multiply_low(parts[j], f, low[i + j], rest[i + j], with_rest);
+                    if (AMONG && N == 4 && c == 0) fetch_part(fetch, Places(), ks, i + j, N);
                 }
             }
         }
@@ -1414,6 +1391,9 @@ template <bool PLAIN> struct Worker {
         else if (tiles > 4) forward<2>(step, early);
         else forward<1>(step, early);
         // While logits travel: the operands of the backward products, and the next rows.
+        Places places[FORWARD];
+#pragma unroll
+        for (int ks = 0; !AMONG && ks < FORWARD; ++ks) look_up(places[ks], early, ks, PIPED);
         if (KEPT) {
             expect();
             fetch_labels(step + 1);
@@ -1433,6 +1413,10 @@ template <bool PLAIN> struct Worker {
             }
         }
         if (!early.all) fetch(step + 1);
+        else
+#pragma unroll
+            for (int ks = 0; !AMONG && ks < FORWARD; ++ks)
+                fetch_part(early, places[ks], ks, 0, 1);
         weigh(step + 1);
         wait_for_bytes(logits_came, step % 2);
         Outcome outcome[ROUNDS];
