@@ -37,7 +37,6 @@
 //            each other
 //   LATER    whether labels and rates come with the rows, and intercepts stay in registers
 //   HOISTED  whether means and units are loaded while residuals travel
-//   ADDED    whether sums of digits become floats by an addition
 //   CHAINS   whether products of float32 follow each other that do not wait for each other
 
 #ifndef EARLY
@@ -54,9 +53,6 @@
 #endif
 #ifndef HOISTED
 #define HOISTED 1
-#endif
-#ifndef ADDED
-#define ADDED 1
 #endif
 #ifndef CHAINS
 #define CHAINS 1
@@ -334,7 +330,9 @@ template <bool PLAIN> struct Worker {
     struct Places {
         int of_row[AT_ONCE];
     };
-    static constexpr bool LOOKED_UP = PIPED && (PLAIN || !BYTES);
+    // Whether the forward products are those of one tile of rows after another.
+    static constexpr bool TILEWISE = PIPED && PLAIN && BYTES && TILES == 1 && REST && FORWARD <= 4;
+    static constexpr bool LOOKED_UP = TILEWISE || !AMONG;
     struct alignas(16) Four {
         int value[4];
     };
@@ -809,17 +807,11 @@ template <bool PLAIN> struct Worker {
                 rest[i][j] = 0;
                 if (i >= N) continue;
                 if (TILES) z[i % N][j] = join(sum[i % N], j, high_down, down);
-                if (with_rest) rest[i][j] = of_digits(sum[i % N][DIGITS + REST - 1][j]) * digit_down;
+                if (with_rest) rest[i][j] = to_float(sum[i % N][DIGITS + REST - 1][j]) * digit_down;
             }
-    }
-    // An integer less than 2^22, as sums of digits of not too many features are.
-    __device__ static __forceinline__ float of_digits(int sum) {
-        if (!ADDED || FORWARD * DEPTH * 255 * 128 >= 1 << 22) return to_float(sum);
-        return from_bits(0x4b400000u + static_cast<unsigned>(sum)) - 12582912.f;
     }
     // The same for 10 classes and whole batches: the products of a tile of rows are computed while
     // those of the last one become logits and are sent.
-    static constexpr bool TILEWISE = PIPED && PLAIN && BYTES && TILES == 1 && REST && FORWARD <= 4;
     __device__ __forceinline__ void
     forward_by_tiles(int step, const Fetch &fetch, float (&rest)[4][4]) const {
         constexpr int DIGITS = 5, STEPS = TILEWISE ? FORWARD : 1;
@@ -868,7 +860,7 @@ template <bool PLAIN> struct Worker {
 #pragma unroll
             for (int j = 0; j < 4; ++j) {
                 z[j] = join(sum[i % 2], j, high_down, down);
-                rest[i][j] = of_digits(sum[i % 2][DIGITS - 1][j]) * digit_down;
+                rest[i][j] = to_float(sum[i % 2][DIGITS - 1][j]) * digit_down;
             }
             send_tile(0, i, z, less);
 #pragma unroll
