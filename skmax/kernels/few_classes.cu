@@ -37,7 +37,7 @@
 //            each other
 //   LATER    whether labels and rates come with the rows, and intercepts stay in registers
 //   HOISTED  whether means and units are loaded while residuals travel
-//   CHAINS   whether products of float32 follow each other that do not wait for each other
+//   CHAINS   whether products of float32 follow those that they do not wait for
 
 #ifndef EARLY
 #define EARLY 1
@@ -75,7 +75,8 @@ constexpr int UNROLLED = BYTES ? (TILES > 1 ? 1 : 2) : 4;
 // classes, two of them share one, since there is no more memory.
 constexpr int PADDED = SLICE + (DATA_BYTES == 4 && TILES > 2 ? 12 : 16);
 constexpr int STRIDE = BYTES ? ((SLICE + 15) / 16 | 1) * 16 : PADDED * DATA_BYTES;
-// Whether there are registers for sums of their own of the products of small parts.
+// Whether products of small parts have sums of their own in a gradient, and tiles of rows take
+// turns, so that a product follows those that it does not wait for.
 constexpr bool APART = CHAINS && DATA_BYTES == 4 && TILES <= 1;
 // Tiles of weights and of residuals. Of many classes, whole residuals are sent, and taken apart
 // late.
@@ -102,9 +103,10 @@ constexpr int CHUNKS = Chunks<MOST>::count, ACROSS = Chunks<MOST>::across;
 constexpr int MINE = ROWS / (THREADS / ACROSS);  // rows of which a thread has a chunk
 // Whether rows come among the products. Where operands wait for nothing, there is time later.
 constexpr bool AMONG = EARLY && (BYTES || !PIPED);
-constexpr int TEAMS = THREADS / ACROSS;          // threads that share no row, of which each has four
-constexpr int AT_ONCE = ((MINE + FORWARD - 1) / FORWARD + (PIPED ? 3 : 0)) / (PIPED ? 4 : 1) *
-                        (PIPED ? 4 : 1);
+// Threads with the same chunk, and how many rows that follow each other each of them has; rows that
+// a thread asks for in a step of the products.
+constexpr int TEAMS = THREADS / ACROSS, RUN = PIPED ? 4 : 1;
+constexpr int AT_ONCE = ((MINE + FORWARD - 1) / FORWARD + RUN - 1) / RUN * RUN;
 
 // Where what is in the memory of a block, in bytes. skmax.kernels.few_classes computes `total` too.
 struct Layout {
@@ -221,7 +223,8 @@ template <bool PLAIN> struct Worker {
           rank(blockIdx.x % CLUSTER), model(blockIdx.x / CLUSTER), models(gridDim.x / CLUSTER),
           steps((a.n + a.batch - 1) / a.batch), works(g < 7),
           width(between(0, a.d - rank * SLICE, SLICE)),
-          tiles(PLAIN ? ROWS / 16 : (a.batch + 15) / 16), shift(OWNED > 16 && tiles > CLUSTER ? 1 : 0),
+          tiles(PLAIN ? ROWS / 16 : (a.batch + 15) / 16),
+          shift(OWNED > 16 && tiles > CLUSTER ? 1 : 0),
           owned(PLAIN ? OWNED / 16 : between(0, tiles - (rank << shift), 1 << shift)),
           l2(number(0)), l1(number(1)), momentum(number(2)),
           column(static_cast<int>(bits_of(number(3)))) {}
@@ -309,7 +312,7 @@ template <bool PLAIN> struct Worker {
         bool all, here;  // whether it is done so, and by this thread
     };
     __device__ __forceinline__ Fetch fetch_of(int step) const {
-        const int chunk = thread % ACROSS, row = thread / ACROSS * (PIPED ? 4 : 1);
+        const int chunk = thread % ACROSS, row = thread / ACROSS * RUN;
         Fetch fetch;
         fetch.all = EARLY && step < steps && rows_in(step) == ROWS &&
                     (PLAIN || a.copy == MOST);
@@ -323,8 +326,7 @@ template <bool PLAIN> struct Worker {
     }
     // Which row is the j-th that a thread asks for in a step of the products, beyond its first one.
     __device__ static __forceinline__ int row_asked_for(int ks, int j) {
-        if (!PIPED) return (ks * AT_ONCE + j) * TEAMS;
-        return (ks * (AT_ONCE / 4) + j / 4) * (4 * TEAMS) + j % 4;
+        return (ks * (AT_ONCE / RUN) + j / RUN) * (RUN * TEAMS) + j % RUN;
     }
     // Where those rows are that a step of the forward products asks for.
     struct Places {
@@ -1000,7 +1002,8 @@ template <bool PLAIN> struct Worker {
             return row;
         }
         row.visit = visits(step)[of_batch];
-        row.truth = PLAIN || a.label ? a.label[size_t(row.visit) * a.label_words] : likeliest(row.visit);
+        const size_t of_label = size_t(row.visit) * a.label_words;
+        row.truth = PLAIN || a.label ? a.label[of_label] : likeliest(row.visit);
         const size_t here = size_t(row.visit) * a.u + column;
         row.weight = weighted() ? a.weight[here] : 1.f;
         row.score = !PLAIN && a.score_weight ? a.score_weight[here] : row.weight;
@@ -1016,7 +1019,8 @@ template <bool PLAIN> struct Worker {
     }
     __device__ __forceinline__ float target_of(const Row &row, int k) const {
         float target = k == row.truth ? 1.f : 0.f;
-        if (!PLAIN && a.target) target = k < a.classes ? a.target[size_t(row.visit) * a.classes + k] : 0.f;
+        if (!PLAIN && a.target)
+            target = k < a.classes ? a.target[size_t(row.visit) * a.classes + k] : 0.f;
         return smoothed() ? hard_share * target + at<float>(Layout::smoothing)[k] : target;
     }
 
@@ -1461,9 +1465,10 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
         score_weight, u, smoothing, mean, inverse_scale, numbers, steps, first, fit_intercept, coef,
         velocity, intercept, intercept_velocity, new_coef, new_velocity, new_intercept,
         new_intercept_velocity, sums};
-    const bool plain = SPECIAL_HERE && batch > ROWS - 16 && label && !weight &&
-                       !score_weight && !smoothing && !offset && copy == MOST &&
-                       numbers[size_t(steps + 1) * (gridDim.x / CLUSTER) + blockIdx.x / CLUSTER] == 0;
+    const int models = gridDim.x / CLUSTER, model = blockIdx.x / CLUSTER;
+    const bool plain = SPECIAL_HERE && batch > ROWS - 16 && label && !weight && !score_weight &&
+                       !smoothing && !offset && copy == MOST &&
+                       numbers[size_t(steps + 1) * models + model] == 0;  // no L1 penalty
     if (plain) work<SPECIAL_HERE>(arguments);
     else work<false>(arguments);
 }
