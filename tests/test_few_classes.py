@@ -79,9 +79,12 @@ def test_the_epoch_of_the_emulated_device_equals_the_reference(emulated, chosen,
         ((1, 10, 16, 2, 1), {"d": 784, "dtype": np.uint8, "rare": ("weights", "l1")}),
         ((1, 10, 16, 4, 2), {"d": 3000, "dtype": np.int8, "rare": ("weights", "smoothing")}),
         ((2, 10, 16, 2, 1), {"d": 386, "dtype": np.float16, "rare": ("soft", "masked")}),
-        ((1, 10, 8, 4, 1), {"d": 784, "n": 520, "batch": 256, "dtype": np.uint8}),
+        ((1, 10, 8, 4, 1), {"d": 784, "n": 770, "batch": 256, "dtype": np.uint8, "m": 1}),
+        ((1, 10, 16, 2, 1), {"d": 784, "n": 520, "batch": 250, "dtype": np.bool_, "m": 1}),
+        ((4, 10, 8, 2, 1), {"d": 300, "n": 520, "batch": 256, "dtype": np.float32}),
+        ((1, 2, 8, 4, 1), {"d": 784, "n": 520, "batch": 256, "k": 2, "dtype": np.uint8}),
     ],
-    ids=["16 blocks", "many features", "float16", "whole batches"],
+    ids=["16 blocks", "many features", "float16", *("whole batches",) * 4],
 )
 def test_other_builds_equal_the_reference(emulated, chosen, build, shape):
     chosen(Build(*build))

@@ -30,11 +30,32 @@
 //   CLUSTER     blocks per model: 8 or 16
 //   PER         features of a lane: 2, or 4 for bytes
 //   GROUPS      how often a warp has those of its lanes
-// and may define EARLY as 0, for comparison: whole batches then come after the products, not among
-// them.
+// and may define, for comparison, as 0 or 1
+//   EARLY    whether whole batches come among the products, not after them
+//   SPECIAL  whether the commonest case has code of its own
+//   PIPED    whether operands of the forward products are loaded in time, and tiles of bytes follow
+//            each other
+//   LATER    whether labels and rates come with the rows, and intercepts stay in registers
+//   HOISTED  whether means and units are loaded while residuals travel
+//   CHAINS   whether products of float32 follow those that they do not wait for
 
 #ifndef EARLY
 #define EARLY 1
+#endif
+#ifndef SPECIAL
+#define SPECIAL 1
+#endif
+#ifndef PIPED
+#define PIPED 1
+#endif
+#ifndef LATER
+#define LATER 1
+#endif
+#ifndef HOISTED
+#define HOISTED 1
+#endif
+#ifndef CHAINS
+#define CHAINS 1
 #endif
 constexpr int WARPS = 4, THREADS = 32 * WARPS;
 constexpr int ROWS = 256;  // the most of a batch
@@ -54,6 +75,9 @@ constexpr int UNROLLED = BYTES ? (TILES > 1 ? 1 : 2) : 4;
 // classes, two of them share one, since there is no more memory.
 constexpr int PADDED = SLICE + (DATA_BYTES == 4 && TILES > 2 ? 12 : 16);
 constexpr int STRIDE = BYTES ? ((SLICE + 15) / 16 | 1) * 16 : PADDED * DATA_BYTES;
+// Whether products of small parts have sums of their own in a gradient, and tiles of rows take
+// turns, so that a product follows those that it does not wait for.
+constexpr bool APART = CHAINS && DATA_BYTES == 4 && TILES <= 1;
 // Tiles of weights and of residuals. Of many classes, whole residuals are sent, and taken apart
 // late.
 constexpr bool LATE = !BYTES && TILES > 2;
@@ -77,7 +101,12 @@ template <int COPY> struct Chunks {
 constexpr int MOST = SLICE * DATA_BYTES % 16 ? 8 : 16;
 constexpr int CHUNKS = Chunks<MOST>::count, ACROSS = Chunks<MOST>::across;
 constexpr int MINE = ROWS / (THREADS / ACROSS);  // rows of which a thread has a chunk
-constexpr int AT_ONCE = (MINE + FORWARD - 1) / FORWARD;
+// Whether rows come among the products. Where operands wait for nothing, there is time later.
+constexpr bool AMONG = EARLY && (BYTES || !PIPED);
+// Threads with the same chunk, and how many rows that follow each other each of them has; rows that
+// a thread asks for in a step of the products.
+constexpr int TEAMS = THREADS / ACROSS, RUN = PIPED ? 4 : 1;
+constexpr int AT_ONCE = ((MINE + FORWARD - 1) / FORWARD + RUN - 1) / RUN * RUN;
 
 // Where what is in the memory of a block, in bytes. skmax.kernels.few_classes computes `total` too.
 struct Layout {
@@ -97,7 +126,9 @@ struct Layout {
     static constexpr int of_all = sums + THREADS * 16;                 // (CLUSTER, 2)
     static constexpr int mean = of_all + CLUSTER * 16;                 // (SLICE,)
     static constexpr int unit = mean + SLICE * 4;
-    static constexpr int barriers = unit + SLICE * 4;
+    static constexpr int truth = unit + SLICE * 4;                     // (2, OWNED)
+    static constexpr int rate = truth + 2 * OWNED * 4;                 // (2,)
+    static constexpr int barriers = rate + 16;
     static constexpr int total = barriers + 16;
 };
 static_assert(Layout::mean % 16 == 0 && Layout::place % 16 == 0, "");
@@ -155,8 +186,10 @@ __device__ inline float2 load(const unsigned char *from) {
     return make_float2(to_float(first), to_float(second));
 }
 
-// A thread of a block at work.
-struct Worker {
+// A thread of a block at work. PLAIN says that batches have about the most rows that there may be,
+// and that there are labels, no weights, no smoothing, no L1 penalty, no offset and the largest
+// copies.
+template <bool PLAIN> struct Worker {
     const Arguments a;
     unsigned char *const memory;
     const Address base, logits_came, residuals_came;
@@ -175,6 +208,9 @@ struct Worker {
     float hard_share = 1, poison = 0, weight_ahead = 0;
     int scale = 60;  // the weights' unit is 2^-scale
     double loss = 0, correct = 0;
+    // In the plain case, all threads have the intercepts of their classes, and their velocities.
+    static constexpr bool KEPT = LATER && PLAIN;
+    float kept[OWN], kept_speed[OWN];
 
     template <typename T> __device__ __forceinline__ T *at(int place) const {
         return reinterpret_cast<T *>(memory + place);
@@ -187,8 +223,9 @@ struct Worker {
           rank(blockIdx.x % CLUSTER), model(blockIdx.x / CLUSTER), models(gridDim.x / CLUSTER),
           steps((a.n + a.batch - 1) / a.batch), works(g < 7),
           width(between(0, a.d - rank * SLICE, SLICE)),
-          tiles((a.batch + 15) / 16), shift(OWNED > 16 && tiles > CLUSTER ? 1 : 0),
-          owned(between(0, tiles - (rank << shift), 1 << shift)),
+          tiles(PLAIN ? ROWS / 16 : (a.batch + 15) / 16),
+          shift(OWNED > 16 && tiles > CLUSTER ? 1 : 0),
+          owned(PLAIN ? OWNED / 16 : between(0, tiles - (rank << shift), 1 << shift)),
           l2(number(0)), l1(number(1)), momentum(number(2)),
           column(static_cast<int>(bits_of(number(3)))) {}
 
@@ -199,6 +236,8 @@ struct Worker {
         const int left = a.n - step * a.batch;
         return left < a.batch ? left : a.batch;
     }
+    __device__ __forceinline__ bool weighted() const { return !PLAIN && a.weight; }
+    __device__ __forceinline__ bool smoothed() const { return !PLAIN && a.smoothing; }
     // The class that is the j-th of a lane.
     __device__ __forceinline__ int class_of(int j) const {
         return j < 2 * TILES ? j / 2 * 8 + 2 * t + j % 2 : 8 * TILES + j % 2;
@@ -273,9 +312,10 @@ struct Worker {
         bool all, here;  // whether it is done so, and by this thread
     };
     __device__ __forceinline__ Fetch fetch_of(int step) const {
-        const int chunk = thread % ACROSS, row = thread / ACROSS;
+        const int chunk = thread % ACROSS, row = thread / ACROSS * RUN;
         Fetch fetch;
-        fetch.all = EARLY && step < steps && rows_in(step) == ROWS && a.copy == MOST;
+        fetch.all = EARLY && step < steps && rows_in(step) == ROWS &&
+                    (PLAIN || a.copy == MOST);
         fetch.here = fetch.all && chunk < CHUNKS && chunk * MOST < width * DATA_BYTES;
         fetch.from = a.X + size_t(rank) * SLICE * DATA_BYTES + chunk * MOST;
         fetch.place = at<int>(Layout::place) + step % 2 * ROWS + row;
@@ -284,22 +324,60 @@ struct Worker {
         fetch.to = base + Layout::rows + (step % 2 * ROWS + row) * STRIDE + chunk * MOST;
         return fetch;
     }
+    // Which row is the j-th that a thread asks for in a step of the products, beyond its first one.
+    __device__ static __forceinline__ int row_asked_for(int ks, int j) {
+        return (ks * (AT_ONCE / RUN) + j / RUN) * (RUN * TEAMS) + j % RUN;
+    }
+    // Where those rows are that a step of the forward products asks for.
+    struct Places {
+        int of_row[AT_ONCE];
+    };
+    // Whether the forward products are those of one tile of rows after another.
+    static constexpr bool TILEWISE = PIPED && PLAIN && BYTES && TILES == 1 && REST && FORWARD <= 4;
+    static constexpr bool LOOKED_UP = TILEWISE || !AMONG;
+    struct alignas(16) Four {
+        int value[4];
+    };
+    __device__ __forceinline__ void
+    look_up(Places &places, const Fetch &fetch, int ks, bool now) const {
+#pragma unroll
+        for (int j = 0; now && j < AT_ONCE; j += 4) {
+            if (AT_ONCE * FORWARD > MINE && ks * AT_ONCE + j >= MINE) break;
+            const Four four =
+                *reinterpret_cast<const Four *>(fetch.place + row_asked_for(ks, j));
+#pragma unroll
+            for (int i = 0; i < 4; ++i) places.of_row[(j + i) % AT_ONCE] = four.value[i];
+        }
+    }
     // What falls to one of `parts` parts of a step of the forward products.
-    __device__ __forceinline__ void fetch_part(const Fetch &fetch, int ks, int i, int parts) const {
+    __device__ __forceinline__ void
+    fetch_part(const Fetch &fetch, const Places &places, int ks, int i, int parts) const {
 #pragma unroll
         for (int j = i * AT_ONCE / parts; j < (i + 1) * AT_ONCE / parts; ++j) {
-            const int turn = ks * AT_ONCE + j, row = turn * (THREADS / ACROSS);
-            if (MINE % FORWARD && turn >= MINE) break;
+            const int row = row_asked_for(ks, j);
+            if (AT_ONCE * FORWARD > MINE && ks * AT_ONCE + j >= MINE) break;
+            const int place = LOOKED_UP ? places.of_row[j] : fetch.place[row];
             copy_ahead_if<MOST>(fetch.here, fetch.to + row * STRIDE,
-                                element(fetch.from, fetch.place[row], fetch.row_bytes));
+                                element(fetch.from, place, fetch.row_bytes));
         }
     }
     // Rows of a step, of which those beyond the last stay what they were.
     __device__ __forceinline__ void fetch(int step) const {
         if (step >= steps) return;
-        if (a.copy == 16) fetch_by<MOST>(step);
+        if (PLAIN || a.copy == 16) fetch_by<MOST>(step);
         else if (a.copy == 8) fetch_by<8>(step);
         else fetch_by<4>(step);
+    }
+    // The labels of the block's rows of a step, and its rate.
+    __device__ __forceinline__ void fetch_labels(int step) const {
+        const int of_batch = (rank << shift) * 16 + thread;
+        if (step >= steps) return;
+        if (thread < OWNED && of_batch < rows_in(step))
+            copy_ahead<4>(base + Layout::truth + (step % 2 * OWNED + thread) * 4,
+                          a.label + size_t(visits(step)[of_batch]) * a.label_words);
+        if (thread == THREADS - 1)
+            copy_ahead<4>(base + Layout::rate + step % 2 * 4,
+                          a.numbers + size_t(a.first + step) * models + model);
     }
     // Makes the signed bytes of a step's rows, which have come, unsigned ones.
     __device__ __forceinline__ void shift_rows(int step) const {
@@ -311,7 +389,7 @@ struct Worker {
     // The largest weight that this thread sees of a step's rows, which says what the unit of its
     // residuals is.
     __device__ __forceinline__ void weigh(int step) {
-        if (!BYTES || !a.weight || step >= steps) return;
+        if (!BYTES || !weighted() || step >= steps) return;
         const int size = rows_in(step), *const visit = visits(step);
         weight_ahead = 0;
 #pragma unroll
@@ -320,7 +398,7 @@ struct Worker {
                 weight_ahead = fmaxf(weight_ahead, a.weight[size_t(visit[r]) * a.u + column]);
     }
     __device__ __forceinline__ void note_weight(int step) const {
-        if (!BYTES || !a.weight) return;
+        if (!BYTES || !weighted()) return;
         float most = weight_ahead;
 #pragma unroll
         for (int mask = 16; mask > 0; mask /= 2) most = fmaxf(most, from_lane_xor(most, mask));
@@ -328,7 +406,7 @@ struct Worker {
     }
     // Residuals are less than two to the power of this.
     __device__ __forceinline__ int size_of_residuals(int step) const {
-        if (!BYTES || !a.weight) return 0;
+        if (!BYTES || !weighted()) return 0;
         const float *const heaviest = at<float>(Layout::heaviest) + step % 2 * WARPS;
         float most = heaviest[0];
 #pragma unroll
@@ -474,39 +552,38 @@ struct Worker {
     // What the weights make of the mean plus something, of each warp.
     __device__ __forceinline__ void meet_mean(float plus) const {
         float *const to = at<float>(Layout::at_mean) + warp * CLASSES;
+        float sum[PASSES][2] = {}, of_rest = 0;
 #pragma unroll
-        for (int c = 0; c < TILES; ++c) {
-            float sum[2] = {0, 0};
+        for (int q = 0; q < GROUPS; ++q) {
+            float mean[PER], mean_of_rest[HALVES];
+            pick(mean, Layout::mean, feature(q));
 #pragma unroll
-            for (int q = 0; q < GROUPS; ++q) {
-                float mean[PER];
-                pick(mean, Layout::mean, feature(q));
+            for (int c = 0; c < TILES; ++c)
 #pragma unroll
                 for (int i = 0; i < HALVES; ++i)
 #pragma unroll
                     for (int j = 0; j < 4; ++j)
-                        sum[j % 2] += w[q][i][c][j] * (mean[2 * i + j / 2] + plus);
-            }
+                        sum[c][j % 2] += w[q][i][c][j] * (mean[2 * i + j / 2] + plus);
+            if (!REST) continue;
+            pick(mean_of_rest, Layout::mean, feature_of_rest(q));
 #pragma unroll
-            for (int mask = 4; mask < 32; mask *= 2)
-#pragma unroll
-                for (int j = 0; j < 2; ++j) sum[j] += from_lane_xor(sum[j], mask);
-            if (g == 0)
-#pragma unroll
-                for (int j = 0; j < 2; ++j) to[8 * c + 2 * t + j] = sum[j];
+            for (int i = 0; i < HALVES; ++i) of_rest += w_rest[q][i] * (mean_of_rest[i] + plus);
         }
-        if (!REST) return;
-        float sum = 0;
+        if (REST) of_rest += from_lane_xor(of_rest, 2);
 #pragma unroll
-        for (int q = 0; q < GROUPS; ++q) {
-            float mean[HALVES];
-            pick(mean, Layout::mean, feature_of_rest(q));
+        for (int mask = 4; mask < 32; mask *= 2) {
 #pragma unroll
-            for (int i = 0; i < HALVES; ++i) sum += w_rest[q][i] * (mean[i] + plus);
+            for (int c = 0; c < TILES; ++c)
+#pragma unroll
+                for (int j = 0; j < 2; ++j) sum[c][j] += from_lane_xor(sum[c][j], mask);
+            if (REST) of_rest += from_lane_xor(of_rest, mask);
         }
+        if (g) return;
 #pragma unroll
-        for (int mask = 2; mask < 32; mask *= 2) sum += from_lane_xor(sum, mask);
-        if (g == 0 && t < 2) to[8 * TILES + t] = sum;
+        for (int c = 0; c < TILES; ++c)
+#pragma unroll
+            for (int j = 0; j < 2; ++j) to[8 * c + 2 * t + j] = sum[c][j];
+        if (REST && t < 2) to[8 * TILES + t] = of_rest;
     }
     __device__ __forceinline__ float at_mean(int k) const {
         const float *const from = at<float>(Layout::at_mean) + k;
@@ -523,7 +600,7 @@ struct Worker {
             __syncthreads();
             return;
         }
-        if (a.offset && next < steps) shift_rows(next);
+        if (!PLAIN && a.offset && next < steps) shift_rows(next);
         int any = __syncthreads_or(over);
         for (; BYTES && any && scale > LEAST; any = __syncthreads_or(over)) {
             scale -= 2;
@@ -550,14 +627,15 @@ struct Worker {
         wait_for_groups<0>();
         __syncthreads();
         fetch(0);
+        if (KEPT) fetch_labels(0);
         commit_copies();
         weigh(0);
         meet_cluster();  // the other blocks' memory exists once they have begun
         send_at_mean();
-        for (int k = thread; a.smoothing && k < a.classes; k += THREADS)
+        for (int k = thread; smoothed() && k < a.classes; k += THREADS)
             at<float>(Layout::smoothing)[k] = a.smoothing[model * a.classes + k];
         meet_cluster();
-        for (int k = 0; a.smoothing && k < a.classes; ++k)
+        for (int k = 0; smoothed() && k < a.classes; ++k)
             hard_share -= at<float>(Layout::smoothing)[k];
         for (int k = thread; k < CLASSES; k += THREADS) {
             const int here = model * a.classes + k;
@@ -567,6 +645,11 @@ struct Worker {
             at<float>(Layout::speed)[k] = k < a.classes ? a.intercept_velocity[here] : 0.f;
         }
         publish_all(0);
+#pragma unroll
+        for (int j = 0; KEPT && j < OWN; ++j) {
+            kept[j] = at<float>(Layout::intercept)[class_of(j)];
+            kept_speed[j] = at<float>(Layout::speed)[class_of(j)];
+        }
     }
     static constexpr float INFINITE = 3e38f;
 
@@ -588,6 +671,13 @@ struct Worker {
     // What was learned, to memory that all share.
     __device__ __forceinline__ void finish() const {
         store_weights();
+        if (KEPT && warp == 0 && g == 0)
+#pragma unroll
+            for (int j = 0; j < OWN; ++j)
+                if (speaks(j)) {
+                    at<float>(Layout::intercept)[class_of(j)] = kept[j];
+                    at<float>(Layout::speed)[class_of(j)] = kept_speed[j];
+                }
         meet_mean(-to_float(a.offset));
         double *const of_threads = at<double>(Layout::sums);
         of_threads[2 * thread] = loss;
@@ -616,27 +706,34 @@ struct Worker {
 
     // Steps
 
+    __device__ __forceinline__ void
+    send_tile(int c, int i, const float (&z)[4], const float (&less)[2]) const {
+        const int tile = warp + WARPS * i, owner = tile >> shift;
+        if (!PLAIN && tile >= tiles) return;
+        const Address came = in_block(logits_came, owner);
+        const int row = (tile & (1 << shift) - 1) * 16 + g;
+        const Address there = in_block(base + Layout::logits, owner) +
+                              (rank * SOURCE + (c * OWNED + row) * 8 + 2 * t) * 4;
+        send(there, z[0] - less[0], z[1] - less[1], came);
+        send(there + 8 * 32, z[2] - less[0], z[3] - less[1], came);
+    }
     // The logits that this block's features make of N tiles of rows per warp, sent to their owners.
     template <int N> __device__ __forceinline__ void forward(int step, const Fetch &fetch) const {
 #pragma unroll
         for (int c = 0; c < PASSES; ++c) {
             float z[N][4], rest[4][4];
+            if (TILEWISE && N == 4) {
+                forward_by_tiles(step, fetch, rest);
+                send_rest<4>(rest);
+                return;
+            }
             if (BYTES) multiply_bytes<N>(step, c, fetch, z, rest);
             else multiply_floats<N>(step, c, fetch, z, rest);
             if (TILES) {
                 const float less[2] = {at_mean(8 * c + 2 * t) - poison,
                                        at_mean(8 * c + 2 * t + 1) - poison};
 #pragma unroll
-                for (int i = 0; i < N; ++i) {
-                    const int tile = warp + WARPS * i, owner = tile >> shift;
-                    if (tile >= tiles) continue;
-                    const Address came = in_block(logits_came, owner);
-                    const int row = (tile & (1 << shift) - 1) * 16 + g;
-                    const Address there = in_block(base + Layout::logits, owner) +
-                                          (rank * SOURCE + (c * OWNED + row) * 8 + 2 * t) * 4;
-                    send(there, z[i][0] - less[0], z[i][1] - less[1], came);
-                    send(there + 8 * 32, z[i][2] - less[0], z[i][3] - less[1], came);
-                }
+                for (int i = 0; i < N; ++i) send_tile(c, i, z[i], less);
             }
             if (REST && c == 0) send_rest<N>(rest);
         }
@@ -659,7 +756,7 @@ struct Worker {
         }
         const float less[2] = {at_mean(8 * TILES) - poison, at_mean(8 * TILES + 1) - poison};
         const int tile = warp + WARPS * t, owner = tile >> shift;
-        if (t >= N || tile >= tiles) return;
+        if (t >= N || (!PLAIN && tile >= tiles)) return;
         const Address came = in_block(logits_came, owner);
         const int row = (tile & (1 << shift) - 1) * 16 + g;
         const Address there = in_block(base + Layout::logits, owner) +
@@ -700,7 +797,7 @@ struct Worker {
                 if (with_rest)
                     multiply_u8s8(sum[i][DIGITS + REST - 1], x, f[DIGITS + REST - 1].x,
                                   f[DIGITS + REST - 1].y);
-                if (N == 4 && c == 0) fetch_part(fetch, ks, i, N);
+                if (N == 4 && c == 0) fetch_part(fetch, Places(), ks, i, N);
             }
         }
         const float down = power_of_two(-scale), high_down = power_of_two(16 - scale);
@@ -715,6 +812,64 @@ struct Worker {
                 if (with_rest) rest[i][j] = to_float(sum[i % N][DIGITS + REST - 1][j]) * digit_down;
             }
     }
+    // The same for 10 classes and whole batches: the products of a tile of rows are computed while
+    // those of the last one become logits and are sent.
+    __device__ __forceinline__ void
+    forward_by_tiles(int step, const Fetch &fetch, float (&rest)[4][4]) const {
+        constexpr int DIGITS = 5, STEPS = TILEWISE ? FORWARD : 1;
+        const Address rows = base + Layout::rows + step % 2 * (ROWS * STRIDE) +
+                             (16 * warp + lane % 16) * STRIDE + lane / 16 * 16;
+        const uint2 *const weights = at<uint2>(Layout::weights) + lane;
+        unsigned x[2][STEPS][4];
+        uint2 f[STEPS][DIGITS];
+        Places places[STEPS];
+        int sum[2][DIGITS][4];
+        auto load_tile = [&](int i) {
+#pragma unroll
+            for (int ks = 0; ks < STEPS; ++ks)
+                load_matrices(x[i % 2][ks], rows + i * (16 * WARPS * STRIDE) + ks * 32);
+        };
+        auto multiply_tile = [&](int i) {
+#pragma unroll
+            for (int digit = 0; digit < DIGITS; ++digit)
+#pragma unroll
+                for (int j = 0; j < 4; ++j) sum[i % 2][digit][j] = 0;
+#pragma unroll
+            for (int ks = 0; ks < STEPS; ++ks)
+#pragma unroll
+                for (int digit = 0; digit < DIGITS; ++digit)
+                    multiply_u8s8(sum[i % 2][digit], x[i % 2][ks], f[ks][digit].x,
+                                  f[ks][digit].y);
+        };
+        load_tile(0);
+#pragma unroll
+        for (int ks = 0; ks < STEPS; ++ks)
+#pragma unroll
+            for (int digit = 0; digit < DIGITS; ++digit)
+                f[ks][digit] = weights[(ks * WEIGHTS + digit) * 32];
+        load_tile(1);
+#pragma unroll
+        for (int ks = 0; ks < STEPS; ++ks) look_up(places[ks], fetch, ks, true);
+        const float less[2] = {at_mean(2 * t) - poison, at_mean(2 * t + 1) - poison};
+        const float down = power_of_two(-scale), high_down = power_of_two(16 - scale);
+        const float digit_down = power_of_two(8 * t - scale);
+        multiply_tile(0);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            if (i < 2) load_tile(i + 2);
+            if (i < 3) multiply_tile(i + 1);
+            float z[4];
+#pragma unroll
+            for (int j = 0; j < 4; ++j) {
+                z[j] = join(sum[i % 2], j, high_down, down);
+                rest[i][j] = to_float(sum[i % 2][DIGITS - 1][j]) * digit_down;
+            }
+            send_tile(0, i, z, less);
+#pragma unroll
+            for (int ks = i * STEPS / 4; ks < (i + 1) * STEPS / 4; ++ks)
+                fetch_part(fetch, places[ks], ks, 0, 1);
+        }
+    }
     // The number that four sums of digits are; nothing overflows with 256 terms.
     template <int N>
     __device__ __forceinline__ float
@@ -728,6 +883,7 @@ struct Worker {
     multiply_floats(int step, int c, const Fetch &fetch, float (&z)[N][4],
                     float (&rest)[4][4]) const {
         const bool with_rest = REST && c == 0;
+        constexpr int PAIR = APART && N > 1 ? 2 : 1;
         float low[N][4];
 #pragma unroll
         for (int i = 0; i < 4; ++i)
@@ -736,7 +892,7 @@ struct Worker {
         const unsigned char *const rows =
             memory + Layout::rows + step % 2 * (ROWS * STRIDE) + (16 * warp + g) * STRIDE;
         const uint2 *const weights = at<uint2>(Layout::weights) + lane;
-#pragma unroll UNROLLED
+#pragma unroll PIPED && PLAIN && TILES <= 1 ? FORWARD : UNROLLED
         for (int ks = 0; ks < FORWARD; ++ks) {
             uint2 f[3] = {};
             if (TILES) {
@@ -745,12 +901,21 @@ struct Worker {
             }
             if (with_rest) f[2] = weights[(ks * WEIGHTS + 2 * TILES) * 32];
 #pragma unroll
-            for (int i = 0; i < N; ++i) {
-                const unsigned char *const row =
-                    rows + i * (16 * WARPS * STRIDE) + (ks * 8 + 2 * t) * DATA_BYTES;
-                const float2 p = load(row), q = load(row + 8 * STRIDE);
-                multiply_both(p.x, q.x, p.y, q.y, f, z[i], low[i], rest[i], with_rest);
-                if (N == 4 && c == 0) fetch_part(fetch, ks, i, N);
+            for (int i = 0; i < N; i += PAIR) {
+                Parts parts[PAIR];
+#pragma unroll
+                for (int j = 0; j < PAIR; ++j) {
+                    const unsigned char *const row =
+                        rows + (i + j) * (16 * WARPS * STRIDE) + (ks * 8 + 2 * t) * DATA_BYTES;
+                    const float2 p = load(row), q = load(row + 8 * STRIDE);
+                    parts[j] = Parts(p.x, q.x, p.y, q.y);
+                    multiply_high(parts[j], f, z[i + j], low[i + j], rest[i + j], with_rest);
+                }
+#pragma unroll
+                for (int j = 0; j < PAIR; ++j) {
+                    multiply_low(parts[j], f, low[i + j], rest[i + j], with_rest);
+                    if (AMONG && N == 4 && c == 0) fetch_part(fetch, Places(), ks, i + j, N);
+                }
             }
         }
 #pragma unroll
@@ -758,26 +923,36 @@ struct Worker {
 #pragma unroll
             for (int j = 0; j < 4; ++j) z[i][j] += low[i][j];
     }
-    // Adds the products of four values and the large and the small part of numbers of 8 classes,
-    // and those of all parts of the last two classes.
-    __device__ __forceinline__ void
-    multiply_both(float x0, float x1, float x2, float x3, const uint2 (&f)[3], float (&large)[4],
-                  float (&small)[4], float (&rest)[4], bool with_rest) const {
-        const float x[4] = {x0, x1, x2, x3};
+    // Four values, and what they are more than numbers of tf32.
+    struct Parts {
         unsigned high[4], low[4];
+        __device__ __forceinline__ Parts() {}
+        __device__ __forceinline__ Parts(float x0, float x1, float x2, float x3) {
+            const float x[4] = {x0, x1, x2, x3};
 #pragma unroll
-        for (int j = 0; j < 4; ++j) {
-            if (DATA_BYTES == 4) split(x[j], high[j], low[j]);
-            else high[j] = bits_of(x[j]);  // which is a number of tf32
+            for (int j = 0; j < 4; ++j) {
+                if (DATA_BYTES == 4) split(x[j], high[j], low[j]);
+                else high[j] = bits_of(x[j]);  // which is a number of tf32
+            }
         }
+    };
+    // Adds the products of four values and the large and the small part of numbers of 8 classes,
+    // and those of all parts of the last two classes: first what their large parts give.
+    __device__ __forceinline__ void
+    multiply_high(const Parts &x, const uint2 (&f)[3], float (&large)[4], float (&small)[4],
+                  float (&rest)[4], bool with_rest) const {
         if (TILES) {
-            multiply_tf32(large, high, f[0].x, f[0].y);
-            multiply_tf32(small, high, f[1].x, f[1].y);
+            multiply_tf32(large, x.high, f[0].x, f[0].y);
+            multiply_tf32(small, x.high, f[1].x, f[1].y);
         }
-        if (with_rest) multiply_tf32(rest, high, f[2].x, f[2].y);
+        if (with_rest) multiply_tf32(rest, x.high, f[2].x, f[2].y);
+    }
+    __device__ __forceinline__ void
+    multiply_low(const Parts &x, const uint2 (&f)[3], float (&small)[4], float (&rest)[4],
+                 bool with_rest) const {
         if (DATA_BYTES != 4) return;
-        if (TILES) multiply_tf32(small, low, f[0].x, f[0].y);
-        if (with_rest) multiply_tf32(rest, low, f[2].x, f[2].y);
+        if (TILES) multiply_tf32(small, x.low, f[0].x, f[0].y);
+        if (with_rest) multiply_tf32(rest, x.low, f[2].x, f[2].y);
     }
 
     // The features of this lane, of 32 rows, as a product that gives a gradient takes bytes: row
@@ -809,7 +984,7 @@ struct Worker {
     }
     // Whether the rows of a batch end before so many times 32, about; beyond are no residuals.
     __device__ __forceinline__ bool end_before(int ks) const {
-        return ks >= 4 ? tiles <= 8 : ks >= 2 && tiles <= 4;
+        return PLAIN ? false : ks >= 4 ? tiles <= 8 : ks >= 2 && tiles <= 4;
     }
 
     // What is known of a row before its logits are.
@@ -821,11 +996,17 @@ struct Worker {
         const int r = thread / 4 + 32 * round, of_batch = (rank << shift) * 16 + r;
         Row row{-1, 0, 0.f, 0.f};
         if (r >= 16 * owned || of_batch >= rows_in(step)) return row;
+        if (KEPT) {
+            row.truth = at<int>(Layout::truth)[step % 2 * OWNED + r];
+            row.weight = row.score = 1.f;
+            return row;
+        }
         row.visit = visits(step)[of_batch];
-        row.truth = a.label ? a.label[size_t(row.visit) * a.label_words] : likeliest(row.visit);
+        const size_t of_label = size_t(row.visit) * a.label_words;
+        row.truth = PLAIN || a.label ? a.label[of_label] : likeliest(row.visit);
         const size_t here = size_t(row.visit) * a.u + column;
-        row.weight = a.weight ? a.weight[here] : 1.f;
-        row.score = a.score_weight ? a.score_weight[here] : row.weight;
+        row.weight = weighted() ? a.weight[here] : 1.f;
+        row.score = !PLAIN && a.score_weight ? a.score_weight[here] : row.weight;
         return row;
     }
     // The class that a row's target gives most probability.
@@ -838,8 +1019,9 @@ struct Worker {
     }
     __device__ __forceinline__ float target_of(const Row &row, int k) const {
         float target = k == row.truth ? 1.f : 0.f;
-        if (a.target) target = k < a.classes ? a.target[size_t(row.visit) * a.classes + k] : 0.f;
-        return a.smoothing ? hard_share * target + at<float>(Layout::smoothing)[k] : target;
+        if (!PLAIN && a.target)
+            target = k < a.classes ? a.target[size_t(row.visit) * a.classes + k] : 0.f;
+        return smoothed() ? hard_share * target + at<float>(Layout::smoothing)[k] : target;
     }
 
     // The residuals of one round of the block's rows, and what their loss needs: four lanes share a
@@ -854,7 +1036,8 @@ struct Worker {
         const float *const rest = at<float>(Layout::logits) + OWNED * 8 * TILES + r * 2;
         float y[OWN];
 #pragma unroll
-        for (int j = 0; j < OWN; ++j) y[j] = at<float>(Layout::intercept)[class_of(j)];
+        for (int j = 0; j < OWN; ++j)
+            y[j] = KEPT ? kept[j] : at<float>(Layout::intercept)[class_of(j)];
 #pragma unroll
         for (int source = 0; source < CLUSTER; ++source)
 #pragma unroll
@@ -887,7 +1070,7 @@ struct Worker {
         const bool inside = row.truth >= 0;
 #pragma unroll
         for (int j = 0; j < OWN; ++j) outcome.target[j] = class_of(j) == row.truth ? 1.f : 0.f;
-        if (a.target || a.smoothing)
+        if (!PLAIN && (a.target || a.smoothing))
 #pragma unroll
             for (int j = 0; j < OWN; ++j)
                 outcome.target[j] = inside ? target_of(row, class_of(j)) : 0.f;
@@ -938,20 +1121,20 @@ struct Worker {
     __device__ __forceinline__ void send_residuals() const {
         // Each thread has vectors, and sends them to some of the other blocks.
         constexpr int VECTORS = OWNED / 16 * WORDS / 4;
-        constexpr int SIZE = VECTORS < THREADS ? VECTORS : THREADS, TEAMS = THREADS / SIZE;
-        constexpr int EACH = (CLUSTER - 1 + TEAMS - 1) / TEAMS;
+        constexpr int SIZE = VECTORS < THREADS ? VECTORS : THREADS, SHARES = THREADS / SIZE;
+        constexpr int EACH = (CLUSTER - 1 + SHARES - 1) / SHARES;
         const int count = owned * (WORDS / 4), first = rank << shift, team = thread / SIZE;
         const int begin = first * (WORDS / 4) + thread % SIZE;
         const uint4 *const from = at<uint4>(Layout::residuals) + begin;
         const Address own = base + Layout::residuals + begin * 16;
 #pragma unroll
         for (int i = 0; i < VECTORS; i += SIZE) {
-            if (team >= TEAMS || thread % SIZE + i >= count) break;
+            if (team >= SHARES || thread % SIZE + i >= count) break;
             const uint4 vector = from[i];
 #pragma unroll
             for (int j = 0; j < EACH; ++j) {
                 const int other = team * EACH + j, there = (rank + 1 + other) % CLUSTER;
-                if (TEAMS * EACH == CLUSTER - 1 || other < CLUSTER - 1)
+                if (SHARES * EACH == CLUSTER - 1 || other < CLUSTER - 1)
                     send(in_block(own, there) + i * 16, vector, in_block(residuals_came, there));
             }
         }
@@ -1018,14 +1201,15 @@ struct Worker {
     __device__ __forceinline__ void
     gradient_of_floats(int step, int c, float (&y)[HALVES][4], float (&rest)[HALVES][4]) const {
         const bool with_rest = REST && c == 0;
-        float low[4] = {0, 0, 0, 0};
+        float low[1 + APART][4], more[1 + APART][4];  // sums, and those of the rest
 #pragma unroll
-        for (int j = 0; j < 4; ++j) y[0][j] = rest[0][j] = 0;
+        for (int j = 0; j < 4; ++j)
+            y[0][j] = low[0][j] = low[APART][j] = more[0][j] = more[APART][j] = 0;
         const unsigned char *const rows = memory + Layout::rows + step % 2 * (ROWS * STRIDE) +
                                           t * STRIDE + (works ? feature(0) : 0) * DATA_BYTES;
         const uint2 *const residuals = at<uint2>(Layout::residuals) + lane;
         const int end = (tiles + 1) / 2 * 4;
-#pragma unroll 4
+#pragma unroll APART ? 8 : 4
         for (int ks = 0; ks < end; ++ks) {
             float2 p = load(rows + 8 * ks * STRIDE), r = load(rows + (8 * ks + 4) * STRIDE);
             if (!works) p = r = make_float2(1.f, 0.f);
@@ -1039,10 +1223,15 @@ struct Worker {
                 split(from_bits(both.y), f[0].y, f[1].y);
             }
             if (with_rest) f[2] = residuals[(ks * RESIDUALS + SENT * TILES) * 32];
-            multiply_both(p.x, p.y, r.x, r.y, f, y[0], low, rest[0], with_rest);
+            const Parts parts(p.x, p.y, r.x, r.y);
+            multiply_high(parts, f, y[0], low[0], more[0], with_rest);
+            multiply_low(parts, f, low[APART], more[APART], with_rest);
         }
 #pragma unroll
-        for (int j = 0; j < 4; ++j) y[0][j] += low[j];
+        for (int j = 0; j < 4; ++j) {
+            y[0][j] += APART ? low[0][j] + low[APART][j] : low[0][j];
+            rest[0][j] = APART ? more[0][j] + more[APART][j] : more[0][j];
+        }
     }
     // Of the last two classes, each lane has a part of all of its features, and gets the sums of
     // its own.
@@ -1079,14 +1268,20 @@ struct Worker {
     move(float &weight, float &speed, float slope, float unit, float rate) const {
         speed = momentum * speed - rate * ((slope + l2 * weight) * unit * unit);
         weight += speed;
-        if (l1 > 0) {
+        if (!PLAIN && l1 > 0) {
             const float clipped = clip(weight, rate * (l1 * unit * unit));
             weight -= clipped;
             speed -= clipped;
         }
     }
+    // The means and units of a lane's features, where they are loaded before residuals come.
+    static constexpr bool IN_TIME = HOISTED && PLAIN && GROUPS == 1;
+    struct Known {
+        float mean[PER], unit[PER], mean_of_rest[HALVES], unit_of_rest[HALVES];
+    };
     __device__ __forceinline__ void
-    backward(int step, float rate, int size, const unsigned (&ahead)[ROWS / 32][HALVES][4]) {
+    backward(int step, float rate, int size, const unsigned (&ahead)[ROWS / 32][HALVES][4],
+             const Known &known) {
         const float per_row = __fdividef(1.f, to_float(rows_in(step)));
         float of_class[OWN] = {};  // sums of residuals, from the lanes whose first feature is 1
 #pragma unroll
@@ -1101,8 +1296,15 @@ struct Worker {
                     for (int j = 0; q == 0 && j < 2; ++j)
                         of_class[2 * c + j] = from_lane_at(y[0][j], 28 + t);
                     float mean[PER], unit[PER];
-                    pick(mean, Layout::mean, feature(q));
-                    pick(unit, Layout::unit, feature(q));
+#pragma unroll
+                    for (int f = 0; IN_TIME && f < PER; ++f) {
+                        mean[f] = known.mean[f];
+                        unit[f] = known.unit[f];
+                    }
+                    if (!IN_TIME) {
+                        pick(mean, Layout::mean, feature(q));
+                        pick(unit, Layout::unit, feature(q));
+                    }
 #pragma unroll
                     for (int i = 0; i < HALVES; ++i)
 #pragma unroll
@@ -1119,46 +1321,85 @@ struct Worker {
                     of_class[2 * TILES + j] = from_lane_at(own[0], 28 + j);
                 const float of_own = t % 2 ? of_class[OWN - 1] : of_class[OWN - 2];
                 float mean[HALVES], unit[HALVES];
-                pick(mean, Layout::mean, feature_of_rest(q));
-                pick(unit, Layout::unit, feature_of_rest(q));
+#pragma unroll
+                for (int i = 0; IN_TIME && i < HALVES; ++i) {
+                    mean[i] = known.mean_of_rest[i];
+                    unit[i] = known.unit_of_rest[i];
+                }
+                if (!IN_TIME) {
+                    pick(mean, Layout::mean, feature_of_rest(q));
+                    pick(unit, Layout::unit, feature_of_rest(q));
+                }
 #pragma unroll
                 for (int i = 0; i < HALVES; ++i)
                     move(w_rest[q][i], v_rest[q][i], (own[i] - of_own * mean[i]) * per_row,
                          unit[i], rate);
             }
+        if (KEPT) {
+#pragma unroll
+            for (int j = 0; j < OWN; ++j) {
+                const float speed = momentum * kept_speed[j] - rate * (of_class[j] * per_row);
+                kept_speed[j] = a.fit_intercept ? speed : kept_speed[j];
+                kept[j] = a.fit_intercept ? kept[j] + speed : kept[j];
+            }
+            return;
+        }
         if (!a.fit_intercept || warp || g) return;
+        float speed[OWN], intercept[OWN];
+#pragma unroll
+        for (int j = 0; j < OWN; ++j) {
+            speed[j] = at<float>(Layout::speed)[class_of(j)];
+            intercept[j] = at<float>(Layout::intercept)[class_of(j)];
+        }
 #pragma unroll
         for (int j = 0; j < OWN; ++j) {
             if (!speaks(j)) continue;
-            float &speed = at<float>(Layout::speed)[class_of(j)];
-            speed = momentum * speed - rate * (of_class[j] * per_row);
-            at<float>(Layout::intercept)[class_of(j)] += speed;
+            speed[j] = momentum * speed[j] - rate * (of_class[j] * per_row);
+            at<float>(Layout::speed)[class_of(j)] = speed[j];
+            at<float>(Layout::intercept)[class_of(j)] = intercept[j] + speed[j];
         }
     }
 
+    // What the barriers of a step wait for.
+    __device__ __forceinline__ void expect() const {
+        if (thread) return;
+        expect_bytes(logits_came, CLUSTER * owned * 16 * CLASSES * 4);
+        expect_bytes(residuals_came, (tiles - owned) * WORDS * 4);
+    }
+    __device__ __forceinline__ float rate_of(int step) const {
+        return a.numbers[size_t(a.first + step) * models + model];
+    }
+
     __device__ __forceinline__ void run(int step) {
-        if (thread == 0) {
-            expect_bytes(logits_came, CLUSTER * owned * 16 * CLASSES * 4);
-            expect_bytes(residuals_came, (tiles - owned) * WORDS * 4);
-        }
-        const float rate = a.numbers[size_t(a.first + step) * models + model];
+        if (!KEPT) expect();
+        float rate = KEPT ? 0.f : rate_of(step);
         const int size = size_of_residuals(step);
         Row row[ROUNDS];
 #pragma unroll
-        for (int i = 0; i < ROUNDS; ++i) row[i] = row_of(step, i);
+        for (int i = 0; !KEPT && i < ROUNDS; ++i) row[i] = row_of(step, i);
         if (PER == 4) forget(thread);  // or what follows from it fills the registers for all steps
         lane = thread % 32;
         warp = thread / 32;
         g = lane / 4;
         t = lane % 4;
         const Fetch early = fetch_of(step + 1);
-        if (tiles > 8) forward<4>(step, early);
+        if (PLAIN || tiles > 8) forward<4>(step, early);
         else if (tiles > 4) forward<2>(step, early);
         else forward<1>(step, early);
         // While logits travel: the operands of the backward products, and the next rows.
+        Places places[FORWARD];
+#pragma unroll
+        for (int ks = 0; !AMONG && ks < FORWARD; ++ks) look_up(places[ks], early, ks, PIPED);
+        if (KEPT) {
+            expect();
+            fetch_labels(step + 1);
+            rate = at<float>(Layout::rate)[step % 2];
+#pragma unroll
+            for (int i = 0; i < ROUNDS; ++i) row[i] = row_of(step, i);
+        }
         unsigned ahead[ROWS / 32][HALVES][4];
         if (AHEAD) {
-            if (tiles > 8) {
+            if (PLAIN || tiles > 8) {
 #pragma unroll
                 for (int ks = 0; ks < 8; ++ks) operands(ahead[ks], step, 0, ks);
             } else {
@@ -1168,6 +1409,10 @@ struct Worker {
             }
         }
         if (!early.all) fetch(step + 1);
+        else
+#pragma unroll
+            for (int ks = 0; !AMONG && ks < FORWARD; ++ks)
+                fetch_part(early, places[ks], ks, 0, 1);
         weigh(step + 1);
         wait_for_bytes(logits_came, step % 2);
         Outcome outcome[ROUNDS];
@@ -1182,11 +1427,27 @@ struct Worker {
 #pragma unroll
         for (int i = 0; i < ROUNDS; ++i)
             if (8 * warp + 32 * i < 16 * owned) add_loss(outcome[i], row[i]);
+        Known known;
+        if (IN_TIME) {
+            pick(known.mean, Layout::mean, feature(0));
+            pick(known.unit, Layout::unit, feature(0));
+            pick(known.mean_of_rest, Layout::mean, feature_of_rest(0));
+            pick(known.unit_of_rest, Layout::unit, feature_of_rest(0));
+        }
         wait_for_bytes(residuals_came, step % 2);
-        backward(step, rate, size, ahead);
+        backward(step, rate, size, ahead, known);
         publish_all(step + 1);
     }
 };
+
+// Elsewhere there are no registers for it.
+constexpr bool SPECIAL_HERE = SPECIAL && TILES <= 1 && GROUPS == 1;
+template <bool PLAIN> __device__ __forceinline__ void work(const Arguments &arguments) {
+    Worker<PLAIN> worker(arguments);
+    worker.start();
+    for (int step = 0; step < worker.steps; ++step) worker.run(step);
+    worker.finish();
+}
 
 // Arguments as `Arguments` has them.
 extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THREADS, 1)
@@ -1204,8 +1465,10 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
         score_weight, u, smoothing, mean, inverse_scale, numbers, steps, first, fit_intercept, coef,
         velocity, intercept, intercept_velocity, new_coef, new_velocity, new_intercept,
         new_intercept_velocity, sums};
-    Worker worker(arguments);
-    worker.start();
-    for (int step = 0; step < worker.steps; ++step) worker.run(step);
-    worker.finish();
+    const int models = gridDim.x / CLUSTER, model = blockIdx.x / CLUSTER;
+    const bool plain = SPECIAL_HERE && batch > ROWS - 16 && label && !weight && !score_weight &&
+                       !smoothing && !offset && copy == MOST &&
+                       numbers[size_t(steps + 1) * models + model] == 0;  // no L1 penalty
+    if (plain) work<SPECIAL_HERE>(arguments);
+    else work<false>(arguments);
 }

@@ -99,8 +99,9 @@ class Build:
             + residuals
             + logits
             + numbers
-            + 16 * (THREADS + self.CLUSTER + 1)
+            + 16 * (THREADS + self.CLUSTER + 2)
             + 8 * self.slice_
+            + 8 * (ROWS // self.CLUSTER)
         )
 
 
