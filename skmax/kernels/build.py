@@ -15,14 +15,14 @@ from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
 
 from skmax.backends import cupy
 from skmax.backends.device_code import ARCHITECTURES, COMPILER, Unit, kernels
-from skmax.kernels import cuda, device_sums, few_classes, many_classes, residual
+from skmax.kernels import cuda, descent, device_sums, few_classes, many_classes, residual
 
 _PACKAGE = "nvidia-cuda-nvrtc-cu12"
 
 
 def units() -> list[Unit]:
     """All that is compiled ahead."""
-    modules = (cupy, cuda, device_sums, few_classes, many_classes, residual)
+    modules = (cupy, cuda, descent, device_sums, few_classes, many_classes, residual)
     return [unit for module in modules for unit in module.units()]
 
 
