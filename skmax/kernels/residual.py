@@ -50,8 +50,8 @@ def full_pass(
     problem: Problem, coef: Array, intercept: Array, *, gradient: bool
 ) -> tuple[Array, ...]:
     """See `skmax.objective.full_pass`. It returns before the device is done."""
-    xp, data, (m, k, d) = problem.backend.xp, problem.data, coef.shape
-    columns, values = xp.reshape(coef, (m * k, d)).T, _of_problem(problem, intercept)
+    data, (m, k, d) = problem.data, coef.shape
+    columns, values = coef.reshape(m * k, d).T, _of_problem(problem, intercept)
     totals: list[Any] = []
     for index, X in data.pieces(problem.order, _rows_per_piece(problem)):
         logits = X @ columns
@@ -62,7 +62,7 @@ def full_pass(
     sums, *by_coef = totals
     if not gradient:
         return sums[k], sums[k + 1]
-    return sums[k], sums[k + 1], xp.reshape(by_coef[0], coef.shape), sums[:k].T
+    return sums[k], sums[k + 1], by_coef[0].reshape(coef.shape), sums[:k].T
 
 
 def _rows_per_piece(problem: Problem) -> int:
