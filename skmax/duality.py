@@ -38,6 +38,7 @@ import numpy as np
 from scipy.special import entr
 
 from skmax.backends import Array
+from skmax.kernels import descent
 from skmax.objective import target_shares, target_sums
 from skmax.problem import Problem
 
@@ -108,17 +109,9 @@ class Dual:
             self._sums_by_mean = (sums @ self._weighted_mean)[..., 0]
             self._mean_square = _product(mean, mean, inverse)
             self._sums_square = _product(sums, sums, inverse)
-        if self._backend.is_wide:
-            self._move()
-
-    def _move(self) -> None:
-        """Have there what `_products_there` needs."""
-        float64, d = self._backend.dtype(np.float64), self.mean.shape[-1]
-        means = np.zeros((len(self.mean), 2, d + 1, 1))
-        means[:, 0, :d, 0], means[:, 1, :d, 0] = self.mean[:, 0], self._weighted_mean[..., 0]
-        self._there = tuple(
-            self._backend.asarray(array, float64) for array in (self.class_sums[:, None], means)
-        )
+        if descent.serves(self._backend):
+            used = (self.l2[:, 0], *((sums, mean[:, 0]) if self.fit_intercept else ()))
+            self._there = tuple(self._backend.asarray(array, np.float64) for array in used)
 
     def _class_sums(self, problem: Problem, units: np.ndarray) -> np.ndarray:
         if not problem.fit_intercept:  # then nothing needs to be balanced
@@ -134,9 +127,8 @@ class Dual:
         part = object.__new__(Dual)
         for name, value in vars(self).items():
             setattr(part, name, value[models] if isinstance(value, np.ndarray) else value)
-        if self._backend.is_wide:
-            index = self._backend.asarray(models)
-            part._there = tuple(self._backend.xp.take(a, index, axis=0) for a in self._there)
+        if descent.serves(self._backend):
+            part._there = tuple(self._backend.take(array, models) for array in self._there)
         return part
 
     def bound(self, loss: np.ndarray, weights: np.ndarray, gradient: np.ndarray) -> np.ndarray:
@@ -187,14 +179,15 @@ class Dual:
 
         Under L2 alone, inner products of weights and gradient are all that they are made of.
         """
-        if self.has_lasso or not self.has_l2.all():
+        there, under_l2 = descent.serves(self._backend), self.has_l2.all() and not self.has_lasso
+        if not (there and under_l2):
             weights, gradient = map(self._backend.to_numpy, (weights, gradient))
+        if not under_l2:
             of_loss = gradient.copy()
             of_loss[..., :-1] -= self.l2 * weights[..., :-1]
             here = loss, weights, of_loss
             return self.bound(*here), self.bound_nearby(*here)
         with np.errstate(over="ignore", invalid="ignore"):
-            there = self._backend.is_wide
             products = (self._products_there if there else self._products)(weights, gradient)
             return self._under_ridge(loss, products)
 
@@ -219,28 +212,14 @@ class Dual:
         )
 
     def _products_there(self, weights: Array, gradient: Array) -> _Products:
-        """The same by few operations, of which the sums over classes are moved, at once."""
-        xp, (m, k, d), (sums, means) = self._backend.xp, weights.shape, self._there
-        both = xp.stack([weights, gradient], axis=1)
-        coef = both[..., :-1]
-        parts = [
-            xp.sum(coef * coef, axis=2),
-            xp.sum(coef[:, 0, ...] * coef[:, 1, ...], axis=1),
-            both[..., -1],
-        ]
-        if self.fit_intercept:
-            parts += [xp.sum(coef * sums, axis=2), both @ means]
-        moved = self._backend.to_numpy(xp.concat([xp.reshape(a, (m, -1)) for a in parts], axis=1))
-        d, inverse = d - 1, self._inverse[:, 0]
-        WW, GG, GW, intercept, r, rest = np.split(moved, np.cumsum([d, d, d, k, k]), axis=1)
-        WS = GS = np.zeros((m, 1))
-        by_mean = np.zeros((m, k))
-        if self.fit_intercept:
-            WS, GS, W_by_mean, G_by_mean = np.split(rest, np.cumsum([d, d, k]), axis=1)
-            GS, by_mean = GS * inverse, G_by_mean - W_by_mean
-        over_features = GW, WW, GG, WW * self.l2[:, 0], GG * inverse, WS, GS
-        sums = tuple(np.sum(a, axis=1) for a in over_features)
-        return _Products._make((*sums, by_mean, intercept, r))
+        """The same on a CUDA device, of which the sums over features are moved, at once."""
+        l2, *of_classes = self._there
+        sums, mean = of_classes or (None, None)
+        *products, by_mean, intercept, r = descent.bounds(
+            self._backend, weights, gradient, l2, (sums, mean)
+        )
+        of_models = (part.sum(axis=1) for part in products)
+        return _Products._make([*of_models, by_mean, intercept, r])
 
     def _under_ridge(self, loss: np.ndarray, products: _Products) -> tuple[np.ndarray, np.ndarray]:
         """See `bounds`. With V = G - l2 W, products with V are those with G and W."""

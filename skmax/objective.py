@@ -337,9 +337,9 @@ def full_pass(
 
 def evaluate(problem: Problem, state: State) -> tuple[np.ndarray, np.ndarray]:
     """Mean cross-entropy and accuracy of each model, both of shape (m,), over all rows."""
-    loss, accuracy = _means(problem, state, gradient=False)
-    to_numpy = problem.backend.to_numpy
-    return to_numpy(loss), to_numpy(accuracy)
+    loss, correct = map(problem.backend.to_numpy, summed(problem, state, gradient=False))
+    n = len(problem.order)
+    return loss / n, correct / n
 
 
 def value_and_gradient(problem: Problem, state: State) -> tuple[Array, Array, Array, Array]:
@@ -354,17 +354,17 @@ def value_and_gradient(problem: Problem, state: State) -> tuple[Array, Array, Ar
     by_intercept : array of shape (m, k), float64
         Gradient by the intercepts.
     """
-    loss, accuracy, by_coef, by_intercept = _means(problem, state, gradient=True)
+    loss, accuracy, by_coef, by_intercept = summed(problem, state, gradient=True)
+    with problem.backend.computing():
+        for array in (loss, accuracy, by_coef, by_intercept):
+            array /= len(problem.order)
     return loss, accuracy, by_coef, by_intercept
 
 
-def _means(problem: Problem, state: State, *, gradient: bool) -> tuple[Any, ...]:
-    backend, n, weights = problem.backend, len(problem.order), (state.coef, state.intercept)
-    with backend.computing():
-        sums = problem.total(_quick_pass, *weights, gradient=gradient)
-        for array in sums:
-            array /= n
-        return sums
+def summed(problem: Problem, state: State, *, gradient: bool) -> tuple[Array, ...]:
+    """What `full_pass` does, wherever the rows are, by whatever does it fastest."""
+    with problem.backend.computing():
+        return problem.total(_quick_pass, state.coef, state.intercept, gradient=gradient)
 
 
 def _quick_pass(

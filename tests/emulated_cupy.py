@@ -8,6 +8,7 @@ import collections
 import ctypes
 import functools
 import hashlib
+import os
 import shutil
 import subprocess
 import sys
@@ -65,10 +66,11 @@ class Kernel:
         folder.mkdir(mode=0o700, exist_ok=True)
         library = folder / f"{key}.so"
         if not library.exists():
-            (folder / f"{key}.cpp").write_text(source)
-            new = folder / f"{key}.new"
-            subprocess.run([*command, "-o", new, folder / f"{key}.cpp"], check=True)
-            new.rename(library)
+            mine = folder / f"{key}-{os.getpid()}"  # another process may build it, too
+            mine.with_suffix(".cpp").write_text(source)
+            command += ["-o", mine.with_suffix(".new"), mine.with_suffix(".cpp")]
+            subprocess.run(command, check=True)
+            mine.with_suffix(".new").rename(library)
         self._name, self._launch = name, ctypes.CDLL(str(library)).launch
         self._launch.restype = ctypes.c_char_p
         self.max_dynamic_shared_size_bytes = 0

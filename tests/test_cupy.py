@@ -301,16 +301,20 @@ def test_an_iteration_of_lbfgs_takes_few_operations(emulated, monkeypatch, n_mod
     )
     monkeypatch.setattr(emulated, "asarray", moved)
     monkeypatch.setattr(emulated, "asnumpy", fetched)
-    monkeypatch.setattr(emulated, "zeros", lambda *a, **b: np.zeros(*a, **b).view(Counted))
+    for name in ("zeros", "empty"):
+        made = getattr(emulated, name)
+        monkeypatch.setattr(emulated, name, lambda *a, made=made, **b: made(*a, **b).view(Counted))
     iterations, counts = [], []
     advance = lbfgs._Search.advance
 
     def counted(self):
         Counted.operations = 0
         transfers.clear()
+        before = emulated_cupy.Kernel.launches.total()
         advance(self)
         iterations.append(len(self._models))
-        counts.append((Counted.operations, len(transfers)))
+        launched = emulated_cupy.Kernel.launches.total()
+        counts.append((Counted.operations, launched - before, len(transfers)))
 
     monkeypatch.setattr(lbfgs._Search, "advance", counted)
     model = SoftmaxRegression(solver="lbfgs", backend="cupy")
@@ -319,9 +323,10 @@ def test_an_iteration_of_lbfgs_takes_few_operations(emulated, monkeypatch, n_mod
     else:
         BatchedGridSearchCV(model, {"C": [0.1, 10.0]}, cv=3, refit=False).fit(X, Y)
         assert max(iterations) == n_models
-    operations, moves = np.median(counts, axis=0)
-    assert operations <= 80
-    assert moves <= 14
+    operations, launches, moves = np.median(counts, axis=0)
+    assert operations <= 16
+    assert launches <= 13
+    assert moves <= 6
 
 
 @pytest.mark.parametrize("shape", [(20, 4, 4), (3, 600, 600), (1, 2, 5, 5)])

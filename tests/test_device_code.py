@@ -117,7 +117,7 @@ def test_kernels_are_loaded_or_else_compiled(emulated, monkeypatch, capability):
     binary = entries(FOLDER / unit.archive)[unit.name(90)] if capability == "90" else None
     monkeypatch.setattr(Unit, "stored", lambda *_: binary)
     for _ in range(2):
-        found = device_code.kernel(unit, "total", -1, cooperative=True)
+        found = device_code.kernel(unit, "total_8", -1, cooperative=True)
         assert found is kernel
     assert kernel.max_dynamic_shared_size_bytes == 232448
     what = {"binary": binary} if binary else {"code": unit.source(), "options": unit.options}

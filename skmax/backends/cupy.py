@@ -18,8 +18,9 @@ _COMMON, _THREADS = Unit(("common.cu",)), 128
 _WORD, _MOST_BLOCKS = 16, 4096
 
 # Matrices of a batch have a processor each, about: from what size they are large for one, and how
-# many of them are worth a batch even so.
-_LARGE, _MANY = 512, 8
+# many of them are worth a batch even so. On an H200, one of 385 x 385 takes 12.7 ms as a batch, and
+# 0.9 ms by itself.
+_LARGE, _MANY = 256, 8
 
 
 class CupyBackend(Backend):
@@ -97,11 +98,12 @@ class CupyBackend(Backend):
             return rows
 
     def total(self, parts: Any) -> Any:
-        """Sums over the first axis of an array of float64, in its order."""
+        """Sums in float64 over the first axis of an array of floats, in its order."""
         size = parts[0].size
         with self.device:
             sums = self.cupy.empty(parts.shape[1:], np.float64)
-            self._launch("total", size, parts, np.int32(len(parts)), np.int32(size), sums)
+            name = f"total_{parts.dtype.itemsize}"
+            self._launch(name, size, parts, np.int32(len(parts)), np.int32(size), sums)
             return sums
 
     def _launch(self, name: str, size: int, *arguments: Any) -> None:

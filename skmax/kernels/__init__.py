@@ -2,7 +2,9 @@
 
 The references, to which `tests/test_kernels.py` holds them, are `skmax.solvers.sgd.sgd_epoch`,
 `skmax.solvers.learning_rate.curvature`, `skmax.solvers.preconditioner.weighted_sums`, and in
-`skmax.objective` `full_pass`, `summed_penalty` and `predicted`.
+`skmax.objective` `full_pass`, `summed_penalty` and `predicted`. What L-BFGS does besides its passes
+is `skmax.kernels.descent`, which `tests/test_descent.py` holds to `skmax.solvers.coordinates`,
+`skmax.solvers.pairs` and `skmax.duality`.
 """
 
 from __future__ import annotations

@@ -15,7 +15,15 @@ from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
 
 from skmax.backends import cupy
 from skmax.backends.device_code import ARCHITECTURES, COMPILER, Unit, kernels
-from skmax.kernels import cuda, device_sums, few_classes, many_classes, residual, sparse_rows
+from skmax.kernels import (
+    cuda,
+    descent,
+    device_sums,
+    few_classes,
+    many_classes,
+    residual,
+    sparse_rows,
+)
 
 _PACKAGE = "nvidia-cuda-nvrtc-cu12"
 
@@ -23,7 +31,7 @@ _PACKAGE = "nvidia-cuda-nvrtc-cu12"
 def units() -> list[Unit]:
     """All that is compiled ahead."""
     modules = (
-        *(cupy, cuda, device_sums, few_classes),
+        *(cupy, cuda, descent, device_sums, few_classes),
         *(many_classes, residual, sparse_rows),
     )
     return [unit for module in modules for unit in module.units()]

@@ -22,10 +22,18 @@ TAKE(8, unsigned long long)
 TAKE(16, uint4)
 
 // Sums over the first axis of parts (n, size), in their order.
-extern "C" __global__ void total(const double *parts, int n, int size, double *sums) {
+template <typename Part>
+__device__ inline void total(const Part *parts, int n, int size, double *sums) {
     for (int i = blockIdx.x * THREADS + threadIdx.x; i < size; i += gridDim.x * THREADS) {
         double sum = 0;
         for (int part = 0; part < n; ++part) sum += parts[size_t(part) * size + i];
         sums[i] = sum;
     }
+}
+
+extern "C" __global__ void total_4(const float *parts, int n, int size, double *sums) {
+    total(parts, n, size, sums);
+}
+extern "C" __global__ void total_8(const double *parts, int n, int size, double *sums) {
+    total(parts, n, size, sums);
 }

@@ -50,19 +50,19 @@ def full_pass(
     problem: Problem, coef: Array, intercept: Array, *, gradient: bool
 ) -> tuple[Array, ...]:
     """See `skmax.objective.full_pass`. It returns before the device is done."""
-    xp, data, (m, k, d) = problem.backend.xp, problem.data, coef.shape
-    columns, values = xp.reshape(coef, (m * k, d)).T, _of_problem(problem, intercept)
+    data, (m, k, d) = problem.data, coef.shape
+    columns, values = coef.reshape(m * k, d).T, _of_problem(problem, intercept)
     totals: list[Any] = []
     for index, X in data.pieces(problem.order, _rows_per_piece(problem)):
         logits = X @ columns
         parts = [_compare(problem, logits, index, values)]
         if gradient:
-            parts.append(_pullback(xp, X, logits))
+            parts.append(_pullback(problem.backend, X, logits))
         totals = list(map(add, totals, parts)) if totals else parts
     sums, *by_coef = totals
     if not gradient:
         return sums[k], sums[k + 1]
-    return sums[k], sums[k + 1], xp.reshape(by_coef[0], coef.shape), sums[:k].T
+    return sums[k], sums[k + 1], by_coef[0].reshape(coef.shape), sums[:k].T
 
 
 def _rows_per_piece(problem: Problem) -> int:
@@ -72,14 +72,14 @@ def _rows_per_piece(problem: Problem) -> int:
     return max(WARP, min(_BYTES // (size * (d + width)), _SUMMED * products, _MOST_ROWS))
 
 
-def _pullback(xp: Any, X: Array, residual: Array) -> Array:
+def _pullback(backend: Any, X: Array, residual: Array) -> Array:
     """Products (m k, d) of the transposed residual with X, in float64 but for so many rows."""
     n_parts = -(-len(X) // _SUMMED)
-    products = xp.empty((n_parts, residual.shape[1], X.shape[1]), dtype=X.dtype)
+    products = backend.xp.empty((n_parts, residual.shape[1], X.shape[1]), dtype=X.dtype)
     for i in range(n_parts):
         part = slice(i * _SUMMED, min((i + 1) * _SUMMED, len(X)))
         residual[part].T.dot(X[part], out=products[i])
-    return xp.sum(products, axis=0, dtype=xp.float64)
+    return backend.total(products)
 
 
 def _of_problem(problem: Problem, intercept: Array) -> dict[str, Any]:

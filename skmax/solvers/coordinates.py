@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from skmax.backends import Array, Backend
-from skmax.objective import value_and_gradient
+from skmax.kernels import descent
+from skmax.objective import summed, value_and_gradient
 from skmax.problem import Problem, State
 from skmax.solvers.pairs import inner
 from skmax.solvers.sgd import at_origin
@@ -38,11 +40,10 @@ class Point:
 
     def select(self, backend: Backend, models: np.ndarray) -> Point:
         """The models at the host indices `models`."""
-        xp, index = backend.xp, backend.asarray(models)
         return Point(
-            xp.take(self.weights, index, axis=0),
+            backend.take(self.weights, models),
             self.state.select(backend, models),
-            xp.take(self.gradient, index, axis=0),
+            backend.take(self.gradient, models),
             self.value[models],
             self.loss[models],
             self.accuracy[models],
@@ -68,36 +69,65 @@ class Coordinates:
         backend = problem.backend
         self.problem, self.xp = problem, backend.xp
         self.float64 = backend.dtype(np.float64)
-        inverse_scale, mean = (
-            None if array is None else self.xp.astype(array, self.float64)
-            for array in (problem.inverse_scale, problem.mean)
-        )
-        one = backend.asarray(np.ones((1, 1, 1)), self.float64)
-        self._units = one if inverse_scale is None else inverse_scale
-        # The coordinates' origin, less the data's shift, as the loss of weights sees it.
-        self._origin = None if mean is None else self.xp.matrix_transpose(mean * self._units)
-        l2, l1 = (
-            backend.asarray(values[:, None, None], self.float64)
-            for values in (problem.l2, problem.l1)
-        )
-        shape = (problem.n_models, 1, problem.data.n_features)
-        self.l1, self.l2 = (
-            self.xp.concat([part, 0 * part[..., :1]], axis=-1)
-            for part in (
-                self.xp.broadcast_to(l1 * self._units, shape),
-                self.xp.broadcast_to(l2 * self._units * self._units, shape),
-            )
-        )
         self.has_lasso = bool(problem.l1.any())
         (m, k), dtype = problem.masked.shape, problem.data.dtype
         self._rest = (  # which nobody changes
             backend.zeros((m, k, problem.data.n_features), dtype),
             backend.zeros((m, k), dtype),
         )
-        self._known: Array | None = None
-        if problem.masked.any():
-            known = (~problem.masked)[:, :, None].astype(np.float64)
-            self._known = backend.asarray(known, self.float64)
+
+    @cached_property
+    def _units(self) -> Array:
+        inverse_scale, backend = self.problem.inverse_scale, self.problem.backend
+        if inverse_scale is None:
+            return backend.asarray(np.ones((1, 1, 1)), self.float64)
+        return self.xp.astype(inverse_scale, self.float64)
+
+    @cached_property
+    def _origin(self) -> Array | None:
+        """The coordinates' origin, less the data's shift, as the loss of weights sees it."""
+        mean = self.problem.mean
+        if mean is None:
+            return None
+        return self.xp.matrix_transpose(self.xp.astype(mean, self.float64) * self._units)
+
+    @cached_property
+    def l1(self) -> Array:
+        """Strengths of the penalty, of shape (m, 1, d + 1)."""
+        return self._with_intercept(self._per_model(self.problem.l1) * self._units)
+
+    @cached_property
+    def l2(self) -> Array:
+        """The same."""
+        return self._with_intercept(self._per_model(self.problem.l2) * self._units * self._units)
+
+    @cached_property
+    def _strengths(self) -> Array:
+        """Both in the units of the features, of shape (2, m)."""
+        values = np.stack([self.problem.l2, self.problem.l1])
+        return self.problem.backend.asarray(values, self.float64)
+
+    @cached_property
+    def _known(self) -> Array | None:
+        """1 for the classes that a model may know, of shape (m, k, 1); None: all."""
+        masked = self.problem.masked
+        if not masked.any():
+            return None
+        return self.problem.backend.asarray((~masked)[:, :, None].astype(np.float64), self.float64)
+
+    @cached_property
+    def _known_bytes(self) -> Array | None:
+        """The same for a kernel, (m, k)."""
+        masked = self.problem.masked
+        return self.problem.backend.asarray((~masked).view(np.uint8)) if masked.any() else None
+
+    def _per_model(self, values: np.ndarray) -> Array:
+        return self.problem.backend.asarray(values[:, None, None], self.float64)
+
+    def _with_intercept(self, strength: Array) -> Array:
+        shape = (self.problem.n_models, 1, self.problem.data.n_features)
+        strength = self.xp.broadcast_to(strength, shape)
+        return self.xp.concat([strength, 0 * strength[..., :1]], axis=-1)
 
     def weights(self, state: State) -> Array:
         """The weights of a state."""
@@ -109,12 +139,16 @@ class Coordinates:
         return xp.concat([coef, xp.astype(state.intercept, self.float64)[..., None]], axis=-1)
 
     def centered(self, weights: Array) -> Array:
-        """The weights less their mean over the classes, which the loss does not see; in place.
+        """Weights (m, ..., k, d + 1) less their mean over the classes; they may be lost.
+
+        The loss does not see that mean.
 
         At the optimum under L2 it is zero. L1 has no such rule, and masked classes take no part.
         """
         if self.has_lasso:
             return weights
+        if descent.serves(self.problem.backend):
+            return descent.centered(self.problem.backend, weights, self._known_bytes)
         xp, known = self.xp, self._known
         if known is None:
             weights -= xp.mean(weights, axis=1, keepdims=True)
@@ -126,6 +160,8 @@ class Coordinates:
 
     def state(self, weights: Array) -> State:
         """The state of weights, at rest."""
+        if descent.serves(self.problem.backend):
+            return State(*descent.state(self.problem, weights), *self._rest)
         dtype = self.problem.data.dtype
         coef, intercept = weights[..., :-1] * self._units, weights[..., -1]
         if self._origin is not None:
@@ -136,6 +172,12 @@ class Coordinates:
     def evaluate(self, weights: Array) -> Point:
         """The objective at weights, by one pass over the data."""
         xp, problem, state = self.xp, self.problem, self.state(weights)
+        if descent.serves(problem.backend):
+            sums = summed(problem, state, gradient=True)
+            gradient, (loss, accuracy, penalty) = descent.gradient(
+                problem, weights, sums, self._strengths
+            )
+            return Point(weights, state, gradient, loss + penalty, loss, accuracy)
         *means, by_coef, by_intercept = value_and_gradient(problem, state)
         by_coef *= self._units
         by_intercept = by_intercept[..., None]

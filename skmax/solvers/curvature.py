@@ -18,6 +18,7 @@ import numpy as np
 
 from skmax.backends import Array, Backend, rounding_unit
 from skmax.data import dense, scaled, squared
+from skmax.kernels import descent
 from skmax.objective import log_softmax, logits_of
 from skmax.policy import (
     Size,
@@ -89,12 +90,11 @@ class Diagonal:
 
     def __call__(self, gradients: Array) -> Array:
         """See `FirstGuess`."""
-        return gradients / self.values
+        return gradients / self.values[:, None, ...]
 
     def select(self, models: np.ndarray) -> Diagonal:
         """See `FirstGuess`."""
-        index = self.backend.asarray(models)
-        return Diagonal(self.backend, self.backend.xp.take(self.values, index, axis=0))
+        return Diagonal(self.backend, self.backend.take(self.values, models))
 
 
 @dataclass(frozen=True)
@@ -123,8 +123,7 @@ class Scales(Diagonal):
 
     def select(self, models: np.ndarray) -> Scales:
         """See `FirstGuess`."""
-        take, index = self.backend.xp.take, self.backend.asarray(models)
-        arrays = (take(array, index, axis=0) for array in (self.values, self.squares))
+        arrays = (self.backend.take(array, models) for array in (self.values, self.squares))
         return Scales(self.backend, *arrays)
 
 
@@ -183,7 +182,7 @@ class Shared:
             groups.append([(classes, len(models) + i) for i, (classes, _) in enumerate(parts)])
             models += [j] * len(parts)
             commons += [common for _, common in parts]
-        of_groups = backend.xp.take(moments, backend.asarray(np.array(models)), axis=0)
+        of_groups = backend.take(moments, np.array(models))
         # All at once, since each inverse waits for the device.
         factors = _factored(problem, of_groups, penalty[models] / np.array(commons)[:, None])
         return cls(backend, moments, curvature, groups, factors)
@@ -226,18 +225,19 @@ class Shared:
         xp, shape = self.backend.xp, gradients.shape
         there, back, factors = self._places(shape[1])
         gradients = xp.astype(gradients, factors.dtype, copy=False)
-        rows = xp.take(xp.reshape(gradients, (-1, shape[-1])), there, axis=0)
+        rows = gradients
+        if there is not None:
+            rows = xp.take(xp.reshape(gradients, (-1, shape[-1])), there, axis=0)
         # The factors are inverses, which are symmetric.
         solved = xp.reshape(rows, (factors.shape[0], -1, shape[-1])) @ factors
-        return xp.reshape(
-            xp.take(xp.reshape(solved, (-1, shape[-1])), back, axis=0),
-            shape,
-        )
+        if back is not None:
+            solved = xp.take(xp.reshape(solved, (-1, shape[-1])), back, axis=0)
+        return xp.reshape(solved, shape)
 
-    def _places(self, r: int) -> tuple[Array, Array, Array]:
+    def _places(self, r: int) -> tuple[Array | None, Array | None, Array]:
         """Of r gradients, where the rows are that each matrix is for, and back; the matrices.
 
-        There are as many rows for each, some of which are in vain.
+        There are as many rows for each, some of which are in vain. None: they are where they are.
         """
         if r not in self._of_sizes:
             backend, k = self.backend, self.curvature.shape[1]
@@ -245,24 +245,27 @@ class Shared:
             most = max(len(classes) for _, classes, _ in groups)
             there = np.zeros((len(groups), r, most), dtype=np.int64)
             back = np.empty((len(self.groups), r, k), dtype=np.int64)
-            for i, (j, classes, _) in enumerate(groups):
+            for i, (j, unordered, _) in enumerate(groups):
+                classes = np.sort(unordered)
                 for part in range(r):
                     there[i, part, : len(classes)] = (j * r + part) * k + classes
                     back[j, part, classes] = (i * r + part) * most + np.arange(len(classes))
             factors, numbers = self.factors, np.array([number for *_, number in groups])
             if not np.array_equal(numbers, np.arange(factors.shape[0])):  # some models have left
-                factors = backend.xp.take(factors, backend.asarray(numbers), axis=0)
-            moved = (backend.asarray(places.reshape(-1)) for places in (there, back))
+                factors = backend.take(factors, numbers)
+            moved: tuple[Array | None, Array | None] = None, None
+            if len(groups) > len(self.groups):  # else, a model's matrix is for all its classes
+                moved = backend.asarray(there.reshape(-1)), backend.asarray(back.reshape(-1))
             self._of_sizes[r] = (*moved, factors)
         return self._of_sizes[r]
 
     @cached_property
-    def _of_sizes(self) -> dict[int, tuple[Array, Array, Array]]:
+    def _of_sizes(self) -> dict[int, tuple[Array | None, Array | None, Array]]:
         return {}
 
     def select(self, models: np.ndarray) -> Shared:
         """See `FirstGuess`."""
-        moments = self.backend.xp.take(self.moments, self.backend.asarray(models), axis=0)
+        moments = self.backend.take(self.moments, models)
         groups = [self.groups[model] for model in models]
         return Shared(self.backend, moments, self.curvature[models], groups, self.factors)
 
@@ -318,8 +321,7 @@ class Blocks:
         """See `FirstGuess`."""
         if len(self.factors) > 1:
             return Blocks(self.backend, [self.factors[model] for model in models])
-        index = self.backend.asarray(models)
-        return Blocks(self.backend, [self.backend.xp.take(self.factors[0], index, axis=0)])
+        return Blocks(self.backend, [self.backend.take(self.factors[0], models)])
 
 
 class Curvature:
@@ -417,12 +419,16 @@ class Curvature:
     def __call__(self, *gradients: Array) -> list[Array]:
         """What the present guess makes of gradients (m, k, d + 1)."""
         if isinstance(self._guess, Diagonal):
-            return [self._guess(gradient) for gradient in gradients]
+            return [self._guess(gradient[:, None, ...])[:, 0, ...] for gradient in gradients]
         if len(gradients) == 1:
             return [self._guess(gradients[0][:, None, ...])[:, 0, ...]]
         # At once: reading the matrices is what costs.
-        all_ = self._guess(self._xp.stack(gradients, axis=1))
+        all_ = self.of(self._xp.stack(gradients, axis=1))
         return [all_[:, i, ...] for i in range(len(gradients))]
+
+    def of(self, gradients: Array) -> Array:
+        """What it makes of some of each model, (m, r, k, d + 1), in a new array."""
+        return self._guess(gradients)
 
     def select(self, models: np.ndarray) -> Curvature:
         """See `FirstGuess`."""
@@ -549,6 +555,8 @@ def _penalty(problem: Problem) -> np.ndarray:
 
 def _weights(problem: Problem, state: State, X: Array, index: Any) -> Array:
     """Curvatures of the loss of each row by its logits, of shape (b, m, k)."""
+    if descent.serves(problem.backend) and not problem.data.is_sparse:
+        return descent.curvatures(problem, state.coef, state.intercept, X, index)
     xp = problem.backend.xp
     p = xp.exp(log_softmax(xp, logits_of(xp, X, state.coef, state.intercept)))
     known = np.sum(~problem.masked, axis=1)

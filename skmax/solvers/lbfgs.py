@@ -11,7 +11,7 @@ from skmax.problem import MASKED_LOGIT, Epoch, Problem, State
 from skmax.solvers.coordinates import Coordinates, Point
 from skmax.solvers.curvature import Curvature
 from skmax.solvers.full_batch import FullBatch
-from skmax.solvers.pairs import Pairs, inner
+from skmax.solvers.pairs import inner, pairs
 
 # Pairs of steps and changes of the gradient that are remembered.
 _MEMORY = 10
@@ -52,31 +52,34 @@ class _Search:
         m = problem.n_models
         self._models, self._passes, self._proven = np.arange(m), 0, proven
         self._enter(problem)
-        fresh = self._start(self._space.centered(self._space.weights(state)))
+        fresh = self._start(state)
         self._dual = Dual(problem, self._class_sums() if fresh else None)
         shape = self._point.weights.shape
-        self._pairs = Pairs(problem.backend, shape, problem.data.dtype, _MEMORY)
+        lasso, dtype = self._space.has_lasso, problem.data.dtype
+        self._pairs = pairs(problem.backend, shape, dtype, _MEMORY, lasso=lasso)
         self._lower, self._waited = self._dual.entropy_of_targets, np.zeros(m, dtype=int)
-        self._stalled, self._scale = np.zeros(m, dtype=bool), np.ones(m)
-        self._fall, self._product = np.zeros(m), np.zeros(m)
-        self._change: Array | None = None  # of the gradient, and its product with the step
+        self._stalled, self._fall = np.zeros(m, dtype=bool), np.zeros(m)
         self._gap = self._point.value - self._lower
-        self._curvature = Curvature(problem, self._point.state, diagonal=self._space.has_lasso)
+        self._curvature = Curvature(problem, self._point.state, diagonal=lasso)
+        self._guess = _ScaledGuess(self._space, self._curvature, np.ones(m))
         self._turn()
 
     def _enter(self, problem: Problem) -> None:
         self._problem, self._space = problem, Coordinates(problem)
         self._xp = problem.backend.xp
 
-    def _start(self, weights: Array) -> bool:
-        """Begin at weights, or, where these are zero or worse than that, at the classes' shares.
+    def _start(self, state: State) -> bool:
+        """Begin at a state, or, where it is zero or worse than that, at the classes' shares.
 
         Returns whether all do the latter.
         """
-        nothing = self._shares_alone()
-        coef = self._problem.backend.to_numpy(weights[..., :-1])
+        nothing = weights = self._shares_alone()
+        coef = self._problem.backend.to_numpy(state.coef)
         zero = np.all(coef == 0, axis=(1, 2))
-        self._point = self._space.evaluate(self._where(zero, nothing, weights))
+        if not zero.all():
+            given = self._space.centered(self._space.weights(state))
+            weights = self._where(zero, nothing, given)
+        self._point = self._space.evaluate(weights)
         worse = ~(self._point.value <= np.log(np.sum(~self._problem.masked, axis=1)))
         if worse.any():
             weights = self._where(worse, nothing, self._point.weights)
@@ -125,46 +128,25 @@ class _Search:
         if not self._proven:
             self._gap = np.fmin(self._gap, point.value - nearby)
 
-    def _first_guess(self, gradient: Array) -> Array:
-        """That of the curvature, scaled by what the last steps have shown."""
-        xp = self._xp
-        if self._change is None:
-            (guess,) = self._curvature(gradient)
-        else:
-            change = xp.astype(self._change, gradient.dtype, copy=False)
-            guess, of_change = self._curvature(gradient, change)
-            self._rescale(self._dot(self._change, of_change))
-        guess = self._space.centered(guess)
-        if (self._scale != 1).any():
-            guess *= self._problem.backend.asarray(self._scale[:, None, None], guess.dtype)
-        return guess
-
-    def _rescale(self, expected: np.ndarray) -> None:
-        """Learn what became of a change that was expected to lead so far down."""
-        sound = (self._product > 0) & (expected > 0)
-        shown = np.divide(self._product, expected, out=self._scale.copy(), where=sound)
-        self._scale, self._change = np.sqrt(self._scale * shown), None
-
     def _downhill(self) -> Array:
         """The gradient, or with L1 the subgradient of the least norm."""
-        xp, g, w, l1 = self._xp, self._point.gradient, self._point.weights, self._space.l1
+        xp, g, w = self._xp, self._point.gradient, self._point.weights
         if not self._space.has_lasso:
             return g
+        l1 = self._space.l1
         at_zero = xp.minimum(g + l1, 0 * g) + xp.maximum(g - l1, 0 * g)
         return xp.where(w == 0, at_zero, g + l1 * xp.sign(w))
 
     def _turn(self) -> None:
         """Choose the directions of the models."""
         xp, self._steepest = self._xp, self._downhill()
-        newton_like = self._pairs.direction(self._steepest, self._first_guess)
-        self._direction = xp.astype(newton_like, self._space.float64, copy=False)
-        self._direction *= -1
+        self._direction, self._slope = self._pairs.direction(self._steepest, self._guess)
         if self._space.has_lasso:
             agrees = (self._direction * self._steepest < 0) | (self._space.l1 == 0)
             self._direction = xp.where(agrees, self._direction, 0 * self._direction)
             sign = xp.sign(self._point.weights)
             self._orthant = xp.where(sign == 0, -xp.sign(self._steepest), sign)
-        self._slope = self._dot(self._steepest, self._direction)
+            self._slope = self._dot(self._steepest, self._direction)
 
     def advance(self) -> None:
         """One step of every model that finds one; the others have stalled."""
@@ -245,9 +227,10 @@ class _Search:
     def _learn(self, before: Point, found: np.ndarray) -> None:
         """Remember the steps that were taken, and turn."""
         if found.any():
-            self._change = self._point.gradient - before.gradient
+            change = self._point.gradient - before.gradient
             step = self._point.weights - before.weights
-            self._product = self._pairs.add(step, self._change)
+            product = self._pairs.add(step, change, self._point.gradient)
+            self._guess.change, self._guess.product = change, product
             state, slow = self._point.state, self._slow(before)
             if self._curvature.renew(self._problem, state, self._passes, slow):
                 self._pairs.clear()
@@ -276,9 +259,43 @@ class _Search:
         """Go on with some of the models, at the host indices `staying`."""
         self._models, self._dual = self._models[staying], self._dual.select(staying)
         self._lower, self._gap = self._lower[staying], self._gap[staying]
-        self._waited, self._scale = self._waited[staying], self._scale[staying]
-        self._fall = self._fall[staying]
+        self._waited, self._fall = self._waited[staying], self._fall[staying]
         self._point = self._point.select(self._problem.backend, staying)
         self._pairs, self._curvature = self._pairs.select(staying), self._curvature.select(staying)
         self._enter(self._problem.select(staying))
+        self._guess = _ScaledGuess(self._space, self._curvature, self._guess.scale[staying])
         self._turn()
+
+
+class _ScaledGuess:
+    """That of the curvature, scaled by what the last steps have shown."""
+
+    def __init__(self, space: Coordinates, curvature: Curvature, scale: np.ndarray):
+        self._space, self._curvature, self.scale = space, curvature, scale
+        self.change: Array | None = None  # of the gradient, and its product with the step
+        self.product = np.zeros(len(scale))
+
+    def __call__(self, gradient: Array) -> Array:
+        """See `skmax.solvers.pairs.FirstGuess`."""
+        xp, backend = self._space.xp, self._space.problem.backend
+        if self.change is None:
+            (guess,) = self._curvature(gradient)
+        else:
+            change = xp.astype(self.change, gradient.dtype, copy=False)
+            guess, of_change = self._curvature(gradient, change)
+            self.rescaled(backend.to_numpy(inner(backend, self.change, of_change)))
+        guess = self._space.centered(guess)
+        if (self.scale != 1).any():
+            guess *= backend.asarray(self.scale[:, None, None], guess.dtype)
+        return guess
+
+    def unscaled(self, gradients: Array) -> Array:
+        """See `skmax.solvers.pairs.FirstGuess`."""
+        return self._space.centered(self._curvature.of(gradients))
+
+    def rescaled(self, expected: np.ndarray) -> np.ndarray:
+        """Learn what became of a change that was expected to lead so far down."""
+        sound = (self.product > 0) & (expected > 0)
+        shown = np.divide(self.product, expected, out=self.scale.copy(), where=sound)
+        self.scale, self.change = np.sqrt(self.scale * shown), None
+        return self.scale
