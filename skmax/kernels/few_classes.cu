@@ -30,33 +30,7 @@
 //   CLUSTER     blocks per model: 8 or 16
 //   PER         features of a lane: 2, or 4 for bytes
 //   GROUPS      how often a warp has those of its lanes
-// and may define, for comparison, as 0 or 1
-//   EARLY    whether whole batches come among the products, not after them
-//   SPECIAL  whether the commonest case has code of its own
-//   PIPED    whether operands of the forward products are loaded in time, and tiles of bytes follow
-//            each other
-//   LATER    whether labels and rates come with the rows, and intercepts stay in registers
-//   HOISTED  whether means and units are loaded while residuals travel
-//   CHAINS   whether products of float32 follow those that they do not wait for
 
-#ifndef EARLY
-#define EARLY 1
-#endif
-#ifndef SPECIAL
-#define SPECIAL 1
-#endif
-#ifndef PIPED
-#define PIPED 1
-#endif
-#ifndef LATER
-#define LATER 1
-#endif
-#ifndef HOISTED
-#define HOISTED 1
-#endif
-#ifndef CHAINS
-#define CHAINS 1
-#endif
 constexpr int WARPS = 4, THREADS = 32 * WARPS;
 constexpr int ROWS = 256;  // the most of a batch
 constexpr bool BYTES = DATA_BYTES == 1;
@@ -77,7 +51,7 @@ constexpr int PADDED = SLICE + (DATA_BYTES == 4 && TILES > 2 ? 12 : 16);
 constexpr int STRIDE = BYTES ? ((SLICE + 15) / 16 | 1) * 16 : PADDED * DATA_BYTES;
 // Whether products of small parts have sums of their own in a gradient, and tiles of rows take
 // turns, so that a product follows those that it does not wait for.
-constexpr bool APART = CHAINS && DATA_BYTES == 4 && TILES <= 1;
+constexpr bool APART = DATA_BYTES == 4 && TILES <= 1;
 // Tiles of weights and of residuals. Of many classes, whole residuals are sent, and taken apart
 // late.
 constexpr bool LATE = !BYTES && TILES > 2;
@@ -102,10 +76,10 @@ constexpr int MOST = SLICE * DATA_BYTES % 16 ? 8 : 16;
 constexpr int CHUNKS = Chunks<MOST>::count, ACROSS = Chunks<MOST>::across;
 constexpr int MINE = ROWS / (THREADS / ACROSS);  // rows of which a thread has a chunk
 // Whether rows come among the products. Where operands wait for nothing, there is time later.
-constexpr bool AMONG = EARLY && (BYTES || !PIPED);
+constexpr bool AMONG = BYTES;
 // Threads with the same chunk, and how many rows that follow each other each of them has; rows that
 // a thread asks for in a step of the products.
-constexpr int TEAMS = THREADS / ACROSS, RUN = PIPED ? 4 : 1;
+constexpr int TEAMS = THREADS / ACROSS, RUN = BYTES ? 1 : 4;
 constexpr int AT_ONCE = ((MINE + FORWARD - 1) / FORWARD + RUN - 1) / RUN * RUN;
 
 // Where what is in the memory of a block, in bytes. skmax.kernels.few_classes computes `total` too.
@@ -209,7 +183,7 @@ template <bool PLAIN> struct Worker {
     int scale = 60;  // the weights' unit is 2^-scale
     double loss = 0, correct = 0;
     // In the plain case, all threads have the intercepts of their classes, and their velocities.
-    static constexpr bool KEPT = LATER && PLAIN;
+    static constexpr bool KEPT = PLAIN;
     float kept[OWN], kept_speed[OWN];
 
     template <typename T> __device__ __forceinline__ T *at(int place) const {
@@ -314,8 +288,7 @@ template <bool PLAIN> struct Worker {
     __device__ __forceinline__ Fetch fetch_of(int step) const {
         const int chunk = thread % ACROSS, row = thread / ACROSS * RUN;
         Fetch fetch;
-        fetch.all = EARLY && step < steps && rows_in(step) == ROWS &&
-                    (PLAIN || a.copy == MOST);
+        fetch.all = step < steps && rows_in(step) == ROWS && (PLAIN || a.copy == MOST);
         fetch.here = fetch.all && chunk < CHUNKS && chunk * MOST < width * DATA_BYTES;
         fetch.from = a.X + size_t(rank) * SLICE * DATA_BYTES + chunk * MOST;
         fetch.place = at<int>(Layout::place) + step % 2 * ROWS + row;
@@ -332,16 +305,13 @@ template <bool PLAIN> struct Worker {
     struct Places {
         int of_row[AT_ONCE];
     };
-    // Whether the forward products are those of one tile of rows after another.
-    static constexpr bool TILEWISE = PIPED && PLAIN && BYTES && TILES == 1 && REST && FORWARD <= 4;
-    static constexpr bool LOOKED_UP = TILEWISE || !AMONG;
     struct alignas(16) Four {
         int value[4];
     };
     __device__ __forceinline__ void
-    look_up(Places &places, const Fetch &fetch, int ks, bool now) const {
+    look_up(Places &places, const Fetch &fetch, int ks) const {
 #pragma unroll
-        for (int j = 0; now && j < AT_ONCE; j += 4) {
+        for (int j = 0; j < AT_ONCE; j += 4) {
             if (AT_ONCE * FORWARD > MINE && ks * AT_ONCE + j >= MINE) break;
             const Four four =
                 *reinterpret_cast<const Four *>(fetch.place + row_asked_for(ks, j));
@@ -356,7 +326,7 @@ template <bool PLAIN> struct Worker {
         for (int j = i * AT_ONCE / parts; j < (i + 1) * AT_ONCE / parts; ++j) {
             const int row = row_asked_for(ks, j);
             if (AT_ONCE * FORWARD > MINE && ks * AT_ONCE + j >= MINE) break;
-            const int place = LOOKED_UP ? places.of_row[j] : fetch.place[row];
+            const int place = AMONG ? fetch.place[row] : places.of_row[j];
             copy_ahead_if<MOST>(fetch.here, fetch.to + row * STRIDE,
                                 element(fetch.from, place, fetch.row_bytes));
         }
@@ -722,11 +692,6 @@ template <bool PLAIN> struct Worker {
 #pragma unroll
         for (int c = 0; c < PASSES; ++c) {
             float z[N][4], rest[4][4];
-            if (TILEWISE && N == 4) {
-                forward_by_tiles(step, fetch, rest);
-                send_rest<4>(rest);
-                return;
-            }
             if (BYTES) multiply_bytes<N>(step, c, fetch, z, rest);
             else multiply_floats<N>(step, c, fetch, z, rest);
             if (TILES) {
@@ -812,64 +777,6 @@ template <bool PLAIN> struct Worker {
                 if (with_rest) rest[i][j] = to_float(sum[i % N][DIGITS + REST - 1][j]) * digit_down;
             }
     }
-    // The same for 10 classes and whole batches: the products of a tile of rows are computed while
-    // those of the last one become logits and are sent.
-    __device__ __forceinline__ void
-    forward_by_tiles(int step, const Fetch &fetch, float (&rest)[4][4]) const {
-        constexpr int DIGITS = 5, STEPS = TILEWISE ? FORWARD : 1;
-        const Address rows = base + Layout::rows + step % 2 * (ROWS * STRIDE) +
-                             (16 * warp + lane % 16) * STRIDE + lane / 16 * 16;
-        const uint2 *const weights = at<uint2>(Layout::weights) + lane;
-        unsigned x[2][STEPS][4];
-        uint2 f[STEPS][DIGITS];
-        Places places[STEPS];
-        int sum[2][DIGITS][4];
-        auto load_tile = [&](int i) {
-#pragma unroll
-            for (int ks = 0; ks < STEPS; ++ks)
-                load_matrices(x[i % 2][ks], rows + i * (16 * WARPS * STRIDE) + ks * 32);
-        };
-        auto multiply_tile = [&](int i) {
-#pragma unroll
-            for (int digit = 0; digit < DIGITS; ++digit)
-#pragma unroll
-                for (int j = 0; j < 4; ++j) sum[i % 2][digit][j] = 0;
-#pragma unroll
-            for (int ks = 0; ks < STEPS; ++ks)
-#pragma unroll
-                for (int digit = 0; digit < DIGITS; ++digit)
-                    multiply_u8s8(sum[i % 2][digit], x[i % 2][ks], f[ks][digit].x,
-                                  f[ks][digit].y);
-        };
-        load_tile(0);
-#pragma unroll
-        for (int ks = 0; ks < STEPS; ++ks)
-#pragma unroll
-            for (int digit = 0; digit < DIGITS; ++digit)
-                f[ks][digit] = weights[(ks * WEIGHTS + digit) * 32];
-        load_tile(1);
-#pragma unroll
-        for (int ks = 0; ks < STEPS; ++ks) look_up(places[ks], fetch, ks, true);
-        const float less[2] = {at_mean(2 * t) - poison, at_mean(2 * t + 1) - poison};
-        const float down = power_of_two(-scale), high_down = power_of_two(16 - scale);
-        const float digit_down = power_of_two(8 * t - scale);
-        multiply_tile(0);
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            if (i < 2) load_tile(i + 2);
-            if (i < 3) multiply_tile(i + 1);
-            float z[4];
-#pragma unroll
-            for (int j = 0; j < 4; ++j) {
-                z[j] = join(sum[i % 2], j, high_down, down);
-                rest[i][j] = to_float(sum[i % 2][DIGITS - 1][j]) * digit_down;
-            }
-            send_tile(0, i, z, less);
-#pragma unroll
-            for (int ks = i * STEPS / 4; ks < (i + 1) * STEPS / 4; ++ks)
-                fetch_part(fetch, places[ks], ks, 0, 1);
-        }
-    }
     // The number that four sums of digits are; nothing overflows with 256 terms.
     template <int N>
     __device__ __forceinline__ float
@@ -892,7 +799,7 @@ template <bool PLAIN> struct Worker {
         const unsigned char *const rows =
             memory + Layout::rows + step % 2 * (ROWS * STRIDE) + (16 * warp + g) * STRIDE;
         const uint2 *const weights = at<uint2>(Layout::weights) + lane;
-#pragma unroll PIPED && PLAIN && TILES <= 1 ? FORWARD : UNROLLED
+#pragma unroll PLAIN && TILES <= 1 ? FORWARD : UNROLLED
         for (int ks = 0; ks < FORWARD; ++ks) {
             uint2 f[3] = {};
             if (TILES) {
@@ -1275,7 +1182,7 @@ template <bool PLAIN> struct Worker {
         }
     }
     // The means and units of a lane's features, where they are loaded before residuals come.
-    static constexpr bool IN_TIME = HOISTED && PLAIN && GROUPS == 1;
+    static constexpr bool IN_TIME = PLAIN && GROUPS == 1;
     struct Known {
         float mean[PER], unit[PER], mean_of_rest[HALVES], unit_of_rest[HALVES];
     };
@@ -1389,7 +1296,7 @@ template <bool PLAIN> struct Worker {
         // While logits travel: the operands of the backward products, and the next rows.
         Places places[FORWARD];
 #pragma unroll
-        for (int ks = 0; !AMONG && ks < FORWARD; ++ks) look_up(places[ks], early, ks, PIPED);
+        for (int ks = 0; !AMONG && ks < FORWARD; ++ks) look_up(places[ks], early, ks);
         if (KEPT) {
             expect();
             fetch_labels(step + 1);
@@ -1441,7 +1348,7 @@ template <bool PLAIN> struct Worker {
 };
 
 // Elsewhere there are no registers for it.
-constexpr bool SPECIAL_HERE = SPECIAL && TILES <= 1 && GROUPS == 1;
+constexpr bool SPECIAL = TILES <= 1 && GROUPS == 1;
 template <bool PLAIN> __device__ __forceinline__ void work(const Arguments &arguments) {
     Worker<PLAIN> worker(arguments);
     worker.start();
@@ -1466,9 +1373,9 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
         velocity, intercept, intercept_velocity, new_coef, new_velocity, new_intercept,
         new_intercept_velocity, sums};
     const int models = gridDim.x / CLUSTER, model = blockIdx.x / CLUSTER;
-    const bool plain = SPECIAL_HERE && batch > ROWS - 16 && label && !weight && !score_weight &&
+    const bool plain = SPECIAL && batch > ROWS - 16 && label && !weight && !score_weight &&
                        !smoothing && !offset && copy == MOST &&
                        numbers[size_t(steps + 1) * models + model] == 0;  // no L1 penalty
-    if (plain) work<SPECIAL_HERE>(arguments);
+    if (plain) work<SPECIAL>(arguments);
     else work<false>(arguments);
 }

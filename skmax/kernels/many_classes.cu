@@ -7,8 +7,8 @@
 //   forward   logits, a tile of rows and classes at a time, split over some of the features;
 //   softmax   loss and residual, a row of a model per warp;
 //   backward  gradient, a tile of classes and features at a time, and the step of its weights.
-// Products are those of tensor cores. In float32, these round factors to 11 bits (TF32): a factor is the
-// sum of two such numbers, and of the four products the three are taken that matter. The mean
+// Products are those of tensor cores. In float32, these round factors to 11 bits (TF32): a factor is
+// the sum of two such numbers, and of the four products the three are taken that matter. The mean
 // is taken off X before: tensor cores cut sums off instead of rounding them, which a common part of all
 // rows would make worse. All sums are taken in a fixed order, so that two runs are equal to the last
 // bit.
@@ -340,7 +340,8 @@ struct Worker {
         constexpr int W_CHUNKS = DEEP * WORD / 16, W_ROWS = THREADS / W_CHUNKS;
         constexpr int MEANS = TILE * (DEEP_OF_X + DEEP_OF_REALS);  // of a stage
         const int w_chunk = thread % W_CHUNKS, w_row = thread / W_CHUNKS;
-        const Real *const weights = s.coef + size_t(of_columns * TILE + w_row) * wide + w_chunk * (16 / WORD);
+        const Real *const weights =
+            s.coef + size_t(of_columns * TILE + w_row) * wide + w_chunk * (16 / WORD);
         const int model = of_columns * TILE / of_model;
         const Real *const mean = a.mean ? a.mean + size_t(model) * a.d : nullptr;
         auto fetch = [&](int it) {
@@ -705,27 +706,40 @@ struct Worker {
         Real (&rest)[M / 32][N / 16][4], Real (&of_class)[M / 32][2]) const {
         const Real rate = a.rate[step * size_t(a.models) + model], per_row = Real(1) / rows_in(step);
         const Real l2 = a.l2[model], l1 = a.l1[model], momentum = a.momentum[model];
+        constexpr int AT_ONCE = WORD == 4 ? 2 : 1;  // classes
         Real scale[N / 32][4];
 #pragma unroll
         for (int j = 0; j < N / 32; ++j)
 #pragma unroll
             for (int c = 0; c < 4; ++c) {
                 const int f = left + 16 * j + 4 * t + c;
-                scale[j][c] =
-                    f >= a.d ? Real(0) : a.inverse_scale ? a.inverse_scale[size_t(model) * a.d + f] : Real(1);
+                const Real *const known = a.inverse_scale;
+                scale[j][c] = f >= a.d ? Real(0) : known ? known[size_t(model) * a.d + f] : Real(1);
             }
 #pragma unroll
-        for (int i = 0; i < M / 32; ++i)
+        for (int from = 0; from < M / 16; from += AT_ONCE) {
+            // These are asked for before any is written: they might be the same, for all that the
+            // compiler knows.
+            Four w[AT_ONCE][N / 32], v[AT_ONCE][N / 32];
+            const auto place = [&](int row, int j) {
+                return size_t(top + 16 * (row / 2) + 2 * g + row % 2) * wide + left + 4 * t + 16 * j;
+            };
 #pragma unroll
-            for (int h = 0; h < 2; ++h) {
+            for (int one = 0; one < AT_ONCE; ++one)
+#pragma unroll
+                for (int j = 0; j < N / 32; ++j) {
+                    w[one][j] = get_four(s.coef + place(from + one, j));
+                    v[one][j] = get_four(s.velocity + place(from + one, j));
+                }
+#pragma unroll
+            for (int one = 0; one < AT_ONCE; ++one) {
+                const int i = (from + one) / 2, h = (from + one) % 2;
                 Real of_all = of_class[i][h];
                 of_all += from_lane_xor(of_all, 1);
                 of_all += from_lane_xor(of_all, 2);
                 const int c = top + 16 * i + 2 * g + h;
 #pragma unroll
                 for (int j = 0; j < N / 32; ++j) {
-                    const size_t at = size_t(c) * wide + left + 16 * j + 4 * t;
-                    Four w = get_four(s.coef + at), v = get_four(s.velocity + at);
                     auto take = [&](int tile, int column, int q, Real &w, Real &v) {
                         const Real total =
                             sum[i][tile][2 * h + column] + rest[i][tile][2 * h + column];
@@ -738,12 +752,12 @@ struct Worker {
                             v -= clipped;
                         }
                     };
-                    take(2 * j, 0, 0, w.x, v.x);
-                    take(2 * j + 1, 0, 1, w.y, v.y);
-                    take(2 * j, 1, 2, w.z, v.z);
-                    take(2 * j + 1, 1, 3, w.w, v.w);
-                    put(s.coef + at, w);
-                    put(s.velocity + at, v);
+                    take(2 * j, 0, 0, w[one][j].x, v[one][j].x);
+                    take(2 * j + 1, 0, 1, w[one][j].y, v[one][j].y);
+                    take(2 * j, 1, 2, w[one][j].z, v[one][j].z);
+                    take(2 * j + 1, 1, 3, w[one][j].w, v[one][j].w);
+                    put(s.coef + place(from + one, j), w[one][j]);
+                    put(s.velocity + place(from + one, j), v[one][j]);
                 }
                 if (left == 0 && t == 0 && a.fit_intercept) {
                     const Real v = momentum * __ldcg(s.bias_velocity + c) - rate * (of_all * per_row);
@@ -751,6 +765,7 @@ struct Worker {
                     __stcg(s.bias + c, __ldcg(s.bias + c) + v);
                 }
             }
+        }
     }
 
     // What was learned.
