@@ -706,7 +706,8 @@ struct Worker {
         Real (&rest)[M / 32][N / 16][4], Real (&of_class)[M / 32][2]) const {
         const Real rate = a.rate[step * size_t(a.models) + model], per_row = Real(1) / rows_in(step);
         const Real l2 = a.l2[model], l1 = a.l1[model], momentum = a.momentum[model];
-        constexpr int AT_ONCE = WORD == 4 ? 2 : 1;  // classes
+        constexpr int AT_ONCE = 2;             // classes
+        constexpr bool AHEAD = WORD == 4;      // of doubles, registers have no room
         Real scale[N / 32][4];
 #pragma unroll
         for (int j = 0; j < N / 32; ++j)
@@ -718,7 +719,7 @@ struct Worker {
             }
 #pragma unroll
         for (int from = 0; from < M / 16; from += AT_ONCE) {
-            // These are asked for before any is written: they might be the same, for all that the
+            // They are asked for before any is written: they might be the same, for all that the
             // compiler knows.
             Four w[AT_ONCE][N / 32], v[AT_ONCE][N / 32];
             const auto place = [&](int row, int j) {
@@ -728,6 +729,7 @@ struct Worker {
             for (int one = 0; one < AT_ONCE; ++one)
 #pragma unroll
                 for (int j = 0; j < N / 32; ++j) {
+                    if (!AHEAD) continue;
                     w[one][j] = get_four(s.coef + place(from + one, j));
                     v[one][j] = get_four(s.velocity + place(from + one, j));
                 }
@@ -740,6 +742,10 @@ struct Worker {
                 const int c = top + 16 * i + 2 * g + h;
 #pragma unroll
                 for (int j = 0; j < N / 32; ++j) {
+                    if (!AHEAD) {
+                        w[one][j] = get_four(s.coef + place(from + one, j));
+                        v[one][j] = get_four(s.velocity + place(from + one, j));
+                    }
                     auto take = [&](int tile, int column, int q, Real &w, Real &v) {
                         const Real total =
                             sum[i][tile][2 * h + column] + rest[i][tile][2 * h + column];
