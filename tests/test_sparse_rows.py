@@ -99,6 +99,14 @@ def test_some_of_the_rows_in_an_epoch(emulated):
         np.testing.assert_allclose(found[name], values, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
+def test_the_first_steps_of_an_epoch(emulated):
+    problem, state, steps = make_case(CupyBackend(), 0, **SHAPE)
+    few = replace(steps, order=steps.order[:32], rates=steps.rates[:2])
+    plan = Plan.of(problem, 16, device(2))
+    found, expected = run(plan, problem, state, few), run(sgd_epoch, problem, state, few)
+    np.testing.assert_allclose(found["coef"], expected["coef"], atol=1e-5)
+
+
 @pytest.mark.parametrize(("m", "k"), [(1, 3), (2, 5)])
 def test_threads_may_run_in_any_order(emulated, m, k):
     """A missing barrier would show."""

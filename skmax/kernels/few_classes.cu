@@ -17,9 +17,9 @@
 //
 // Where X has bytes, these are multiplied as they are, by weights and residuals that are fixed-
 // point numbers of four signed bytes, so that sums are exact. The unit of the weights is a power of
-// two, which grows with the largest weight of the block. Signed bytes are taken for unsigned ones
-// that are larger by 128, and so is the mean. Other values are taken for sums of two numbers of
-// tf32, and so are weights and residuals; the product of both small parts is left out.
+// two, which grows with the largest weight of the block. Other values, less their mean, are taken for
+// sums of two numbers of tf32, and so are weights and residuals; the product of both small parts is
+// left out.
 //
 // Classes come in tiles of 8, whose columns a product has; CLASSES % 8 may be 2, and these two have
 // one tile for all their parts.
@@ -114,7 +114,6 @@ struct Arguments {
     const int *visit;           // (n,): that of what follows; or null: the same
     int n, batch, d, classes;
     int copy;                   // bytes that are copied at once: 4, 8 or 16
-    int offset;                 // what a byte is larger by than the value it stands for
     const int *label;           // (rows, label_words), of which the first counts; or null
     int label_words;
     const float *target;        // (rows, classes), or null
@@ -161,7 +160,7 @@ __device__ inline float2 load(const unsigned char *from) {
 }
 
 // A thread of a block at work. PLAIN says that batches have about the most rows that there may be,
-// and that there are labels, no weights, no smoothing, no L1 penalty, no offset and the largest
+// and that there are labels, no weights, no smoothing, no L1 penalty and the largest
 // copies.
 template <bool PLAIN> struct Worker {
     const Arguments a;
@@ -349,13 +348,6 @@ template <bool PLAIN> struct Worker {
             copy_ahead<4>(base + Layout::rate + step % 2 * 4,
                           a.numbers + size_t(a.first + step) * models + model);
     }
-    // Makes the signed bytes of a step's rows, which have come, unsigned ones.
-    __device__ __forceinline__ void shift_rows(int step) const {
-        __syncthreads();
-        unsigned *const words = at<unsigned>(Layout::rows + step % 2 * (ROWS * STRIDE));
-        const int count = rows_in(step) * (STRIDE / 4);
-        for (int i = thread; i < count; i += THREADS) words[i] ^= 0x80808080u;
-    }
     // The largest weight that this thread sees of a step's rows, which says what the unit of its
     // residuals is.
     __device__ __forceinline__ void weigh(int step) {
@@ -388,10 +380,10 @@ template <bool PLAIN> struct Worker {
     // Weights
 
     __device__ __forceinline__ void load_weights() {
-        for (int f = thread; f < width; f += THREADS) {
+        for (int f = thread; f < SLICE; f += THREADS) {
             const size_t here = size_t(model) * a.d + rank * SLICE + f;
-            at<float>(Layout::mean)[f] = (a.mean ? a.mean[here] : 0.f) + to_float(a.offset);
-            at<float>(Layout::unit)[f] = a.inverse_scale ? a.inverse_scale[here] : 1.f;
+            at<float>(Layout::mean)[f] = a.mean && f < width ? a.mean[here] : 0.f;
+            at<float>(Layout::unit)[f] = a.inverse_scale && f < width ? a.inverse_scale[here] : 1.f;
         }
         __syncthreads();
 #pragma unroll
@@ -519,8 +511,8 @@ template <bool PLAIN> struct Worker {
         put(2 * TILES, 2 + t % 2, feature_of_rest(q), low);
     }
 
-    // What the weights make of the mean plus something, of each warp.
-    __device__ __forceinline__ void meet_mean(float plus) const {
+    // What the weights make of the mean, of each warp.
+    __device__ __forceinline__ void meet_mean() const {
         float *const to = at<float>(Layout::at_mean) + warp * CLASSES;
         float sum[PASSES][2] = {}, of_rest = 0;
 #pragma unroll
@@ -533,11 +525,11 @@ template <bool PLAIN> struct Worker {
                 for (int i = 0; i < HALVES; ++i)
 #pragma unroll
                     for (int j = 0; j < 4; ++j)
-                        sum[c][j % 2] += w[q][i][c][j] * (mean[2 * i + j / 2] + plus);
+                        sum[c][j % 2] += w[q][i][c][j] * mean[2 * i + j / 2];
             if (!REST) continue;
             pick(mean_of_rest, Layout::mean, feature_of_rest(q));
 #pragma unroll
-            for (int i = 0; i < HALVES; ++i) of_rest += w_rest[q][i] * (mean_of_rest[i] + plus);
+            for (int i = 0; i < HALVES; ++i) of_rest += w_rest[q][i] * mean_of_rest[i];
         }
         if (REST) of_rest += from_lane_xor(of_rest, 2);
 #pragma unroll
@@ -559,18 +551,20 @@ template <bool PLAIN> struct Worker {
         const float *const from = at<float>(Layout::at_mean) + k;
         return (from[0] + from[CLASSES]) + (from[2 * CLASSES] + from[3 * CLASSES]);
     }
+    // That of logits: floats are less their mean, since tensor cores cut sums off instead of rounding
+    // them, which a common part of all rows would make worse.
+    __device__ __forceinline__ float from_mean(int k) const { return BYTES ? at_mean(k) : 0.f; }
 
     // All that the next step needs.
     __device__ __forceinline__ void publish_all(int next) {
         bool over = publish();
-        meet_mean(0.f);
+        meet_mean();
         note_weight(next);
         wait_for_groups<0>();
         if (!BYTES) {
             __syncthreads();
             return;
         }
-        if (!PLAIN && a.offset && next < steps) shift_rows(next);
         int any = __syncthreads_or(over);
         for (; BYTES && any && scale > LEAST; any = __syncthreads_or(over)) {
             scale -= 2;
@@ -593,7 +587,7 @@ template <bool PLAIN> struct Worker {
         fetch_indices(1);
         commit_copies();
         load_weights();
-        meet_mean(-to_float(a.offset));
+        meet_mean();
         wait_for_groups<0>();
         __syncthreads();
         fetch(0);
@@ -648,7 +642,7 @@ template <bool PLAIN> struct Worker {
                     at<float>(Layout::intercept)[class_of(j)] = kept[j];
                     at<float>(Layout::speed)[class_of(j)] = kept_speed[j];
                 }
-        meet_mean(-to_float(a.offset));
+        meet_mean();
         double *const of_threads = at<double>(Layout::sums);
         of_threads[2 * thread] = loss;
         of_threads[2 * thread + 1] = correct;
@@ -695,8 +689,8 @@ template <bool PLAIN> struct Worker {
             if (BYTES) multiply_bytes<N>(step, c, fetch, z, rest);
             else multiply_floats<N>(step, c, fetch, z, rest);
             if (TILES) {
-                const float less[2] = {at_mean(8 * c + 2 * t) - poison,
-                                       at_mean(8 * c + 2 * t + 1) - poison};
+                const float less[2] = {from_mean(8 * c + 2 * t) - poison,
+                                       from_mean(8 * c + 2 * t + 1) - poison};
 #pragma unroll
                 for (int i = 0; i < N; ++i) send_tile(c, i, z[i], less);
             }
@@ -719,7 +713,7 @@ template <bool PLAIN> struct Worker {
             const float give = t & 1 ? part[0][j] : part[1][j];
             part[0][j] = keep + from_lane_xor(give, 1);
         }
-        const float less[2] = {at_mean(8 * TILES) - poison, at_mean(8 * TILES + 1) - poison};
+        const float less[2] = {from_mean(8 * TILES) - poison, from_mean(8 * TILES + 1) - poison};
         const int tile = warp + WARPS * t, owner = tile >> shift;
         if (t >= N || (!PLAIN && tile >= tiles)) return;
         const Address came = in_block(logits_came, owner);
@@ -807,6 +801,8 @@ template <bool PLAIN> struct Worker {
                 f[1] = weights[(ks * WEIGHTS + 2 * c + 1) * 32];
             }
             if (with_rest) f[2] = weights[(ks * WEIGHTS + 2 * TILES) * 32];
+            const float2 u = *reinterpret_cast<const float2 *>(
+                at<float>(Layout::mean) + ks * 8 + 2 * t);
 #pragma unroll
             for (int i = 0; i < N; i += PAIR) {
                 Parts parts[PAIR];
@@ -815,7 +811,7 @@ template <bool PLAIN> struct Worker {
                     const unsigned char *const row =
                         rows + (i + j) * (16 * WARPS * STRIDE) + (ks * 8 + 2 * t) * DATA_BYTES;
                     const float2 p = load(row), q = load(row + 8 * STRIDE);
-                    parts[j] = Parts(p.x, q.x, p.y, q.y);
+                    parts[j] = Parts(p.x - u.x, q.x - u.x, p.y - u.y, q.y - u.y);
                     multiply_high(parts[j], f, z[i + j], low[i + j], rest[i + j], with_rest);
                 }
 #pragma unroll
@@ -837,10 +833,7 @@ template <bool PLAIN> struct Worker {
         __device__ __forceinline__ Parts(float x0, float x1, float x2, float x3) {
             const float x[4] = {x0, x1, x2, x3};
 #pragma unroll
-            for (int j = 0; j < 4; ++j) {
-                if (DATA_BYTES == 4) split(x[j], high[j], low[j]);
-                else high[j] = bits_of(x[j]);  // which is a number of tf32
-            }
+            for (int j = 0; j < 4; ++j) split(x[j], high[j], low[j]);
         }
     };
     // Adds the products of four values and the large and the small part of numbers of 8 classes,
@@ -857,7 +850,6 @@ template <bool PLAIN> struct Worker {
     __device__ __forceinline__ void
     multiply_low(const Parts &x, const uint2 (&f)[3], float (&small)[4], float (&rest)[4],
                  bool with_rest) const {
-        if (DATA_BYTES != 4) return;
         if (TILES) multiply_tf32(small, x.low, f[0].x, f[0].y);
         if (with_rest) multiply_tf32(rest, x.low, f[2].x, f[2].y);
     }
@@ -1116,10 +1108,13 @@ template <bool PLAIN> struct Worker {
                                           t * STRIDE + (works ? feature(0) : 0) * DATA_BYTES;
         const uint2 *const residuals = at<uint2>(Layout::residuals) + lane;
         const int end = (tiles + 1) / 2 * 4;
+        float u[PER];
+        pick(u, Layout::mean, feature(0));
 #pragma unroll APART ? 8 : 4
         for (int ks = 0; ks < end; ++ks) {
             float2 p = load(rows + 8 * ks * STRIDE), r = load(rows + (8 * ks + 4) * STRIDE);
-            if (!works) p = r = make_float2(1.f, 0.f);
+            p = works ? make_float2(p.x - u[0], p.y - u[1]) : make_float2(1.f, 0.f);
+            r = works ? make_float2(r.x - u[0], r.y - u[1]) : make_float2(1.f, 0.f);
             uint2 f[3] = {};
             const uint2 *const from = residuals + (ks * RESIDUALS + SENT * c) * 32;
             if (TILES) f[0] = from[0];
@@ -1217,7 +1212,8 @@ template <bool PLAIN> struct Worker {
 #pragma unroll
                         for (int j = 0; j < 4; ++j) {
                             const int f = 2 * i + j / 2;
-                            const float slope = y[i][j] - of_class[2 * c + j % 2] * mean[f];
+                            const float less = BYTES ? of_class[2 * c + j % 2] * mean[f] : 0.f;
+                            const float slope = y[i][j] - less;
                             move(w[q][i][c][j], v[q][i][c][j], slope * per_row, unit[f], rate);
                         }
                 }
@@ -1239,8 +1235,8 @@ template <bool PLAIN> struct Worker {
                 }
 #pragma unroll
                 for (int i = 0; i < HALVES; ++i)
-                    move(w_rest[q][i], v_rest[q][i], (own[i] - of_own * mean[i]) * per_row,
-                         unit[i], rate);
+                    move(w_rest[q][i], v_rest[q][i],
+                         (own[i] - (BYTES ? of_own * mean[i] : 0.f)) * per_row, unit[i], rate);
             }
         if (KEPT) {
 #pragma unroll
@@ -1360,7 +1356,7 @@ template <bool PLAIN> __device__ __forceinline__ void work(const Arguments &argu
 extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THREADS, 1)
     few_classes(
     const unsigned char *X, const int *place, const int *visit, int n, int batch, int d,
-    int classes, int copy, int offset, const int *label, int label_words, const float *target,
+    int classes, int copy, const int *label, int label_words, const float *target,
     const float *weight, const float *score_weight, int u, const float *smoothing,
     const float *mean, const float *inverse_scale, const float *numbers, int steps, int first,
     int fit_intercept, const float *coef, const float *velocity, const float *intercept,
@@ -1368,13 +1364,13 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
     float *new_intercept_velocity, double *sums)
 {
     const Arguments arguments{
-        X, place, visit, n, batch, d, classes, copy, offset, label, label_words, target, weight,
+        X, place, visit, n, batch, d, classes, copy, label, label_words, target, weight,
         score_weight, u, smoothing, mean, inverse_scale, numbers, steps, first, fit_intercept, coef,
         velocity, intercept, intercept_velocity, new_coef, new_velocity, new_intercept,
         new_intercept_velocity, sums};
     const int models = gridDim.x / CLUSTER, model = blockIdx.x / CLUSTER;
     const bool plain = SPECIAL && batch > ROWS - 16 && label && !weight && !score_weight &&
-                       !smoothing && !offset && copy == MOST &&
+                       !smoothing && copy == MOST &&
                        numbers[size_t(steps + 1) * models + model] == 0;  // no L1 penalty
     if (plain) work<SPECIAL>(arguments);
     else work<false>(arguments);

@@ -18,18 +18,12 @@ from skmax.data.device import DeviceRows
 from skmax.kernels.cuda import MOST_ROWS, Device, argument
 from skmax.problem import BatchSums, Problem, State, Steps
 
-# Types of X that the kernel reads: their size, and what its bytes are larger by.
-DATA = {
-    "bool": (1, 0),
-    "uint8": (1, 0),
-    "int8": (1, 128),
-    "float16": (2, 0),
-    "float32": (4, 0),
-}
+# Types of X that the kernel reads, and their size.
+DATA = {"bool": 1, "uint8": 1, "float16": 2, "float32": 4}
 SOURCES = "primitives.cuh", "few_classes.cu"
 # In the order of the kernel's parameters.
 PARAMETERS = (
-    *("X", "place", "visit", "n", "batch", "d", "classes", "copy", "offset", "label"),
+    *("X", "place", "visit", "n", "batch", "d", "classes", "copy", "label"),
     *("label_words", "target", "weight", "score_weight", "u", "smoothing", "mean"),
     *("inverse_scale", "numbers", "steps", "first", "fit_intercept", "coef", "velocity"),
     *("intercept", "intercept_velocity", "new_coef", "new_velocity", "new_intercept"),
@@ -124,7 +118,6 @@ class Plan:
     device: Device
     batch: int  # rows per step
     copy: int  # bytes that are copied at once
-    offset: int  # what the kernel takes values of X for, less what they are
 
     @classmethod
     def of(cls, problem: Problem, batch_size: int, device: Device) -> Plan | None:
@@ -137,13 +130,13 @@ class Plan:
             return None
         if data.subtrahend is not None or device.cluster < _PORTABLE:
             return None
-        (size, offset), d = DATA[name], data.n_features
+        size, d = DATA[name], data.n_features
         copy = int(np.gcd(np.gcd(d * size, 16), data.alignment)) if data.alignment else 0
         build = _build(device, size, k, d, m)
         if copy < 4 or d * size > _MOST_BYTES or build is None:
             return None
         copy = int(np.gcd(copy, build.slice_ * size))
-        return cls(build, device, batch, copy, offset)
+        return cls(build, device, batch, copy)
 
     def __call__(self, problem: Problem, state: State, steps: Steps) -> tuple[State, BatchSums]:
         """What `skmax.solvers.sgd.sgd_epoch` does. It returns before the device is done."""
@@ -181,7 +174,6 @@ class Plan:
             "d": np.int32(problem.data.n_features),
             "classes": np.int32(problem.n_classes),
             "copy": np.int32(self.copy),
-            "offset": np.int32(self.offset),
             # Of an integer of 64 bits, the kernel reads the lower half.
             "label": None if soft else targets,
             "label_words": np.int32(targets.dtype.itemsize // 4),

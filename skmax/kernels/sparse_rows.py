@@ -160,7 +160,7 @@ class Plan:
             "low": self.low,
             "n": len(steps.order),
             "batch": self.batch,
-            "steps": self.steps,
+            "steps": len(steps.rates),
             "classes": k,
             "models": m,
             "log_size": self.log_size,
