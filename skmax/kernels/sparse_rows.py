@@ -160,7 +160,7 @@ class Plan:
             "low": self.low,
             "n": len(steps.order),
             "batch": self.batch,
-            "steps": len(steps.rates),
+            "steps": -(-len(steps.order) // self.batch),
             "classes": k,
             "models": m,
             "log_size": self.log_size,
