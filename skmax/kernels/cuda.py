@@ -184,11 +184,8 @@ class Plan:
         state = State(  # these are written to
             *(data.backend.copy(getattr(state, part.name)) for part in fields(state))
         )
-        values = of_epoch(problem, steps) | {
-            "coef": state.coef,
-            "velocity": state.coef_velocity,
-            "intercept": state.intercept,
-            "intercept_velocity": state.intercept_velocity,
+        values = of_epoch(problem, steps) | of_state(state)
+        values |= {
             "batch": np.int32(self.batch),
             "slice": np.int32(self.slice_),
             "tile": np.int32(self.tile),
@@ -224,6 +221,16 @@ def argument(value: Any) -> Any:
     import cupy
 
     return cupy.ascontiguousarray(value)  # a kernel sees no strides
+
+
+def of_state(state: State, prefix: str = "") -> dict[str, Any]:
+    """A kernel's arguments for a state, each with a prefix."""
+    return {
+        f"{prefix}coef": state.coef,
+        f"{prefix}velocity": state.coef_velocity,
+        f"{prefix}intercept": state.intercept,
+        f"{prefix}intercept_velocity": state.intercept_velocity,
+    }
 
 
 def of_epoch(problem: Problem, steps: Steps) -> dict[str, Any]:

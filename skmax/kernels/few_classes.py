@@ -15,7 +15,7 @@ import numpy as np
 from skmax.backends.array_api import dtype_name
 from skmax.backends.device_code import Unit, kernel
 from skmax.data.device import DeviceRows
-from skmax.kernels.cuda import MOST_ROWS, Device, argument
+from skmax.kernels.cuda import MOST_ROWS, Device, argument, of_state
 from skmax.problem import BatchSums, Problem, State, Steps
 
 # Types of X that the kernel reads, and their size.
@@ -148,10 +148,9 @@ class Plan:
         )
         sums = empty((2, problem.n_models), dtype=np.float64)
         values = self._of_epoch(problem, steps)
-        values |= {f"new_{name}": array for name, array in _of_state(after).items()}
-        values["sums"] = sums
+        values |= of_state(after, "new_") | {"sums": sums}
         for X, place, visit, part in data.segments(steps.order, self.batch):
-            values |= _of_state(state)
+            values |= of_state(state)
             values |= {"X": X, "place": place, "n": np.int32(len(place))}
             values["visit"] = None if visit is place else visit
             values["first"] = np.int32(part.start // self.batch)
@@ -201,15 +200,6 @@ class Plan:
             tuple(argument(values[name]) for name in PARAMETERS),
             shared_mem=self.build.shared_bytes,
         )
-
-
-def _of_state(state: State) -> dict[str, Any]:
-    return {
-        "coef": state.coef,
-        "velocity": state.coef_velocity,
-        "intercept": state.intercept,
-        "intercept_velocity": state.intercept_velocity,
-    }
 
 
 def _build(device: Device, size: int, k: int, d: int, m: int) -> Build | None:

@@ -15,7 +15,7 @@ import numpy as np
 from skmax.backends.array_api import dtype_name
 from skmax.backends.device_code import Unit, kernel
 from skmax.data.device import DeviceRows
-from skmax.kernels.cuda import DATA, MOST_ROWS, Device, argument, of_epoch
+from skmax.kernels.cuda import DATA, MOST_ROWS, Device, argument, of_epoch, of_state
 from skmax.problem import BatchSums, Problem, State, Steps
 
 SOURCES = "primitives.cuh", "many_classes.cu"
@@ -128,7 +128,7 @@ class Plan:
         for X, place, visit, part in data.segments(steps.order, self.batch):
             sums = xp.empty((2, m), dtype=xp.float64)
             after = State(*(xp.empty(shape, dtype=dtype) for shape in ((m, k, d), (m, k)) * 2))
-            values |= _of_state("", state) | _of_state("new_", after)
+            values |= of_state(state) | of_state(after, "new_")
             values |= {"X": X, "place": place, "visit": visit, "n": np.int32(len(place))}
             values |= {"sums": sums, "counter": xp.zeros(1, dtype=xp.uint32)}
             values["rate"] = rate[part.start // self.batch :]
@@ -149,15 +149,6 @@ class Plan:
             self.build.unit(), "sgd_epoch_of_many_classes", self.device.index, cooperative=True
         )
         launch((self.blocks,), (_WARPS * 32,), arguments, shared_mem=self.build.shared_bytes)
-
-
-def _of_state(prefix: str, state: State) -> dict[str, Any]:
-    return {
-        f"{prefix}coef": state.coef,
-        f"{prefix}velocity": state.coef_velocity,
-        f"{prefix}intercept": state.intercept,
-        f"{prefix}intercept_velocity": state.intercept_velocity,
-    }
 
 
 def _up(count: int, unit: int) -> int:

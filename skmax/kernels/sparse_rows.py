@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from skmax.backends.device_code import Unit, kernel
-from skmax.kernels.cuda import THREADS, Device, argument, of_epoch
+from skmax.kernels.cuda import THREADS, Device, argument, of_epoch, of_state
 from skmax.problem import BatchSums, Problem, State, Steps
 
 SOURCES = "primitives.cuh", "sparse_rows.cu"
@@ -180,17 +180,10 @@ class Plan:
             "target": problem.targets if soft else None,
             "weight": problem.sample_weight,
             "score_weight": None if problem.sample_weight is None else problem.score_weight,
-            "coef": state.coef,
-            "velocity": state.coef_velocity,
-            "intercept": state.intercept,
-            "intercept_velocity": state.intercept_velocity,
-            "new_coef": after.coef,
-            "new_velocity": after.coef_velocity,
-            "new_intercept": after.intercept,
-            "new_intercept_velocity": after.intercept_velocity,
             "sums": sums,
             "counter": xp.zeros(2, dtype=xp.uint32),
         }
+        values |= of_state(state) | of_state(after, "new_")
         values |= {name: np.int32(number) for name, number in numbers.items()}
         scratch = self._scratch(problem).items()
         values |= {name: xp.empty(shape, dtype=dtype) for name, (shape, dtype) in scratch}
