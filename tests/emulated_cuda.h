@@ -362,7 +362,8 @@ inline void multiply_tf32(float (&c)[4], const unsigned (&a)[4], unsigned b0, un
             const unsigned w = emulation::said_by(column * 4 + k % 4)[4 + k / 4];
             sum += double(from_bits(x & 0xffffe000u)) * from_bits(w & 0xffffe000u);
         }
-        c[i] = float(sum);
+        c[i] = float(sum);  // which tensor cores cut off
+        if (std::fabs(c[i]) > std::fabs(sum)) c[i] = std::nextafter(c[i], 0.f);
     }
 }
 inline void multiply_f64(double &c0, double &c1, double a, double b) {
