@@ -13,6 +13,9 @@ from test_kernels import (
     RARE,
     SHAPE,
     assert_an_epoch_equals_the_reference,
+    assert_it_repeats_the_reference,
+    assert_no_register_is_spilled,
+    assert_threads_may_run_in_any_order,
     compiler_report,
     make_case,
     run,
@@ -96,18 +99,11 @@ def test_other_builds_equal_the_reference(emulated, chosen, build, shape):
 
 @pytest.mark.parametrize("build", EXAMPLES.values(), ids=EXAMPLES)
 def test_threads_may_run_in_any_order(emulated, chosen, build):
-    """A missing barrier would show."""
     chosen(Build(*build))
     dtype = DTYPES[build[0]][0]
     shape = {"m": 2, "d": 260, "dtype": dtype, "batch": 33, "n": 110, "rare": ("l1", "weights")}
     case = make_case(CupyBackend(), 1, **SHAPE | shape)
-    plan, results = planned(case, 33), []
-    for seed in range(3):
-        emulated_cupy.Kernel.seed = seed
-        results.append(run(plan, *case))
-    for other in results[1:]:
-        for name, values in results[0].items():
-            np.testing.assert_array_equal(other[name], values, err_msg=name)
+    assert_threads_may_run_in_any_order(planned(case, 33), case)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e36])
@@ -249,13 +245,7 @@ def test_the_memory_of_a_block_is_what_the_kernel_takes(build):
     ids=str,
 )
 def test_the_kernel_compiles_without_spilling_registers(build, architecture):
-    pytest.importorskip("nvidia.cuda_nvrtc", reason="no nvidia-cuda-nvrtc-cu12")
-    options = (f"-arch={architecture}", "-ftz=true", "--ptxas-options=-v")
-    report = compiler_report(Build(*build).unit(), options)
-    frames = re.findall(r"(\d+) bytes (stack frame|spill stores|spill loads)", report)
-    assert len(frames) >= 3
-    assert {size for size, _ in frames} == {"0"}
-    assert "warning" not in report.lower()
+    assert_no_register_is_spilled(Build(*build).unit(), architecture)
 
 
 @pytest.mark.gpu
@@ -263,8 +253,6 @@ def test_the_kernel_compiles_without_spilling_registers(build, architecture):
 @pytest.mark.parametrize("m", [1, 20])
 def test_the_epoch_of_a_device_with_poisoned_memory_equals_the_reference(dtype, m):
     """With fresh data; twice, bit for bit."""
-    import cupy
-
     backend, seed = CupyBackend(), np.random.SeedSequence().entropy
     if cuda.Device.of(backend.device).shared_bytes < H100.shared_bytes:
         pytest.skip("not a device of those that the kernel is for")
@@ -274,14 +262,8 @@ def test_the_epoch_of_a_device_with_poisoned_memory_equals_the_reference(dtype, 
         ("own columns", "weights", "no intercept"), ("not centred",), ("plain", "l1"),
     ):  # fmt: skip
         for change in ({}, {"k": 2, "batch": 64}, {"k": 16, "batch": 100}, {"k": 32}):
-            case = make_case(backend, seed, **shape | {"rare": rare} | change)
-            plan = kernels.sgd_epoch(case[0], (shape | change)["batch"])
+            changed = shape | {"rare": rare} | change
+            case = make_case(backend, seed, **changed)
+            plan = kernels.sgd_epoch(case[0], changed["batch"])
             assert isinstance(plan, Plan)
-            poison = cupy.full(1 << 26, np.nan)  # what is freed now is what the next arrays get
-            del poison
-            assert_an_epoch_equals_the_reference(
-                lambda _, plan=plan: plan, backend, seed, shape | {"rare": rare} | change
-            )
-            first, second = run(plan, *case), run(plan, *case)
-            for name, values in first.items():
-                np.testing.assert_array_equal(second[name], values, err_msg=name)
+            assert_it_repeats_the_reference(plan, case, seed, changed)

@@ -172,6 +172,29 @@ def shapes(draw):
     }
 
 
+def assert_threads_may_run_in_any_order(plan, case):
+    """A missing barrier would show."""
+    results = []
+    for seed in range(4):
+        emulated_cupy.Kernel.seed = seed
+        results.append(run(plan, *case))
+    for other in results[1:]:
+        for name, values in results[0].items():
+            np.testing.assert_array_equal(other[name], values, err_msg=name)
+
+
+def assert_it_repeats_the_reference(plan, case, seed, shape):
+    """On a device, in memory that is no number before; twice, bit for bit."""
+    import cupy
+
+    poison = cupy.full(1 << 26, np.nan)  # what is freed now is what the next arrays get
+    del poison
+    assert_an_epoch_equals_the_reference(lambda _: plan, case[0].backend, seed, shape)
+    first, second = run(plan, *case), run(plan, *case)
+    for name, values in first.items():
+        np.testing.assert_array_equal(second[name], values, err_msg=name)
+
+
 # Epochs
 
 
@@ -409,24 +432,17 @@ def test_sums_over_the_first_axis_of_the_emulated_device(emulated, rng):
 @pytest.mark.parametrize("m", [1, 20])
 def test_the_epoch_of_a_device_with_poisoned_memory_equals_the_reference(dtype, m):
     """With fresh data; twice, bit for bit."""
-    import cupy
-
     backend, seed = CupyBackend(), np.random.SeedSequence().entropy
     shape = {"m": m, "k": 10, "n": 3000, "d": 784, "dtype": dtype, "batch": 256}
     for rare in (
         (), ("weights", "scores"), ("l1", "smoothing"), ("soft",), ("shift", "masked"),
         ("own columns", "weights", "no intercept"), ("not centred",), ("plain", "l1"),
     ):  # fmt: skip
-        case = make_case(backend, seed, **shape | {"rare": rare})
+        shape["rare"] = rare
+        case = make_case(backend, seed, **shape)
         plan = Plan.of(case[0], 256, Device.of(backend.device))
         assert plan is not None
-        poison = cupy.full(1 << 26, np.nan)  # what is freed now is what the next arrays get
-        del poison
-        shape["rare"] = rare
-        assert_an_epoch_equals_the_reference(lambda _, plan=plan: plan, backend, seed, shape)
-        first, second = run(plan, *case), run(plan, *case)
-        for name, values in first.items():
-            np.testing.assert_array_equal(second[name], values, err_msg=name)
+        assert_it_repeats_the_reference(plan, case, seed, shape)
 
 
 # Full passes
@@ -652,13 +668,7 @@ def test_threads_of_the_device_may_run_in_any_order(emulated, dtype, cluster):
     case = make_case(CupyBackend(), 1, **SHAPE | shape)
     plan = Plan.of(case[0], 16, replace(H100, cluster=cluster))
     assert cluster == plan.build.CLUSTER
-    results = []
-    for seed in range(4):
-        emulated_cupy.Kernel.seed = seed
-        results.append(run(plan, *case))
-    for other in results[1:]:
-        for name, values in results[0].items():
-            np.testing.assert_array_equal(other[name], values, err_msg=name)
+    assert_threads_may_run_in_any_order(plan, case)
 
 
 def test_arguments_are_in_the_order_of_the_parameters():
@@ -696,6 +706,18 @@ def compiler_report(unit, options, check=""):
     return log.value.decode()
 
 
+def assert_no_register_is_spilled(unit, architecture, n_kernels=1):
+    """Nor does the compiler warn; what ptxas says."""
+    pytest.importorskip("nvidia.cuda_nvrtc", reason="no nvidia-cuda-nvrtc-cu12")
+    options = (f"-arch={architecture}", "-ftz=true", "--ptxas-options=-v")
+    report = compiler_report(unit, options)
+    frames = re.findall(r"(\d+) bytes (stack frame|spill stores|spill loads)", report)
+    assert len(frames) >= 3 * n_kernels
+    assert {size for size, _ in frames} == {"0"}
+    assert "warning" not in report.lower()
+    return report
+
+
 def builds():
     """Of Fashion-MNIST and of the extremes that the kernel serves, as `Plan.of` makes them."""
     shapes = {
@@ -720,18 +742,11 @@ def builds():
 def test_the_kernel_compiles_without_spilling_registers(
     monkeypatch, k, d, dtype, batch, architecture, m
 ):
-    pytest.importorskip("nvidia.cuda_nvrtc", reason="no nvidia-cuda-nvrtc-cu12")
     emulated_cupy.install(monkeypatch)
     shape = {"m": m, "k": k, "n": max(k, 300), "d": d, "dtype": dtype, "batch": batch}
     problem, *_ = make_case(CupyBackend(), 0, **SHAPE | shape)
     memory, cluster = (166912, 1) if architecture == "sm_80" else (232448, 8)
     plan = Plan.of(problem, batch, Device(-1, 132, memory, cluster, 256))
-    report = compiler_report(
-        plan.build.unit(), (f"-arch={architecture}", "-ftz=true", "--ptxas-options=-v")
-    )
-    frames = re.findall(r"(\d+) bytes (stack frame|spill stores|spill loads)", report)
-    assert len(frames) >= 3
-    assert {size for size, _ in frames} == {"0"}
-    assert "warning" not in report.lower()
+    report = assert_no_register_is_spilled(plan.build.unit(), architecture)
     registers = int(re.search(r"Used (\d+) registers", report)[1])
     assert registers * plan.build.THREADS <= 65536

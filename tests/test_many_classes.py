@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from test_kernels import (
     H100,
     assert_an_epoch_equals_the_reference,
-    compiler_report,
+    assert_it_repeats_the_reference,
+    assert_no_register_is_spilled,
+    assert_threads_may_run_in_any_order,
     make_case,
     run,
 )
@@ -70,17 +72,10 @@ def test_a_block_has_a_row(emulated, k, rare):
 
 
 def test_threads_may_run_in_any_order(emulated):
-    """A missing barrier would show."""
     shape = {"m": 2, "d": 130, "rare": ("l1", "weights")}
     case = make_case(CupyBackend(), 1, **SHAPE | shape)
     plan = Plan.of(case[0], 20, device(2))
-    results = []
-    for seed in range(3):
-        emulated_cupy.Kernel.seed = seed
-        results.append(run(plan, *case))
-    for other in results[1:]:
-        for name, values in results[0].items():
-            np.testing.assert_array_equal(other[name], values, err_msg=name)
+    assert_threads_may_run_in_any_order(plan, case)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -123,13 +118,8 @@ def test_arguments_are_in_the_order_of_the_parameters():
     [("float", "sm_80"), ("float", "sm_100"), ("half", "sm_90"), ("double", "sm_90")],
 )
 def test_the_kernel_compiles_without_spilling_registers(type_, architecture):
-    pytest.importorskip("nvidia.cuda_nvrtc", reason="no nvidia-cuda-nvrtc-cu12")
     build = Build("double" if type_ == "double" else "float", type_)
-    report = compiler_report(build.unit(), (f"-arch={architecture}", "--ptxas-options=-v"))
-    frames = re.findall(r"(\d+) bytes (stack frame|spill stores|spill loads)", report)
-    assert len(frames) >= 3
-    assert {size for size, _ in frames} == {"0"}
-    assert "warning" not in report.lower()
+    assert_no_register_is_spilled(build.unit(), architecture)
 
 
 @pytest.mark.gpu
@@ -139,8 +129,6 @@ def test_the_kernel_compiles_without_spilling_registers(type_, architecture):
 )
 def test_the_epoch_of_a_device_with_poisoned_memory_equals_the_reference(dtype, k, d, batch):
     """With fresh data; twice, bit for bit."""
-    import cupy
-
     backend, seed = CupyBackend(), np.random.SeedSequence().entropy
     shape = {"m": 2, "k": k, "n": 3000, "d": d, "dtype": dtype, "batch": batch}
     for rare in ((), ("weights", "scores", "l1", "smoothing"), ("soft", "masked", "plain")):
@@ -148,9 +136,4 @@ def test_the_epoch_of_a_device_with_poisoned_memory_equals_the_reference(dtype, 
         case = make_case(backend, seed, **shape)
         plan = kernels.sgd_epoch(case[0], batch)
         assert isinstance(plan, Plan)
-        poison = cupy.full(1 << 26, np.nan)  # what is freed now is what the next arrays get
-        del poison
-        assert_an_epoch_equals_the_reference(lambda _, plan=plan: plan, backend, seed, shape)
-        first, second = run(plan, *case), run(plan, *case)
-        for name, values in first.items():
-            np.testing.assert_array_equal(second[name], values, err_msg=name)
+        assert_it_repeats_the_reference(plan, case, seed, shape)

@@ -12,7 +12,9 @@ from test_kernels import (
     ARCHITECTURES,
     H100,
     assert_an_epoch_equals_the_reference,
-    compiler_report,
+    assert_it_repeats_the_reference,
+    assert_no_register_is_spilled,
+    assert_threads_may_run_in_any_order,
     make_case,
     run,
 )
@@ -109,17 +111,10 @@ def test_the_first_steps_of_an_epoch(emulated):
 
 @pytest.mark.parametrize(("m", "k"), [(1, 3), (2, 5)])
 def test_threads_may_run_in_any_order(emulated, m, k):
-    """A missing barrier would show."""
     shape = {"m": m, "k": k, "d": 100, "rare": ("l1", "weights")}
     case = make_case(CupyBackend(), 1, **SHAPE | shape)
     plan = Plan.of(case[0], 16, device(2))
-    results = []
-    for seed in range(4):
-        emulated_cupy.Kernel.seed = seed
-        results.append(run(plan, *case))
-    for other in results[1:]:
-        for name, values in results[0].items():
-            np.testing.assert_array_equal(other[name], values, err_msg=name)
+    assert_threads_may_run_in_any_order(plan, case)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -177,12 +172,7 @@ def test_arguments_are_in_the_order_of_the_parameters(kernel, expected):
     "build", [Build.of(4, 20, 256), Build.of(4, 2, 256), Build.of(8, 20, 256)], ids=str
 )
 def test_the_kernel_compiles_without_spilling_registers(build, architecture):
-    pytest.importorskip("nvidia.cuda_nvrtc", reason="no nvidia-cuda-nvrtc-cu12")
-    report = compiler_report(build.unit(), (f"-arch={architecture}", "--ptxas-options=-v"))
-    frames = re.findall(r"(\d+) bytes (stack frame|spill stores|spill loads)", report)
-    assert len(frames) >= 6
-    assert {size for size, _ in frames} == {"0"}
-    assert "warning" not in report.lower()
+    assert_no_register_is_spilled(build.unit(), architecture, n_kernels=2)
 
 
 @pytest.mark.gpu
@@ -190,8 +180,6 @@ def test_the_kernel_compiles_without_spilling_registers(build, architecture):
 @pytest.mark.parametrize("k", [2, 20, 413])
 def test_the_epoch_of_a_device_with_poisoned_memory_equals_the_reference(dtype, k):
     """With fresh data; twice, bit for bit."""
-    import cupy
-
     backend, seed = CupyBackend(), np.random.SeedSequence().entropy
     shape = {"m": 2, "k": k, "n": 3000, "d": 5000, "dtype": dtype, "batch": 256, "density": 0.003}
     for rare in ((), ("weights", "scores", "l1", "smoothing"), ("soft", "masked", "plain")):
@@ -199,9 +187,4 @@ def test_the_epoch_of_a_device_with_poisoned_memory_equals_the_reference(dtype, 
         case = make_case(backend, seed, **shape)
         plan = kernels.sgd_epoch(case[0], 256)
         assert isinstance(plan, Plan)
-        poison = cupy.full(1 << 26, np.nan)  # what is freed now is what the next arrays get
-        del poison
-        assert_an_epoch_equals_the_reference(lambda _, plan=plan: plan, backend, seed, shape)
-        first, second = run(plan, *case), run(plan, *case)
-        for name, values in first.items():
-            np.testing.assert_array_equal(second[name], values, err_msg=name)
+        assert_it_repeats_the_reference(plan, case, seed, shape)
