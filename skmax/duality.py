@@ -39,7 +39,7 @@ from scipy.special import entr
 
 from skmax.backends import Array
 from skmax.kernels import descent
-from skmax.objective import target_shares, target_sums
+from skmax.objective import centered_target_sums, target_shares, target_sums
 from skmax.problem import Problem
 
 # Newton steps on the share of the targets in a mixture, a concave function of one variable.
@@ -116,11 +116,9 @@ class Dual:
     def _class_sums(self, problem: Problem, units: np.ndarray) -> np.ndarray:
         if not problem.fit_intercept:  # then nothing needs to be balanced
             return np.zeros((problem.n_models, problem.n_classes, 0))
-        sums = target_sums(problem)
-        if problem.mean is not None:
-            mean = problem.backend.to_numpy(problem.mean).astype(np.float64)
-            sums = sums - self.shares[..., None] * mean
-        return sums * units
+        if problem.mean is None:
+            return target_sums(problem) * units
+        return centered_target_sums(problem, self.shares) * units
 
     def select(self, models: np.ndarray) -> Dual:
         """The bounds of some of the models, at the host indices `models`."""

@@ -12,6 +12,7 @@ softmax functions, IMA Journal of Numerical Analysis 41(4), 2021: why the maximu
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from sklearn.utils.extmath import safe_sparse_dot
 from skmax import kernels
 from skmax.backends import Array
 from skmax.data import Rows
-from skmax.problem import BatchSums, Problem, State
+from skmax.problem import MASKED_LOGIT, BatchSums, Problem, State
 
 
 def log_softmax(xp: Any, logits: Array) -> Array:
@@ -246,6 +247,18 @@ def _sums_of_features(problem: Problem) -> tuple[Array, ...]:
         return (pullback(xp, X, target)[0],)
 
     return problem.data.reduce(problem.order, sums, width=problem.n_models * problem.n_classes)
+
+
+def centered_target_sums(problem: Problem, shares: np.ndarray) -> np.ndarray:
+    """The same less the targets' means (m, k) times those of the features, which sum to no more.
+
+    It is minus the gradient of a model that knows the shares of the classes alone: a pass.
+    """
+    with np.errstate(divide="ignore"):
+        intercept = np.maximum(np.log(shares), MASKED_LOGIT)
+    start, backend = State.start(problem), problem.backend
+    alone = replace(start, intercept=backend.asarray(intercept, problem.data.dtype))
+    return -backend.to_numpy(value_and_gradient(problem, alone)[2])
 
 
 def batch_gradient(
