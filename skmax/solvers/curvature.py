@@ -52,6 +52,8 @@ _AT_ONCE = 8.5
 # Passes that second moments may cost at once, and from what spread of their spectrum they may cost
 # more; on how many rows that is estimated, and the curvatures of classes later on.
 _CHEAP, _PROMISING, _ROWS_OF_SPECTRUM, _ROWS_OF_CLASSES = 4.0, 2.0, 256, 1024
+# Rows per feature of which squares are summed at a time: less of them, and sums cost more than they.
+_ROWS_OF_A_SUM = 8
 # The most values of rows, times weights of classes, that are held at once.
 _MOST_AT_ONCE = 1 << 25
 # The passes after which the next kind is measured, and the same anew, however cheap that is.
@@ -162,15 +164,13 @@ class Shared:
     @classmethod
     def of(cls, problem: Problem, state: State, rows: np.ndarray) -> Shared:
         """That at a state, measured on some of the rows."""
-        xp, X = problem.backend.xp, _dense_rows(problem, rows)
-        weight = problem.weights(problem.backend.asarray(rows))
-        moments = []
-        for model in range(problem.n_models):
-            Q = _standardised(problem, X, model)
-            if weight is not None:
-                Q = Q * xp.sqrt(weight[:, model])[:, None]
-            moments.append((Q.T @ Q) / len(rows))
-        return cls._of(problem, xp.stack(moments), _of_classes(problem, state, rows))
+        X, weight = _dense_rows(problem, rows), problem.weights(problem.backend.asarray(rows))
+        models = [
+            _moments(problem, X, model, None if weight is None else weight[:, model : model + 1])
+            for model in range(problem.n_models)
+        ]
+        moments = problem.backend.xp.concat(models)
+        return cls._of(problem, moments, _of_classes(problem, state, rows))
 
     @classmethod
     def _of(cls, problem: Problem, moments: Array, curvature: np.ndarray) -> Shared:
@@ -296,10 +296,8 @@ class Blocks:
         penalty, factors = _penalty(problem), []
         n_blocks = 1 if problem.n_classes == 2 else problem.n_classes  # two have the same
         for model in range(problem.n_models):
-            Z = _standardised(problem, X, model)
-            moments = _weighted_moments(backend, Z, weight[:, model, :n_blocks])
-            moments = moments[None, ...] / Z.shape[0]
-            factors.append(_factored(problem, moments, penalty[model, ...]))
+            moments = _moments(problem, X, model, weight[:, model, :n_blocks])
+            factors.append(_factored(problem, moments[None, ...], penalty[model, ...]))
         if backend.is_wide and len(factors) > 1:
             factors = [xp.concat(factors)]
         return cls(backend, factors)
@@ -451,6 +449,25 @@ def _spread_of_spectrum(problem: Problem, rng: np.random.Generator) -> float:
     return float(Z.shape[1] * pairs / max(own.mean() ** 2, np.finfo(float).tiny))
 
 
+def _moments(problem: Problem, X: Array, model: int, weight: Array | None) -> Array:
+    """Mean squares (k, d + 1, d + 1) of rows in a model's coordinates, times weights (n, k).
+
+    Without weights, all are 1, and k is 1.
+    """
+    (n, d), sums = X.shape, None
+    size = max(problem.data.rows_per_piece(1), _ROWS_OF_A_SUM * (d + 1))
+    size = n if problem.backend.is_wide else size
+    for first in range(0, n, size):
+        last = min(first + size, n)
+        Z = _standardised(problem, X[first:last, :], model)
+        if weight is None:
+            part = (Z.T @ Z)[None, ...]
+        else:
+            part = _weighted_moments(problem.backend, Z, weight[first:last, :])
+        sums = part if sums is None else sums + part
+    return sums / n
+
+
 def _weighted_moments(backend: Backend, Z: Array, weight: Array) -> Array:
     """Sums (k, p, p) of squares of rows Z (b, p), each times its weights (b, k)."""
     xp, (b, p), k = backend.xp, Z.shape, weight.shape[1]
@@ -568,13 +585,15 @@ def _weights(problem: Problem, state: State, X: Array, index: Any) -> Array:
 
 def _standardised(problem: Problem, X: Array, model: int) -> Array:
     """Rows in a model's coordinates, with a column of ones for the intercept."""
-    backend, xp = problem.backend, problem.backend.xp
+    xp, (b, d) = problem.backend.xp, X.shape
+    Z = xp.empty((b, d + 1), dtype=X.dtype, device=problem.backend.device)
+    Z[:, :-1], Z[:, -1] = X, float(problem.fit_intercept)
+    features = Z[:, :-1]
     if problem.mean is not None:
-        X = X - problem.mean[model, ...]
+        features -= problem.mean[model, ...]
     if problem.inverse_scale is not None:
-        X = X * problem.inverse_scale[model, ...]
-    ones = xp.ones((X.shape[0], 1), dtype=X.dtype, device=backend.device)
-    return xp.concat([X, ones * float(problem.fit_intercept)], axis=1)
+        features *= problem.inverse_scale[model, ...]
+    return Z
 
 
 def diagonal_curvature(problem: Problem, state: State, rows: np.ndarray) -> Array:
