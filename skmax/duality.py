@@ -37,8 +37,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import entr
 
+from skmax import kernels
 from skmax.backends import Array
-from skmax.kernels import descent
 from skmax.objective import centered_target_sums, target_shares, target_sums
 from skmax.problem import Problem
 
@@ -83,7 +83,7 @@ class Dual:
 
     def __init__(self, problem: Problem, class_sums: np.ndarray | None = None):
         m, d = problem.n_models, problem.data.n_features
-        self._backend = problem.backend
+        self._backend, self._kernels = problem.backend, kernels.vectors(problem.backend)
         units = np.ones((m, 1, d))
         if problem.inverse_scale is not None:
             units = problem.backend.to_numpy(problem.inverse_scale).astype(np.float64)
@@ -109,7 +109,7 @@ class Dual:
             self._sums_by_mean = (sums @ self._weighted_mean)[..., 0]
             self._mean_square = _product(mean, mean, inverse)
             self._sums_square = _product(sums, sums, inverse)
-        if descent.serves(self._backend):
+        if self._kernels is not None:
             used = (self.l2[:, 0], *((sums, mean[:, 0]) if self.fit_intercept else ()))
             self._there = tuple(self._backend.asarray(array, np.float64) for array in used)
 
@@ -125,7 +125,7 @@ class Dual:
         part = object.__new__(Dual)
         for name, value in vars(self).items():
             setattr(part, name, value[models] if isinstance(value, np.ndarray) else value)
-        if descent.serves(self._backend):
+        if self._kernels is not None:
             part._there = tuple(self._backend.take(array, models) for array in self._there)
         return part
 
@@ -177,7 +177,7 @@ class Dual:
 
         Under L2 alone, inner products of weights and gradient are all that they are made of.
         """
-        there, under_l2 = descent.serves(self._backend), self.has_l2.all() and not self.has_lasso
+        there, under_l2 = self._kernels is not None, self.has_l2.all() and not self.has_lasso
         if not (there and under_l2):
             weights, gradient = map(self._backend.to_numpy, (weights, gradient))
         if not under_l2:
@@ -210,10 +210,10 @@ class Dual:
         )
 
     def _products_there(self, weights: Array, gradient: Array) -> _Products:
-        """The same on a CUDA device, of which the sums over features are moved, at once."""
+        """The same by a kernel, of which the sums over features are moved at once."""
         l2, *of_classes = self._there
         sums, mean = of_classes or (None, None)
-        *products, by_mean, intercept, r = descent.bounds(
+        *products, by_mean, intercept, r = self._kernels.bounds(
             self._backend, weights, gradient, l2, (sums, mean)
         )
         of_models = (part.sum(axis=1) for part in products)

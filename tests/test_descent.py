@@ -1,6 +1,9 @@
-"""The kernels of L-BFGS: against the reference, emulated on the CPU and on a device."""
+"""The kernels of L-BFGS: against the reference, of the CPU, emulated on it, and on a device."""
 
+import re
 from dataclasses import replace
+from importlib import resources
+from typing import NamedTuple
 from unittest import mock
 
 import emulated_cupy
@@ -11,9 +14,11 @@ from hypothesis import strategies as st
 from test_kernels import make_case
 from test_pairs import Guess
 
+from skmax import kernels
 from skmax.backends.cupy import CupyBackend
+from skmax.backends.numpy import NumpyBackend
 from skmax.duality import Dual
-from skmax.kernels import descent
+from skmax.kernels import descent, host_descent
 from skmax.solvers import curvature
 from skmax.solvers.coordinates import Coordinates
 from skmax.solvers.pairs import Pairs, PairsThere
@@ -33,12 +38,20 @@ emulated_alone = settings(
 )
 
 
-def posed(seed, m, k, d, dtype, rare):
-    """A problem on the device, and weights in its coordinates."""
+@pytest.fixture(params=["cpu", "emulated", pytest.param("device", marks=pytest.mark.gpu)])
+def backend(request, monkeypatch):
+    """Where the kernels run."""
+    if request.param == "emulated":
+        emulated_cupy.install(monkeypatch)
+    return NumpyBackend() if request.param == "cpu" else CupyBackend()
+
+
+def posed(backend, seed, m, k, d, dtype, rare):
+    """A problem, and weights in its coordinates."""
     rng = np.random.default_rng(seed)
     shape = {"m": m, "k": k, "n": 60, "d": d, "dtype": dtype, "batch": 20}
     of_data = tuple(rare & {"weights", "masked", "own columns"})
-    problem, _, _ = make_case(CupyBackend(), seed, **shape, rare=of_data)
+    problem, _, _ = make_case(backend, seed, **shape, rare=of_data)
     units, mean = rng.uniform(0.5, 2, (m, 1, d)), rng.normal(size=(m, 1, d))
     moved = problem.backend.asarray
     plain = "plain" in rare
@@ -58,14 +71,15 @@ def posed(seed, m, k, d, dtype, rare):
 @pytest.fixture
 def reference():
     """A context in which no kernel of these serves."""
-    return lambda: mock.patch.object(descent, "serves", return_value=False)
+    nothing = {"vectors": lambda _: None, "curvatures": lambda _: None}
+    return lambda: mock.patch.multiple(kernels, **nothing)
 
 
 @emulated_alone
 @given(st.integers(0, 2**31 - 1), CASES)
-def test_points_equal_the_reference(cuda, reference, seed, case):
+def test_points_equal_the_reference(backend, reference, seed, case):
     emulated_cupy.Kernel.seed = seed
-    problem, weights, _ = posed(seed, **case)
+    problem, weights, _ = posed(backend, seed, **case)
     to_numpy = problem.backend.to_numpy
     found = Coordinates(problem).evaluate(weights)
     with reference():
@@ -81,10 +95,9 @@ def test_points_equal_the_reference(cuda, reference, seed, case):
 
 @emulated_alone
 @given(st.integers(0, 2**31 - 1), CASES, st.integers(1, 2))
-def test_the_mean_over_classes_is_that_of_the_reference(cuda, reference, seed, case, r):
+def test_the_mean_over_classes_is_that_of_the_reference(backend, reference, seed, case, r):
     emulated_cupy.Kernel.seed = seed
-    problem, weights, rng = posed(seed, **{**case, "rare": case["rare"] - {"lasso"}})
-    backend = problem.backend
+    problem, weights, rng = posed(backend, seed, **{**case, "rare": case["rare"] - {"lasso"}})
     for shape in (weights.shape, (len(weights), r, *weights.shape[1:])):
         values = rng.normal(size=shape).astype(case["dtype"])
         found = backend.to_numpy(Coordinates(problem).centered(backend.asarray(values)))
@@ -98,9 +111,9 @@ def test_the_mean_over_classes_is_that_of_the_reference(cuda, reference, seed, c
 
 @emulated_alone
 @given(st.integers(0, 2**31 - 1), CASES)
-def test_bounds_equal_the_reference(cuda, reference, seed, case):
+def test_bounds_equal_the_reference(backend, reference, seed, case):
     emulated_cupy.Kernel.seed = seed
-    problem, weights, _ = posed(seed, **{**case, "rare": case["rare"] - {"lasso"}})
+    problem, weights, _ = posed(backend, seed, **{**case, "rare": case["rare"] - {"lasso"}})
     point = Coordinates(problem).evaluate(weights)
     here = point.loss, weights, point.gradient
     some = np.array([problem.n_models - 1, 0])
@@ -118,10 +131,10 @@ def test_bounds_equal_the_reference(cuda, reference, seed, case):
 
 @emulated_alone
 @given(st.integers(0, 2**31 - 1), CASES, st.booleans())
-def test_curvatures_equal_the_reference(cuda, reference, seed, case, in_order):
+def test_curvatures_equal_the_reference(backend, reference, seed, case, in_order):
     emulated_cupy.Kernel.seed = seed
-    problem, weights, rng = posed(seed, **case)
-    state, backend = Coordinates(problem).state(weights), problem.backend
+    problem, weights, rng = posed(backend, seed, **case)
+    state = Coordinates(problem).state(weights)
     index = slice(10, 40) if in_order else backend.asarray(rng.permutation(60)[:20])
     X = problem.data.rows(index)
     found = curvature._weights(problem, state, X, index)
@@ -131,8 +144,17 @@ def test_curvatures_equal_the_reference(cuda, reference, seed, case, in_order):
     np.testing.assert_allclose(*map(backend.to_numpy, (found, expected)), **tolerance)
 
 
+class Place(NamedTuple):
+    weights: object
+    gradient: object
+
+
 class Learning(Guess):
     """A first guess that is told of a change."""
+
+    def __init__(self, backend, m, units):
+        super().__init__(m, units)
+        self.backend = backend
 
     def rescaled(self, expected):
         self.expected, self.change, self.scale = expected, None, self.scale * 1.5
@@ -140,9 +162,10 @@ class Learning(Guess):
 
     def __call__(self, gradient):
         if self.change is not None:
-            guess = self.change / self.units
-            self.rescaled(np.sum(np.asarray(self.change * guess), axis=(1, 2)))
-        return gradient / self.units * self.scale[:, None, None].astype(gradient.dtype)
+            expected = self.backend.to_numpy(self.change * self.change / self.units)
+            self.rescaled(np.sum(expected, axis=(1, 2)))
+        scale = self.backend.asarray(self.scale[:, None, None], gradient.dtype)
+        return gradient / self.units * scale
 
     def unscaled(self, gradients):
         return gradients / self.units[:, None, ...]
@@ -157,30 +180,38 @@ class Learning(Guess):
     st.sampled_from([np.float32, np.float64]),
     st.sampled_from([1, 128]),
 )
-def test_pairs_equal_the_reference(emulated, seed, m, n_pairs, most, dtype, parts):
+def test_pairs_equal_the_reference(backend, seed, m, n_pairs, most, dtype, parts):
     emulated_cupy.Kernel.seed = seed
-    rng, shape, backend = np.random.default_rng(seed), (m, 3, 250), CupyBackend()
-    units = rng.uniform(0.5, 2, size=(1, *shape[1:])).astype(dtype)
+    rng, shape, moved = np.random.default_rng(seed), (m, 3, 250), backend.asarray
+    to_numpy = backend.to_numpy
+    units = moved(rng.uniform(0.5, 2, size=(1, *shape[1:])).astype(dtype))
     kinds = [kind(backend, shape, np.dtype(dtype), most) for kind in (PairsThere, Pairs)]
-    guesses = [Learning(m, units) for _ in kinds]
-    gradient, tolerance = rng.normal(size=shape), EXACT[dtype]
+    guesses = [Learning(backend, m, units) for _ in kinds]
+    there, tolerance = Place(*(moved(rng.normal(size=shape)) for _ in range(2))), EXACT[dtype]
     with mock.patch.object(descent, "_PARTS", parts):
         for i in range(n_pairs + 1):
             if i:
-                step = rng.normal(size=shape)
+                before, (step, gradient) = there, rng.normal(size=(2, *shape))
                 change = 2 * step + 0.3 * rng.normal(size=shape)
                 change[rng.random(m) < 0.2] *= -1
-                gradient = rng.normal(size=shape)
-                products = [pairs.add(step, change, gradient) for pairs in kinds]
+                before = Place(before.weights, moved(gradient - change))
+                there = Place(before.weights + moved(step), moved(gradient))
+                changes, products = zip(*(pairs.add(before, there) for pairs in kinds), strict=True)
                 np.testing.assert_allclose(*products, rtol=1e-9)
+                np.testing.assert_allclose(products[0], np.sum(step * change, axis=(1, 2)))
+                convex = (products[0] > 0)[:, None, None]
+                mine = np.where(convex, change, 0).astype(dtype)
+                np.testing.assert_allclose(
+                    np.where(convex, to_numpy(changes[0]), 0), mine, rtol=1e-5, atol=1e-12
+                )
                 for guess in guesses:
-                    guess.change = np.where(products[0][:, None, None] > 0, change, 0).astype(dtype)
+                    guess.change = moved(mine)
             found, expected = (
-                pairs.direction(gradient, guess)
+                pairs.direction(there.gradient, guess)
                 for pairs, guess in zip(kinds, guesses, strict=True)
             )
-            scale = np.abs(expected[0]).max()
-            np.testing.assert_allclose(found[0], expected[0], atol=tolerance * scale)
+            both = to_numpy(found[0]), to_numpy(expected[0])
+            np.testing.assert_allclose(*both, atol=tolerance * np.abs(both[1]).max())
             np.testing.assert_allclose(found[1], expected[1], rtol=tolerance)
             if i:
                 np.testing.assert_allclose(guesses[0].expected, guesses[1].expected, rtol=tolerance)
@@ -188,10 +219,19 @@ def test_pairs_equal_the_reference(emulated, seed, m, n_pairs, most, dtype, part
                 staying = np.arange(m)[::-1][:2]
                 kinds = [pairs.select(staying) for pairs in kinds]
                 m, shape = len(staying), (len(staying), *shape[1:])
-                gradient = gradient[staying]
+                there = Place(*(backend.take(array, staying) for array in there))
                 for guess in guesses:
                     guess.scale = guess.scale[staying]
 
 
-def test_most_pairs_are_the_kernel_s():
+def test_most_pairs_are_the_kernels():
     assert f"MOST = {descent.MOST};" in descent.unit(4).source()
+    source = resources.files("skmax.kernels").joinpath("descent.h").read_text()
+    assert source.count(f"[{host_descent.MOST}]") == 3
+
+
+def test_fields_are_those_that_the_source_declares():
+    source = resources.files("skmax.kernels").joinpath("descent.h").read_text()
+    body = re.sub(r"//.*", "", source.split("struct Vectors {")[1].split("};")[0])
+    declared = re.findall(r"(\w+)\s*(?=[,;])", body)
+    assert declared == [name for name, _ in host_descent.Vectors._fields_]

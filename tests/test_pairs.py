@@ -1,6 +1,7 @@
 """What L-BFGS is made of: its pairs, its first guesses, and its bounds."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -30,6 +31,14 @@ def two_loops(gradient, pairs, first_guess):
     return result
 
 
+def added(pairs, step, change, gradient):
+    """The product of a pair that leads from somewhere to a gradient."""
+    before = SimpleNamespace(weights=0 * step, gradient=gradient - change)
+    of_pair, product = pairs.add(before, SimpleNamespace(weights=step, gradient=gradient))
+    np.testing.assert_allclose(of_pair, change)
+    return product
+
+
 class Guess:
     """A first guess that is what it is."""
 
@@ -56,7 +65,7 @@ def test_the_direction_is_that_of_the_two_loops(seed, m, n_pairs, most):
         change = 2 * step + 0.3 * rng.normal(size=shape)
         change[rng.random(m) < 0.2] *= -1
         gradient = rng.normal(size=shape)
-        product = pairs.add(step, change, gradient)
+        product = added(pairs, step, change, gradient)
         np.testing.assert_allclose(product, np.sum(step * change, axis=(1, 2)))
         for j in range(m):
             kept[j].append((step[j], change[j]) if product[j] > 0 else None)

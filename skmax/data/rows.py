@@ -142,6 +142,11 @@ class Rows:
         """How many rows to take at once if `width` values are made of each."""
         return max(16, self.backend.chunk_bytes // (8 * max(1, self.n_features, width)))
 
+    @property
+    def seen(self) -> np.ndarray:
+        """Of which features there are values in memory, (n_features,), on the host."""
+        return np.ones(self.n_features, dtype=bool)
+
     def epoch(self, order: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
         """The rows `order` as an epoch visits them: shuffled, or without an `rng` as they are."""
         return order if rng is None else rng.permutation(order)
@@ -215,6 +220,12 @@ class SparseRows(Rows):
         """How many values a row has in memory, on average."""
         return self.X.nnz / self.n_samples
 
+    @property
+    def seen(self) -> np.ndarray:
+        """Of which features there are values in memory, (n_features,), on the host."""
+        counts = self.backend.xp.bincount(self.X.indices, minlength=self.n_features)
+        return self.backend.to_numpy(counts) > 0
+
     def origin(self, order: np.ndarray) -> np.ndarray:  # noqa: ARG002
         """Zero: subtracting anything else would fill the matrix."""
         return np.zeros(self.n_features)
@@ -258,7 +269,13 @@ def scaled(rows: Any, scale: Array) -> Any:
 
 def squared(rows: Any) -> Any:
     """The squares of what `Rows.rows` gave."""
-    return rows.multiply(rows) if _is_sparse(rows) else rows * rows
+    if not _is_sparse(rows):
+        return rows * rows
+    if sparse.issparse(rows) and rows.has_canonical_format:  # no two values are of one place
+        result = rows.copy()
+        result.data = result.data * result.data
+        return result
+    return rows.multiply(rows)
 
 
 def start_of_range(order: np.ndarray) -> int | None:

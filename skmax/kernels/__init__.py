@@ -3,8 +3,8 @@
 The references, to which `tests/test_kernels.py` holds them, are `skmax.solvers.sgd.sgd_epoch`,
 `skmax.solvers.learning_rate.curvature`, `skmax.solvers.preconditioner.weighted_sums`, and in
 `skmax.objective` `full_pass`, `summed_penalty` and `predicted`. What L-BFGS does besides its passes
-is `skmax.kernels.descent`, which `tests/test_descent.py` holds to `skmax.solvers.coordinates`,
-`skmax.solvers.pairs` and `skmax.duality`.
+is in `skmax.kernels.descent` and `host_descent`, which `tests/test_descent.py` holds to
+`skmax.solvers.coordinates`, `skmax.solvers.pairs` and `skmax.duality`.
 """
 
 from __future__ import annotations
@@ -15,13 +15,15 @@ from typing import Any
 import numpy as np
 from scipy.sparse import issparse
 
-from skmax.backends import Array
+from skmax.backends import Array, Backend
 from skmax.data import Rows
 from skmax.kernels import (
     cpu,
     cuda,
+    descent,
     device_sums,
     few_classes,
+    host_descent,
     many_classes,
     residual,
     sparse,
@@ -39,6 +41,7 @@ FullPass = Callable[..., tuple[Array, ...]]
 Moments = Callable[[Problem], tuple[Array, ...]]
 Curvature = Callable[[Problem, np.ndarray, int, float], np.ndarray]
 Penalty = Callable[[Problem, Array], np.ndarray]
+Curvatures = Callable[[Problem, Array, Array, Array, Any], Array]
 Predictions = Callable[..., tuple[Array, bool]]
 
 
@@ -93,6 +96,18 @@ def curvature(problem: Problem) -> Curvature | None:
 def penalty(problem: Problem) -> Penalty | None:
     """The kernel for the penalty of weights; None: the reference serves."""
     return device_sums.penalty if problem.backend.name == "cupy" else None
+
+
+def vectors(backend: Backend) -> Any:
+    """The module for what L-BFGS does besides its passes; None: the reference serves."""
+    modules = descent, host_descent
+    return next((module for module in modules if module.serves(backend)), None)
+
+
+def curvatures(problem: Problem) -> Curvatures | None:
+    """The kernel for curvatures of the loss by the logits of rows; None: the reference serves."""
+    served = descent.serves(problem.backend) and not problem.data.is_sparse
+    return descent.curvatures if served else None
 
 
 def predictions(data: Rows, coef: Any) -> Predictions | None:

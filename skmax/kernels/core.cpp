@@ -1,4 +1,5 @@
-// Dense rows on the CPU: epochs of stochastic gradient descent, full passes, and predictions.
+// Dense rows on the CPU: epochs of stochastic gradient descent, full passes, and predictions. Sparse
+// rows are in sparse.h, and what L-BFGS does besides passes in descent.h.
 //
 // This file is compiled once for each instruction set, SKMAX_SET, whose vectors have
 // SKMAX_VECTOR_BYTES bytes. It holds no state, starts no thread, and calls nothing but the allocator:
@@ -939,3 +940,5 @@ SKMAX_SPARSE(lay_out, Sparse, lay_out())
 SKMAX_SPARSE(pass, Sparse, pass())
 SKMAX_SPARSE(predict, Sparse, predict(&job->all_finite))
 SKMAX_SPARSE(epoch, SparseEpoch, epoch())
+
+#include "descent.h"

@@ -142,14 +142,13 @@ class Memory:
         most_parts = max(1, min(_PARTS, _BLOCKS // self._m))
         self._n_parts = max(1, min(-(-self._size // per_block), most_parts))
 
-    def remember(
-        self, step: Array, change: Array, of_objective: Array, place: int, n: int
-    ) -> np.ndarray:
-        """Keep a pair, and products, (2 n + 1, m), on the host.
+    def remember(self, before: Any, after: Any, place: int, n: int) -> np.ndarray:
+        """Keep what leads from a point to another, and products, (2 n + 1, m), on the host.
 
-        That of the pair, and those of each step with the change and with a gradient.
+        That of the pair, and those of each step with the change and with the gradient there.
         """
-        arrays = step, change, of_objective, self.steps, self.changes
+        step, change = after.weights - before.weights, after.gradient - before.gradient
+        arrays = step, change, after.gradient, self.steps, self.changes
         return self._summed("remember", 2 * n + 1, arrays, n, place)
 
     def rest(self, of_objective: Array, alpha: np.ndarray, newest: int) -> Array:

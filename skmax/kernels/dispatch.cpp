@@ -19,5 +19,6 @@ EXPORT const char* skmax_instruction_sets() {
 #endif
 }
 
-// The SHA-256 of core.cpp and of sparse.h: a library that was built from another one must not be called.
+// The SHA-256 of core.cpp, sparse.h and descent.h: a library that was built from others must not be
+// called.
 EXPORT const char* skmax_source() { return SKMAX_SOURCE; }

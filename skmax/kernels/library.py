@@ -19,11 +19,13 @@ from typing import Any
 
 VARIABLE = "SKMAX_INSTRUCTION_SET"
 _REMEDY = "install g++ or clang, and then skmax again"
+# As CMakeLists.txt has them.
+_SOURCES = "core.cpp", "sparse.h", "descent.h"
 
 
 @cache
 def function(name: str) -> Callable[[Any], int] | None:
-    """A function of the core, which takes the address of a job; None: the reference serves.
+    """A function of the core, which takes the address of what it is told; None: there is none.
 
     Raises
     ------
@@ -109,7 +111,7 @@ def _load(path: Path) -> ctypes.CDLL | str:
 
 def _source_hash() -> str:
     folder = resources.files(__package__)
-    sources = (folder.joinpath(name).read_bytes() for name in ("core.cpp", "sparse.h"))
+    sources = (folder.joinpath(name).read_bytes() for name in _SOURCES)
     return "".join(sha256(source).hexdigest() for source in sources)
 
 

@@ -7,8 +7,8 @@ from functools import cached_property
 
 import numpy as np
 
+from skmax import kernels
 from skmax.backends import Array, Backend
-from skmax.kernels import descent
 from skmax.objective import summed, value_and_gradient
 from skmax.problem import Problem, State
 from skmax.solvers.pairs import inner
@@ -67,7 +67,7 @@ class Coordinates:
 
     def __init__(self, problem: Problem):
         backend = problem.backend
-        self.problem, self.xp = problem, backend.xp
+        self.problem, self.xp, self._kernels = problem, backend.xp, kernels.vectors(backend)
         self.float64 = backend.dtype(np.float64)
         self.has_lasso = bool(problem.l1.any())
         (m, k), dtype = problem.masked.shape, problem.data.dtype
@@ -147,8 +147,8 @@ class Coordinates:
         """
         if self.has_lasso:
             return weights
-        if descent.serves(self.problem.backend):
-            return descent.centered(self.problem.backend, weights, self._known_bytes)
+        if self._kernels is not None:
+            return self._kernels.centered(self.problem.backend, weights, self._known_bytes)
         xp, known = self.xp, self._known
         if known is None:
             weights -= xp.mean(weights, axis=1, keepdims=True)
@@ -160,8 +160,9 @@ class Coordinates:
 
     def state(self, weights: Array) -> State:
         """The state of weights, at rest."""
-        if descent.serves(self.problem.backend):
-            return State(*descent.state(self.problem, weights), *self._rest)
+        if self._kernels is not None:
+            coef, intercept = self._kernels.state(self.problem, weights)
+            return State(coef, intercept, *self._rest)
         dtype = self.problem.data.dtype
         coef, intercept = weights[..., :-1] * self._units, weights[..., -1]
         if self._origin is not None:
@@ -172,9 +173,9 @@ class Coordinates:
     def evaluate(self, weights: Array) -> Point:
         """The objective at weights, by one pass over the data."""
         xp, problem, state = self.xp, self.problem, self.state(weights)
-        if descent.serves(problem.backend):
+        if self._kernels is not None:
             sums = summed(problem, state, gradient=True)
-            gradient, (loss, accuracy, penalty) = descent.gradient(
+            gradient, (loss, accuracy, penalty) = self._kernels.gradient(
                 problem, weights, sums, self._strengths
             )
             return Point(weights, state, gradient, loss + penalty, loss, accuracy)

@@ -16,9 +16,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from skmax import kernels
 from skmax.backends import Array, Backend, rounding_unit
 from skmax.data import dense, scaled, squared
-from skmax.kernels import descent
 from skmax.objective import log_softmax, logits_of
 from skmax.policy import (
     Size,
@@ -52,7 +52,7 @@ _AT_ONCE = 8.5
 # Passes that second moments may cost at once, and from what spread of their spectrum they may cost
 # more; on how many rows that is estimated, and the curvatures of classes later on.
 _CHEAP, _PROMISING, _ROWS_OF_SPECTRUM, _ROWS_OF_CLASSES = 4.0, 2.0, 256, 1024
-# Rows per feature of which squares are summed at a time: less of them, and sums cost more than they.
+# Rows per feature of which squares are summed at a time: of fewer, sums cost more than they do.
 _ROWS_OF_A_SUM = 8
 # The most values of rows, times weights of classes, that are held at once.
 _MOST_AT_ONCE = 1 << 25
@@ -92,7 +92,18 @@ class Diagonal:
 
     def __call__(self, gradients: Array) -> Array:
         """See `FirstGuess`."""
-        return gradients / self.values[:, None, ...]
+        return gradients * self._inverse(gradients.dtype)[:, None, ...]
+
+    def _inverse(self, dtype: Any) -> Array:
+        """One over the values, in the precision of gradients."""
+        xp = self.backend.xp
+        if self._inverses.get(dtype) is None:
+            self._inverses[dtype] = xp.astype(1 / self.values, dtype, copy=False)
+        return self._inverses[dtype]
+
+    @cached_property
+    def _inverses(self) -> dict[Any, Array]:
+        return {}
 
     def select(self, models: np.ndarray) -> Diagonal:
         """See `FirstGuess`."""
@@ -572,8 +583,9 @@ def _penalty(problem: Problem) -> np.ndarray:
 
 def _weights(problem: Problem, state: State, X: Array, index: Any) -> Array:
     """Curvatures of the loss of each row by its logits, of shape (b, m, k)."""
-    if descent.serves(problem.backend) and not problem.data.is_sparse:
-        return descent.curvatures(problem, state.coef, state.intercept, X, index)
+    run = kernels.curvatures(problem)
+    if run is not None:
+        return run(problem, state.coef, state.intercept, X, index)
     xp = problem.backend.xp
     p = xp.exp(log_softmax(xp, logits_of(xp, X, state.coef, state.intercept)))
     known = np.sum(~problem.masked, axis=1)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Protocol
 
 import numpy as np
 
+from skmax import kernels
 from skmax.backends import Array, Backend
-from skmax.kernels import descent
+
+# Weights from which pairs are kept in single precision, where reading them is what costs: 4,000,000
+# took 110 MB and a quarter of the time less. Of fewer, 1e-9 may be asked: 211 iterations, not 24.
+_MANY_WEIGHTS = 1 << 18
 
 
 class FirstGuess(Protocol):
@@ -34,10 +39,24 @@ class FirstGuess(Protocol):
         """The scale, once the product is known of the change with what is expected of it."""
 
 
+class Place(Protocol):
+    """Where a stack of models is: `skmax.solvers.coordinates.Point`, in part."""
+
+    @property
+    def weights(self) -> Array:
+        """Of shape (m, k, d + 1), float64."""
+
+    @property
+    def gradient(self) -> Array:
+        """Of the objective less its L1 term."""
+
+
 def pairs(backend: Backend, shape: tuple[int, ...], dtype: Any, most: int, *, lasso: bool) -> Pairs:
     """What remembers pairs there. With L1, gradients are changed that directions are made of."""
-    kind = PairsThere if descent.serves(backend) and not lasso else Pairs
-    return kind(backend, shape, dtype, most)
+    if not backend.is_wide and math.prod(shape) >= _MANY_WEIGHTS:
+        dtype = backend.dtype(np.float32)
+    quick = kernels.vectors(backend) is not None and not lasso
+    return (PairsThere if quick else Pairs)(backend, shape, dtype, most)
 
 
 class Pairs:
@@ -71,8 +90,8 @@ class Pairs:
         m, size = shape[0], int(np.prod(shape[1:]))
         self._backend, self._xp, self._dtype, self._most = backend, backend.xp, dtype, most
         self._steps, self._changes = (backend.zeros((m, most, size), dtype) for _ in range(2))
-        self._products = np.zeros((m, most, most))  # s_i y_j, where j is not older than i
-        self._age: list[int] = []  # places, oldest first
+        self._R = np.zeros((m, most, most))  # oldest first
+        self._age: list[int] = []  # places of the pairs, oldest first
 
     def __len__(self) -> int:
         return len(self._age)
@@ -83,33 +102,42 @@ class Pairs:
 
     def _place(self) -> int:
         """Where the next pair goes, which is the newest from now on."""
-        place = len(self._age) if len(self._age) < self._most else self._age.pop(0)
+        place = len(self._age)
+        if place == self._most:
+            place = self._age.pop(0)
+            self._R[:, :-1, :-1] = self._R[:, 1:, 1:]
         self._age.append(place)
         return place
 
-    def add(self, step: Array, change: Array, gradient: Array) -> np.ndarray:  # noqa: ARG002
-        """Remember another pair of each model, but for those along which F is not convex.
+    def add(self, before: Place, after: Place) -> tuple[Array, np.ndarray]:
+        """Remember what led from a place to another, but where F is not convex along that.
 
-        `gradient` is where the step has led. Returns the inner products of both, of shape (m,).
+        Returns the changes of the gradients, and their inner products with the steps, (m,).
         """
         place = self._place()
+        step, change = after.weights - before.weights, after.gradient - before.gradient
         of_pair = inner(self._backend, step, change)
-        change = self._flat(change)
-        self._steps[:, place, :], self._changes[:, place, :] = self._flat(step), change
-        products = self._times(self._steps, change)
+        kept = self._flat(change)
+        self._steps[:, place, :], self._changes[:, place, :] = self._flat(step), kept
+        products = self._times(self._steps, kept)
         product = self._backend.to_numpy(of_pair)
-        self._products[:, : len(self), place] = products
-        if not (product > 0).all():
-            self._forget(place, product > 0)
-        return product
+        self._learn(products, product > 0)
+        return change, product
 
-    def _forget(self, place: int, convex: np.ndarray) -> None:
-        """Make the pair at a place say nothing of the models along which F is not convex."""
-        chosen = self._backend.asarray(convex[:, None], self._dtype)
+    def _learn(self, products: np.ndarray, convex: np.ndarray) -> None:
+        """Take down products (m, number of pairs) of all steps with the newest change.
+
+        Where F is not convex, the newest pair says nothing.
+        """
+        n = len(self)
+        self._R[:, :n, n - 1] = products[:, self._age]
+        if convex.all():
+            return
+        chosen, place = self._backend.asarray(convex[:, None], self._dtype), self._age[-1]
         for kept in (self._steps, self._changes):
             kept[:, place, :] = self._xp.where(chosen > 0, kept[:, place, :], 0 * chosen)
-        self._products[~convex, :, place] = 0.0
-        self._products[~convex, place, place] = 1.0  # so that there is something to divide by
+        self._R[~convex, :, n - 1] = 0.0
+        self._R[~convex, n - 1, n - 1] = 1.0  # so that there is something to divide by
 
     def _flat(self, gradient: Array) -> Array:
         return self._xp.astype(
@@ -123,10 +151,14 @@ class Pairs:
 
     def _combined(self, matrices: Array, weights: np.ndarray) -> Array:
         """Sums (m, size) of all steps, or all changes, with weights (m, number of pairs)."""
-        spread = np.empty((len(weights), 1, len(self._age)))
-        spread[:, 0, self._age] = weights
-        used = matrices[:, : len(self._age), :]
-        return (self._backend.asarray(spread, self._dtype) @ used)[:, 0, :]
+        spread = self._backend.asarray(self._by_place(weights)[:, None, :], self._dtype)
+        return (spread @ matrices[:, : len(self), :])[:, 0, :]
+
+    def _by_place(self, values: np.ndarray) -> np.ndarray:
+        """Values (m, number of pairs), oldest first, in the order of places."""
+        spread = np.empty_like(values)
+        spread[:, self._age] = values
+        return spread
 
     def direction(self, gradient: Array, first_guess: FirstGuess) -> tuple[Array, np.ndarray]:
         """About minus the inverse Hessian times a gradient, and the product of both, (m,).
@@ -144,21 +176,20 @@ class Pairs:
         slope = inner(self._backend, gradient, direction)
         return direction, self._backend.to_numpy(slope)
 
+    @property
     def _triangle(self) -> np.ndarray:
-        """R, oldest first."""
-        return np.triu(self._products[:, self._age][:, :, self._age])
+        return self._R[:, : len(self), : len(self)]
 
     def _newton_like(self, gradient: Array, first_guess: FirstGuess) -> Array:
         shape = gradient.shape
         if not self._age:
             return first_guess(gradient)
-        flat, age, R = self._flat(gradient), self._age, self._triangle()
+        flat, age, R = self._flat(gradient), self._age, self._triangle
         alpha = _solved(R, self._times(self._steps, flat)[:, age])
         rest = self._combined(self._changes, -alpha)
         rest += flat
         guess = self._flat(first_guess(self._xp.reshape(rest, shape)))
-        diagonal = np.einsum("mii->mi", R)
-        beta = diagonal * alpha - self._times(self._changes, guess)[:, age]
+        beta = np.diagonal(R, axis1=1, axis2=2) * alpha - self._times(self._changes, guess)[:, age]
         result = self._combined(self._steps, _solved(R.transpose(0, 2, 1), beta))
         result += guess
         return self._xp.reshape(result, shape)
@@ -166,7 +197,7 @@ class Pairs:
     def select(self, models: np.ndarray) -> Pairs:
         """The pairs of some of the models, at the host indices `models`."""
         part = object.__new__(type(self))
-        part.__dict__.update(self.__dict__, _age=list(self._age), _products=self._products[models])
+        part.__dict__.update(self.__dict__, _age=list(self._age), _R=self._R[models])
         part._steps, part._changes = (
             self._backend.take(array, models) for array in (self._steps, self._changes)
         )
@@ -174,59 +205,56 @@ class Pairs:
 
 
 class PairsThere(Pairs):
-    """Pairs on a CUDA device, whose products are moved together: see `skmax.kernels.descent`."""
+    """Pairs whose products kernels make together: see `skmax.kernels.descent`."""
 
     def __init__(self, backend: Backend, shape: tuple[int, ...], dtype: Any, most: int):
         super().__init__(backend, shape, dtype, most)
-        self._newest, self._of_gradient = -1, np.zeros((shape[0], 0))
+        self._newest = -1  # where it is, even if it is forgotten otherwise
+        self._of_gradient = np.zeros((shape[0], 0))  # products of the steps with it, oldest first
+        self._memory = self._memory_there()
+
+    def _memory_there(self) -> Any:
+        return kernels.vectors(self._backend).Memory(self._backend, self._steps, self._changes)
 
     def clear(self) -> None:
         """See `Pairs`."""
         super().clear()
         self._of_gradient = self._of_gradient[:, :0]
 
-    @property
-    def _memory(self) -> descent.Memory:
-        return descent.Memory(self._backend, self._steps, self._changes)
-
-    def add(self, step: Array, change: Array, gradient: Array) -> np.ndarray:
+    def add(self, before: Place, after: Place) -> tuple[Array, np.ndarray]:
         """See `Pairs`."""
         place = self._newest = self._place()
-        of_pair, *others = self._memory.remember(step, change, gradient, place, len(self))
-        self._products[:, : len(self), place] = np.stack(others[::2], axis=1)
-        self._of_gradient = np.stack(others[1::2], axis=1)  # products of the steps with it
-        if not (of_pair > 0).all():
-            self._forget(place, of_pair > 0)
-            self._of_gradient[~(of_pair > 0), place] = 0.0
-        return of_pair
+        products = self._memory.remember(before, after, place, len(self))
+        of_pair = products[0]
+        self._of_gradient = products[2::2].T[:, self._age]
+        convex = of_pair > 0
+        self._of_gradient[~convex, -1] = 0.0
+        self._learn(products[1::2].T, convex)
+        change = self._changes[:, place, :]
+        return self._xp.reshape(change, after.gradient.shape), of_pair
 
     def direction(self, gradient: Array, first_guess: FirstGuess) -> tuple[Array, np.ndarray]:
         """See `Pairs`."""
-        age, R, n, memory = self._age, self._triangle(), len(self), self._memory
+        R, n, memory = self._triangle, len(self), self._memory
         newest = -1 if first_guess.change is None else self._newest
-        alpha = _solved(R, self._of_gradient[:, age])
+        alpha = _solved(R, self._of_gradient)
         rest = memory.rest(gradient, self._by_place(alpha), newest)
         guess = first_guess.unscaled(self._xp.reshape(rest, (len(rest), -1, *gradient.shape[1:])))
         guess = self._xp.astype(guess, self._dtype, copy=False)
-        of_guess, expected, *of_changes = memory.products(guess, gradient, n, newest)
-        scale = first_guess.scale if newest < 0 else first_guess.rescaled(expected)
-        beta = np.einsum("mii->mi", R) * alpha
-        if n:
-            beta -= (scale * np.stack(of_changes)).T[:, age]
-        gamma = self._by_place(_solved(R.transpose(0, 2, 1), beta))
-        weights = -np.concatenate([scale[:, None], gamma], axis=1)
-        slope = -scale * of_guess - np.sum(gamma * self._of_gradient, axis=1)
+        products = memory.products(guess, gradient, n, newest)
+        scale = first_guess.scale if newest < 0 else first_guess.rescaled(products[1])
+        beta = np.diagonal(R, axis1=1, axis2=2) * alpha
+        beta -= scale[:, None] * products[2:].T[:, self._age]
+        gamma = _solved(R.transpose(0, 2, 1), beta)
+        weights = -np.concatenate([scale[:, None], self._by_place(gamma)], axis=1)
+        slope = -scale * products[0] - np.vecdot(gamma, self._of_gradient)
         return self._xp.reshape(memory.combined(guess, weights), gradient.shape), slope
-
-    def _by_place(self, values: np.ndarray) -> np.ndarray:
-        spread = np.empty_like(values)
-        spread[:, self._age] = values
-        return spread
 
     def select(self, models: np.ndarray) -> Pairs:
         """See `Pairs`."""
         part = super().select(models)
-        part.__dict__["_of_gradient"] = self._of_gradient[models]
+        assert isinstance(part, PairsThere)
+        part._of_gradient, part._memory = self._of_gradient[models], part._memory_there()
         return part
 
 

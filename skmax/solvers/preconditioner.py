@@ -132,7 +132,8 @@ def _features_lost(data: Rows, square: np.ndarray) -> np.ndarray:
         return np.zeros(0, dtype=int)
     info = float_info(data.dtype)
     sound = (square > info.tiny / info.eps) & np.isfinite(square)
-    return np.flatnonzero(~sound.all(axis=0))
+    lost = np.flatnonzero(~sound.all(axis=0))
+    return lost[data.seen[lost]] if lost.size else lost
 
 
 def _rescaled_moments(problem: Problem, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
