@@ -6,7 +6,9 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 import types
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
@@ -633,6 +635,92 @@ def test_a_child_forked_inside_is_limited_until_it_leaves():
             assert os.waitpid(child, 0)[1] == 0
             print("both")
         else:
+            os._exit(0)
+    """)
+    assert printed == "both\n"
+
+
+@pytest.fixture
+def four_threads(monkeypatch):
+    """As many threads, whatever the processor has."""
+    monkeypatch.setattr(threads, "n_threads", lambda: 4)
+    with ThreadPoolExecutor(3) as helpers:
+        monkeypatch.setattr(threads, "_helpers", helpers)
+        yield
+
+
+def test_threads_share_work_and_results_are_in_order(four_threads):
+    """All four have to be at work at once, or none gets on."""
+    together = threading.Barrier(4)
+
+    def work(item):
+        if item < 4:
+            together.wait(10)
+        return item**2, threading.get_ident()
+
+    squares, workers = zip(*threads.shared(work, range(20)), strict=True)
+    assert squares == tuple(i**2 for i in range(20))
+    assert len(set(workers[:4])) == 4
+    assert threading.get_ident() in workers
+
+
+@pytest.mark.parametrize("fails", range(8))
+def test_what_an_item_raises_reaches_the_caller(four_threads, fails):
+    together = threading.Barrier(4)
+
+    def work(item):
+        if item < 4:
+            together.wait(10)
+        return [][item] if item == fails else item
+
+    with pytest.raises(IndexError, match="list index out of range"):
+        threads.shared(work, range(8))
+
+
+def test_nothing_is_at_work_after_an_interrupt(four_threads):
+    """Helpers end what they do, and begin nothing else."""
+    together, begun, ended = threading.Barrier(4), [], []
+
+    def work(item):
+        begun.append(item)
+        together.wait(10)
+        if threading.current_thread() is threading.main_thread():
+            raise KeyboardInterrupt
+        time.sleep(0.05)
+        ended.append(item)
+
+    with pytest.raises(KeyboardInterrupt):
+        threads.shared(work, range(100))
+    assert len(begun) == 4
+    assert len(ended) == 3
+    time.sleep(0.1)
+    assert len(begun) == 4
+
+
+def test_work_within_work_waits_for_nobody(four_threads, monkeypatch):
+    """There may be fewer threads than are asked for."""
+    with ThreadPoolExecutor(1) as one:
+        monkeypatch.setattr(threads, "_pool", lambda: one)
+        sums = threads.shared(lambda i: sum(threads.shared(lambda j: i * j, range(9))), range(9))
+    assert sums == [36 * i for i in range(9)]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_forked_child_has_threads_of_its_own():
+    printed = output_of("""
+        import os, signal, warnings
+        from skmax.backends import threads
+
+        warnings.simplefilter("ignore", DeprecationWarning)  # of forks beside threads
+        threads.n_threads = os.cpu_count = lambda: 4
+        assert threads.shared(abs, [-1, -2, -3]) == [1, 2, 3]
+        if child := os.fork():
+            assert os.waitpid(child, 0)[1] == 0
+            print("both")
+        else:
+            signal.alarm(20)
+            together = threads.threading.Barrier(4)
+            threads.shared(lambda item: together.wait(10), range(4))
             os._exit(0)
     """)
     assert printed == "both\n"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -12,7 +11,13 @@ import numpy as np
 from scipy.linalg import get_lapack_funcs
 
 from skmax.backends.array_api import Array, Backend
-from skmax.backends.threads import WORTH_A_THREAD, OneBlasThread, n_threads, one_blas_thread
+from skmax.backends.threads import (
+    WORTH_A_THREAD,
+    OneBlasThread,
+    n_threads,
+    one_blas_thread,
+    shared,
+)
 
 # What is first added to the diagonal of a matrix that is not positive, as a share of it.
 _RIDGE = 1e-6
@@ -54,8 +59,8 @@ class NumpyBackend(Backend):
         """The results of a function that spends `cost` multiply-adds on all items together."""
         if cost < WORTH_A_THREAD or len(items) < 2 or n_threads() < 2:
             return super().each(function, items, cost)
-        with OneBlasThread(), ThreadPoolExecutor(n_threads()) as pool:
-            return list(pool.map(function, items))
+        with OneBlasThread():
+            return shared(function, items)
 
     def factored(self, matrices: np.ndarray) -> np.ndarray:
         """See `Backend.factored`: Cholesky factors, or of few rows the inverses."""

@@ -1,4 +1,4 @@
-"""Threads: how many there are for this process, and one of BLAS while others do the work.
+"""Threads: how many there are for this process, work for them, and one of BLAS meanwhile.
 
 An interrupt may come between any two lines, and a fork while any thread is anywhere. So what is to
 be restored is written down before anything is changed, a token that missed its exit lets go when it
@@ -10,17 +10,21 @@ from __future__ import annotations
 import os
 import threading
 import weakref
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import cache
 from typing import Any
 
 from skmax._sklearn import _get_threadpool_controller, _openmp_effective_n_threads
 
-# Multiply-adds that make up for starting a thread.
-WORTH_A_THREAD = 20_000_000
+# Multiply-adds that make up for waking a thread: 0.3 ms, beside 0.03 to 0.1.
+WORTH_A_THREAD = 3_000_000
 # Seconds after which a lock that is held for microseconds counts as abandoned.
 _PATIENCE = 1.0
 
+_helpers: ThreadPoolExecutor | None = None
 _lock = threading.Lock()
 # By the id of each token that is inside: its thread, and a reference that lets go in its place.
 _holders: dict[int, tuple[int, weakref.ref[OneBlasThread]]] = {}
@@ -30,6 +34,42 @@ _originals: list[tuple[Any, int]] = []  # the libraries that are limited, and th
 def n_threads() -> int:
     """How many threads there are for this process: fewer in the workers of joblib."""
     return _openmp_effective_n_threads()
+
+
+def shared(function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
+    """The results of a function of items, which as many threads share as there are.
+
+    The calling thread is one of them. The others stay, asleep: new ones took as long to get at work
+    as they saved of 3 ms, two threads that stay take 0.6 times as long as one.
+    """
+    left = deque(enumerate(items))
+    results: list[Any] = [None] * len(items)
+
+    def work() -> None:
+        while True:
+            try:
+                place, item = left.popleft()
+            except IndexError:
+                return
+            results[place] = function(item)
+
+    helpers = [_pool().submit(work) for _ in range(min(n_threads(), len(items)) - 1)]
+    try:
+        work()
+    finally:
+        left.clear()
+        wait([helper for helper in helpers if not helper.cancel()])
+    for helper in helpers:
+        if not helper.cancelled():
+            helper.result()  # which raises what was raised there
+    return results
+
+
+def _pool() -> ThreadPoolExecutor:
+    global _helpers
+    if _helpers is None:
+        _helpers = ThreadPoolExecutor(os.cpu_count(), "skmax")  # which starts them one by one
+    return _helpers
 
 
 def one_blas_thread() -> AbstractContextManager[None]:
@@ -119,8 +159,8 @@ def _set_threads(library: Any, count: int) -> None:
 
 def _after_fork_in_child() -> None:
     """Forget the threads that the child does not have, one of which may have held the lock."""
-    global _lock
-    _lock = threading.Lock()
+    global _helpers, _lock
+    _helpers, _lock = None, threading.Lock()
     for key, (thread, _) in list(_holders.items()):
         if thread != threading.get_ident():
             del _holders[key]

@@ -30,6 +30,9 @@ from skmax.problem import BatchSums, Problem, State, Steps
 
 # Bytes of a line of the cache, which holds whole vectors.
 _LINE = 64
+# What reading a value of X costs, in multiply-adds: passes over 100,000 x 50 took 3.0 ms with 2
+# classes and 3.6 with 5.
+_READ = 3
 
 
 def serves(data: Rows) -> bool:
@@ -147,7 +150,7 @@ def sgd_epoch(problem: Problem, state: State, steps: Steps) -> tuple[State, Batc
     """What `skmax.solvers.sgd.sgd_epoch` does, in threads that share the models."""
     m, k, d = state.coef.shape
     weights = _weights(problem, state, steps)
-    cost = steps.batch_size * m * k * d
+    cost = len(steps.order) * m * k * d
     n_parts = int(max(1, min(n_threads(), m, cost // WORTH_A_THREAD)))
     models = [slice(*ends) for ends in pairwise(m * part // n_parts for part in range(n_parts + 1))]
     parts = [_steps_of(problem, steps, weights, some) for some in models]
@@ -212,7 +215,7 @@ def full_pass(
     sums = {"loss": np.zeros(m), "correct": np.zeros(m)}
     if gradient:
         sums |= {"by_coef": np.zeros((m, k, d)), "by_intercept": np.zeros((m, k))}
-    return _summed("pass", problem, fields, sums, coef.size)
+    return _summed("pass", problem, fields, sums, coef.size + _READ * d)
 
 
 def moments(problem: Problem) -> tuple[np.ndarray, ...]:
@@ -221,7 +224,7 @@ def moments(problem: Problem) -> tuple[np.ndarray, ...]:
     m = 1 if weight is None else weight.shape[1]
     fields = targets_of(problem) | {"m": m, "k": 2, "columns": np.arange(m)}
     sums = {"by_coef": np.zeros((m, d)), "by_intercept": np.zeros((m, d))}
-    return _summed("moments", problem, fields, sums, m * d)
+    return _summed("moments", problem, fields, sums, (m + _READ) * d)
 
 
 def _summed(
@@ -260,7 +263,7 @@ def predictions(
     weights["coef"] = _padded(coef, data.dtype)
     finite, done = True, 0
     for piece in _pieces(data, order):
-        cost = len(piece) * d * weights["k"]
+        cost = len(piece) * d * (weights["k"] + _READ)
         rows = piece.parts(max(1, min(MOST_PARTS, len(piece), cost // WORTH_A_THREAD)))
         jobs = []
         for some in rows:
