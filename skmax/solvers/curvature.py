@@ -19,7 +19,7 @@ import numpy as np
 from skmax import kernels
 from skmax.backends import Array, Backend, rounding_unit
 from skmax.data import dense, scaled, squared
-from skmax.objective import log_softmax, logits_of
+from skmax.objective import logits_of, softmax
 from skmax.policy import (
     Size,
     blocks_per_model,
@@ -50,7 +50,7 @@ _LEAST_OF_CLASS = 1e-4
 # 19,000 x 384 with 50 classes, for 8.8, it took 10.7 s instead of 9.7.
 _AT_ONCE = 8.5
 # Passes that second moments may cost at once, and from what spread of their spectrum they may cost
-# more; on how many rows that is estimated, and the curvatures of classes later on.
+# more; on how many rows that is estimated, and the curvatures of classes at most.
 _CHEAP, _PROMISING, _ROWS_OF_SPECTRUM, _ROWS_OF_CLASSES = 4.0, 2.0, 256, 1024
 # Rows per feature of which squares are summed at a time: of fewer, sums cost more than they do.
 _ROWS_OF_A_SUM = 8
@@ -180,8 +180,9 @@ class Shared:
             _moments(problem, X, model, None if weight is None else weight[:, model : model + 1])
             for model in range(problem.n_models)
         ]
-        moments = problem.backend.xp.concat(models)
-        return cls._of(problem, moments, _of_classes(problem, state, rows))
+        few = problem.data.sample(rows, _ROWS_OF_CLASSES)
+        curvature = _of_classes(problem, state, few)
+        return cls._of(problem, problem.backend.xp.concat(models), curvature)
 
     @classmethod
     def _of(cls, problem: Problem, moments: Array, curvature: np.ndarray) -> Shared:
@@ -587,7 +588,7 @@ def _weights(problem: Problem, state: State, X: Array, index: Any) -> Array:
     if run is not None:
         return run(problem, state.coef, state.intercept, X, index)
     xp = problem.backend.xp
-    p = xp.exp(log_softmax(xp, logits_of(xp, X, state.coef, state.intercept)))
+    p = softmax(xp, logits_of(xp, X, state.coef, state.intercept))
     known = np.sum(~problem.masked, axis=1)
     factor = problem.backend.asarray((known / (known - 1))[:, None], problem.data.dtype)
     weight = p * (1 - p) * factor
