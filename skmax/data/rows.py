@@ -272,9 +272,7 @@ def squared(rows: Any) -> Any:
     if not _is_sparse(rows):
         return rows * rows
     if sparse.issparse(rows) and rows.has_canonical_format:  # no two values are of one place
-        result = rows.copy()
-        result.data = result.data * result.data
-        return result
+        return type(rows)((rows.data * rows.data, rows.indices, rows.indptr), shape=rows.shape)
     return rows.multiply(rows)
 
 
