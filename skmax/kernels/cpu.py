@@ -19,10 +19,10 @@ from skmax.data.disk import DiskRows
 from skmax.kernels import library
 from skmax.kernels.job import (
     EXACT,
-    MOST_BYTES_OF_SUMS,
     MOST_PARTS,
     TYPES,
     Job,
+    n_parts,
     outputs_of,
     targets_of,
 )
@@ -151,8 +151,8 @@ def sgd_epoch(problem: Problem, state: State, steps: Steps) -> tuple[State, Batc
     m, k, d = state.coef.shape
     weights = _weights(problem, state, steps)
     cost = len(steps.order) * m * k * d
-    n_parts = int(max(1, min(n_threads(), m, cost // WORTH_A_THREAD)))
-    models = [slice(*ends) for ends in pairwise(m * part // n_parts for part in range(n_parts + 1))]
+    n = int(max(1, min(n_threads(), m, cost // WORTH_A_THREAD)))
+    models = [slice(*ends) for ends in pairwise(m * part // n for part in range(n + 1))]
     parts = [_steps_of(problem, steps, weights, some) for some in models]
     done = 0
     for piece in _pieces(problem.data, steps.order, steps.batch_size):
@@ -236,8 +236,7 @@ def _summed(
     """
     for piece in _pieces(problem.data, problem.order):
         cost = len(piece) * width
-        most = min(MOST_PARTS, len(piece), MOST_BYTES_OF_SUMS // (8 * width))
-        rows = piece.parts(max(1, min(most, cost // WORTH_A_THREAD)))
+        rows = piece.parts(n_parts(len(piece), cost, sum(a.size for a in totals.values())))
         parts = [totals, *[{of: np.zeros_like(a) for of, a in totals.items()} for _ in rows[1:]]]
         jobs = [Job(some, fields, part) for some, part in zip(rows, parts, strict=True)]
         problem.backend.each(lambda job: job.run(name), jobs, cost)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from skmax.backends.threads import WORTH_A_THREAD
 from skmax.data import Rows
 from skmax.kernels import library
 from skmax.problem import Problem
@@ -20,8 +21,9 @@ TYPES = {
 } | {np.dtype(bool): 0}
 EXACT = {np.dtype("f4"): 0, np.dtype("f8"): 1, np.dtype("i8"): 2}
 METHODS = ("decision_function", "predict", "predict_proba", "predict_log_proba")
-# The most parts of all rows that threads share, and the most bytes of their sums.
-MOST_PARTS, MOST_BYTES_OF_SUMS = 16, 1 << 26
+# The most parts of all rows that threads share, and the most bytes of their sums; and what a value
+# of these costs, in multiply-adds: it is set to zero, summed, and added to the others.
+MOST_PARTS, _MOST_BYTES_OF_SUMS, _PER_SUM = 16, 1 << 26, 32
 
 
 class Job(ctypes.Structure):
@@ -85,6 +87,15 @@ class Job(ctypes.Structure):
         assert function is not None  # see `serves`
         if function(ctypes.byref(self)):
             raise MemoryError("No memory is left for what the kernel of the CPU keeps in it.")
+
+
+def n_parts(n_rows: int, cost: float, n_sums: int) -> int:
+    """How many parts of rows are best summed by themselves, whatever the number of threads.
+
+    All rows together take `cost` multiply-adds, and each part has so many sums of its own.
+    """
+    most = min(MOST_PARTS, n_rows, _MOST_BYTES_OF_SUMS // (8 * n_sums))
+    return max(1, min(most, int(cost // max(WORTH_A_THREAD, _PER_SUM * n_sums))))
 
 
 def targets_of(problem: Problem, models: slice = slice(None)) -> dict[str, Any]:
