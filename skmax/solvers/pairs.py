@@ -121,23 +121,26 @@ class Pairs:
         self._steps[:, place, :], self._changes[:, place, :] = self._flat(step), kept
         products = self._times(self._steps, kept)
         product = self._backend.to_numpy(of_pair)
-        self._learn(products, product > 0)
+        self._learn(products, product)
         return change, product
 
-    def _learn(self, products: np.ndarray, convex: np.ndarray) -> None:
+    def _learn(self, products: np.ndarray, of_pair: np.ndarray) -> np.ndarray:
         """Take down products (m, number of pairs) of all steps with the newest change.
 
-        Where F is not convex, the newest pair says nothing.
+        Where F is not convex, or so short a step that nothing of it is kept, the newest pair says
+        nothing. Returns where it does.
         """
-        n = len(self)
+        n, place = len(self), self._age[-1]
+        convex = (of_pair > 0) & (products[:, place] > 0)
         self._R[:, :n, n - 1] = products[:, self._age]
         if convex.all():
-            return
-        chosen, place = self._backend.asarray(convex[:, None], self._dtype), self._age[-1]
+            return convex
+        chosen = self._backend.asarray(convex[:, None], self._dtype)
         for kept in (self._steps, self._changes):
             kept[:, place, :] = self._xp.where(chosen > 0, kept[:, place, :], 0 * chosen)
         self._R[~convex, :, n - 1] = 0.0
         self._R[~convex, n - 1, n - 1] = 1.0  # so that there is something to divide by
+        return convex
 
     def _flat(self, gradient: Array) -> Array:
         return self._xp.astype(
@@ -226,10 +229,9 @@ class PairsThere(Pairs):
         place = self._newest = self._place()
         products = self._memory.remember(before, after, place, len(self))
         of_pair = products[0]
+        convex = self._learn(products[1::2].T, of_pair)
         self._of_gradient = products[2::2].T[:, self._age]
-        convex = of_pair > 0
         self._of_gradient[~convex, -1] = 0.0
-        self._learn(products[1::2].T, convex)
         change = self._changes[:, place, :]
         return self._xp.reshape(change, after.gradient.shape), of_pair
 
