@@ -250,9 +250,9 @@ def _sums_of_features(problem: Problem) -> tuple[Array, ...]:
 
 
 def centered_target_sums(problem: Problem, shares: np.ndarray) -> np.ndarray:
-    """The same less the targets' means (m, k) times those of the features, which sum to no more.
+    """The same of features less their means; `shares` (m, k) are the means of the targets.
 
-    It is minus the gradient of a model that knows the shares of the classes alone: a pass.
+    A model that knows these shares alone has minus that as its gradient, which is one pass.
     """
     with np.errstate(divide="ignore"):
         intercept = np.maximum(np.log(shares), MASKED_LOGIT)

@@ -96,9 +96,9 @@ class Diagonal:
 
     def _inverse(self, dtype: Any) -> Array:
         """One over the values, in the precision of gradients."""
-        xp = self.backend.xp
-        if self._inverses.get(dtype) is None:
-            self._inverses[dtype] = xp.astype(1 / self.values, dtype, copy=False)
+        if dtype not in self._inverses:
+            inverse = self.backend.xp.astype(1 / self.values, dtype, copy=False)
+            self._inverses[dtype] = inverse
         return self._inverses[dtype]
 
     @cached_property
