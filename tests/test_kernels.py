@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from numpy.testing import assert_allclose
 from scipy import sparse
 
-from skmax import kernels, objective
+from skmax import SoftmaxRegression, kernels, objective
 from skmax.backends import Backend, float_dtype_for
 from skmax.backends.cupy import CupyBackend
 from skmax.backends.device_code import Unit
@@ -472,6 +473,19 @@ def assert_a_pass_equals_the_reference(run_pass, seed, shape, gradient, backend=
 def test_the_pass_of_the_cpu_equals_the_reference(seed, shape, threads, gradient):
     with threads:
         assert_a_pass_equals_the_reference(cpu.full_pass, seed, shape, gradient)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("k", [2, 3])
+@pytest.mark.parametrize("part", [np.s_[:, :13], np.s_[::2], np.s_[:70, :16], np.s_[:, :-3:2]])
+def test_what_is_beside_the_rows_is_not_looked_at(rng, dtype, k, part):
+    wider, y = np.full((101, 17), np.nan, dtype), rng.integers(k, size=101)
+    wider[part] = rng.normal(size=wider[part].shape)
+    X, model = wider[part], SoftmaxRegression(solver="lbfgs")
+    y = y[: len(X)]
+    expected = SoftmaxRegression(solver="lbfgs").fit(X.copy(), y)
+    assert_allclose(model.fit(X, y).coef_, expected.coef_, rtol=1e-5, atol=1e-6)
+    assert_allclose(model.predict_proba(X), expected.predict_proba(X.copy()), rtol=1e-5)
 
 
 @settings(max_examples=100)

@@ -375,6 +375,7 @@ template <class T>
 struct Kernel {
     typedef typename T::F F;
     typedef typename T::V V;
+    typedef V Unaligned __attribute__((aligned(sizeof(F)), may_alias));
     typedef typename T::I I;
     typedef typename T::Whole Whole;
     typedef typename T::Doubles Doubles;
@@ -397,12 +398,15 @@ struct Kernel {
     int64_t* active;              // which those are
     int64_t ones = 0;             // how many weights are 1, where all are
     const char** places;  // of the rows of the tile, and then of the next
-    int64_t n_upcoming = 0, upcoming_row = 0, upcoming_byte = 0, row_size, lines = 0;
+    int64_t n_upcoming = 0, upcoming_row = 0, upcoming_byte = 0, upcoming_size = 0;
+    int64_t row_size, lines = 0;
     bool backwards = false;
+    const char* in_place = nullptr;  // rows that end before this are read where they are
 
     static V load(const F* p) { return *(const V*)p; }
+    static V load_any(const F* p) { return *(const Unaligned*)p; }
     static void store(F* p, V v) { *(V*)p = v; }
-    static V splat(F f) { return V{} + f; }
+    static V splat(F f) { return f - V{}; }
 
     Kernel(const Job& j, int64_t most_rows, bool one_row) : job(j) {
         k = job.k, d = job.d, stride = job.stride;
@@ -412,6 +416,19 @@ struct Kernel {
         fits = most(GROUP, least(fits / GROUP * GROUP, SUMMED));
         tile = rounded_up(least(most_rows, fits), GROUP);
         row_size = job.value_bytes > 0 ? job.value_bytes * d : 0;
+        find_in_place();
+    }
+
+    // Rows that are floats already, and of which few weights make something, need not be copied.
+    // Vectors go beyond the end of a row, where weights are zero: that must be another row of X.
+    void find_in_place() {
+        bool same = job.type == (sizeof(F) == 8 ? 10 : 9) && !job.shift && k_x <= MOST;
+        same &= job.value_bytes == (int64_t)sizeof(F);
+        if (!same || (job.row_bytes != row_size && d % LANES)) return;
+        for (int64_t r = 0; r < job.n; r++) {
+            const char* end = row(r) + row_size;
+            if (end > in_place) in_place = end;
+        }
     }
 
     bool allocate(bool with_gradient) {
@@ -451,23 +468,36 @@ struct Kernel {
     // Rows first to last of the job become the tile; those up to `next` are on their way.
     void read(int64_t first, int64_t last, int64_t next) {
         rows = last - first;
-        for (int64_t r = 0; r < rows; r++) places[r] = row(first + r), all_rows[r] = X + r * stride;
-        for (int64_t r = rows; r < rounded_up(rows, GROUP); r++) all_rows[r] = X;
-        to_floats(places, rows, job.value_bytes, d, job.shift, X, stride);
+        int64_t width = rounded_up(d, LANES) * sizeof(F);
+        for (int64_t r = 0; r < rows; r++) {
+            places[r] = row(first + r), all_rows[r] = X + r * stride;
+            if (!in_place) continue;
+            if (places[r] + width <= in_place)
+                all_rows[r] = (const F*)places[r];
+            else
+                to_floats(places + r, 1, job.value_bytes, d, job.shift, X + r * stride, stride);
+        }
+        for (int64_t r = rows; r < rounded_up(rows, GROUP); r++) all_rows[r] = all_rows[0];
+        if (!in_place) to_floats(places, rows, job.value_bytes, d, job.shift, X, stride);
         n_upcoming = most(0, least(next - last, tile));
-        upcoming_row = upcoming_byte = 0;
+        upcoming_row = upcoming_byte = 0, upcoming_size = row_size;
         for (int64_t r = 0; r < n_upcoming; r++) places[r] = row(last + r);
+        if (n_upcoming && places[n_upcoming - 1] - places[0] == (n_upcoming - 1) * row_size)  // as one
+            upcoming_size *= n_upcoming, n_upcoming = 1;
         int64_t blocks = (k_x + MOST - 1) / MOST, stripes = stride / (VECTORS * LANES) + 1;
-        int64_t calls = (rows / ROWS + 1 + (backwards ? stripes : 0)) * blocks * job.m;
-        lines = n_upcoming * (row_size / 64 + 1) / calls + 1;
+        int64_t at_once = k_x <= MOST / 2 ? 2 * ROWS : ROWS;
+        int64_t calls = (rows / at_once + 1 + (backwards ? stripes : 0)) * blocks * job.m;
+        lines = n_upcoming * (upcoming_size / 64 + 1) / calls + 1;
     }
     // Bring some of the upcoming rows nearer: a share of them whenever a product begins.
     void prefetch() {
-        for (int64_t i = 0; i < lines && upcoming_row < n_upcoming; i++) {
-            __builtin_prefetch(places[upcoming_row] + upcoming_byte, 0, 2);
-            upcoming_byte += 64;
-            if (upcoming_byte >= row_size) upcoming_byte = 0, upcoming_row++;
+        int64_t r = upcoming_row, byte = upcoming_byte;
+        for (int64_t i = 0; i < lines && r < n_upcoming; i++) {
+            __builtin_prefetch(places[r] + byte, 0, 2);
+            byte += 64;
+            if (byte >= upcoming_size) byte = 0, r++;
         }
+        upcoming_row = r, upcoming_byte = byte;
     }
 
     // Targets of the tile that all models share.
@@ -510,7 +540,7 @@ struct Kernel {
             }
             end = rounded_up(count, GROUP);
             for (int64_t r = count; r < end; r++)
-                some_rows[r] = X, some_labels[r] = -1, weight[r] = score[r] = 0;
+                some_rows[r] = all_rows[0], some_labels[r] = -1, weight[r] = score[r] = 0;
         } else if (ones != rows) {
             for (int64_t r = 0; r < end; r++) weight[r] = score[r] = r < rows;
             ones = rows;
@@ -528,7 +558,7 @@ struct Kernel {
         UNROLL for (int r = 0; r < R; r++) rows[r] = x[r];
         for (int64_t i = first; i < last; i += LANES) {
             V values[R];
-            UNROLL for (int r = 0; r < R; r++) values[r] = load(rows[r] + i);
+            UNROLL for (int r = 0; r < R; r++) values[r] = load_any(rows[r] + i);
             UNROLL for (int c = 0; c < C; c++) {
                 V weights = load(w + c * stride + i);
                 UNROLL for (int r = 0; r < R; r++) sum[c][r] += values[r] * weights;
@@ -575,22 +605,35 @@ struct Kernel {
             for (int64_t r = count; r < rounded_up(count, GROUP); r++) out[c * tile + r] = 0;
     }
 
+    // Of few sums there are several of each, over every so manieth row: they need not wait for one
+    // another.
     template <int C, int N>
     static inline void outer(const F* const* x, int64_t count, const F* z, int64_t tile, F* g,
                              int64_t stride, int64_t i, bool add) {
-        V sum[C][N];
-        UNROLL for (int c = 0; c < C; c++) UNROLL for (int v = 0; v < N; v++)
-            sum[c][v] = add ? load(g + c * stride + i + v * LANES) : V{};
-        for (int64_t r = 0; r < count; r++) {
-            V values[N];
-            UNROLL for (int v = 0; v < N; v++) values[v] = load(x[r] + i + v * LANES);
-            UNROLL for (int c = 0; c < C; c++) {
-                V factor = splat(z[c * tile + r]);
-                UNROLL for (int v = 0; v < N; v++) sum[c][v] += factor * values[v];
-            }
+        constexpr int PARTS = C * N <= 1 ? 4 : C * N <= 2 ? 2 : 1;
+        V sum[PARTS][C][N] = {};
+        if (add)
+            UNROLL for (int c = 0; c < C; c++) UNROLL for (int v = 0; v < N; v++)
+                sum[0][c][v] = load(g + c * stride + i + v * LANES);
+        int64_t r = 0;
+        for (; r + PARTS <= count; r += PARTS)
+            UNROLL for (int p = 0; p < PARTS; p++)
+                add_row<C, N>(x[r + p] + i, z + r + p, tile, sum[p]);
+        for (; r < count; r++) add_row<C, N>(x[r] + i, z + r, tile, sum[0]);
+        UNROLL for (int c = 0; c < C; c++) UNROLL for (int v = 0; v < N; v++) {
+            V total = sum[0][c][v];
+            UNROLL for (int p = 1; p < PARTS; p++) total += sum[p][c][v];
+            store(g + c * stride + i + v * LANES, total);
         }
-        UNROLL for (int c = 0; c < C; c++) UNROLL for (int v = 0; v < N; v++)
-            store(g + c * stride + i + v * LANES, sum[c][v]);
+    }
+    template <int C, int N>
+    static inline void add_row(const F* x, const F* z, int64_t tile, V (&sum)[C][N]) {
+        V values[N];
+        UNROLL for (int v = 0; v < N; v++) values[v] = load_any(x + v * LANES);
+        UNROLL for (int c = 0; c < C; c++) {
+            V factor = splat(z[c * tile]);
+            UNROLL for (int v = 0; v < N; v++) sum[c][v] += factor * values[v];
+        }
     }
 
     template <int N>
@@ -615,7 +658,13 @@ struct Kernel {
 
     // The gradient (n_classes, stride) of what has residuals (n_classes, count) of its logits.
     void backward(const F* const* x, int64_t count, const F* z, int64_t n_classes, F* g, bool add) {
+        constexpr int WIDE = VECTORS * MOST / 2;
         int64_t i = 0, last = rounded_up(d, LANES);
+        if (n_classes == 1)
+            for (; i + WIDE * LANES <= last; i += WIDE * LANES) {
+                outer<1, WIDE>(x, count, z, tile, g, stride, i, add);
+                prefetch();
+            }
         for (; i + VECTORS * LANES <= last; i += VECTORS * LANES)
             outers<VECTORS>(x, count, z, n_classes, g, i, add);
         for (; i < last; i += LANES) outers<1>(x, count, z, n_classes, g, i, add);
@@ -843,7 +892,7 @@ struct Kernel {
                 for (int64_t i = 0; i < d; i += LANES) {
                     V s = summed ? load(sum + i) : V{}, q = summed ? load(square + i) : V{};
                     for (int64_t r = 0; r < count; r++) {
-                        V value = load(x[r] + i), weighted = weight[r] * value;
+                        V value = load_any(x[r] + i), weighted = weight[r] * value;
                         s += weighted, q += weighted * value;
                     }
                     store(sum + i, s), store(square + i, q);

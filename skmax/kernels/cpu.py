@@ -71,31 +71,38 @@ class _Piece:
     def __len__(self) -> int:
         return len(self.X) if self.order is None else len(self.order)
 
-    def fields(self, first: int, last: int) -> dict[str, Any]:
-        """What a job is told of some of the rows."""
-        data, index = self.data, self.index[first:last]
+    def fields(self) -> dict[str, Any]:
+        """What a job is told of all of the rows, wherever they begin and end."""
+        data = self.data
         fields = {
-            "n": last - first,
             "d": data.n_features,
             "stride": _stride(data.n_features, data.dtype),
-            "X": self.X[first:last] if self.order is None else self.X,
-            "x_rows": None if self.order is None else self.order[first:last],
             "row_bytes": self.X.strides[0],
             "value_bytes": self.X.strides[1],
             "type": TYPES[self.X.dtype],
             "is_double": data.dtype == np.float64,
-            "t_rows": None if isinstance(index, range) else index,
-            "t_first": index.start if isinstance(index, range) else 0,
         }
         if data.shift is None or not self.is_stored:
             return fields
         shift = np.ascontiguousarray(data.subtrahend)
         return fields | {"shift": shift, "exact": EXACT[shift.dtype]}
 
+    def some(self, first: int, last: int) -> dict[str, Any]:
+        """What a job is told of some of the rows."""
+        index = self.index[first:last]
+        is_range = isinstance(index, range)
+        return {
+            "n": last - first,
+            "X": self.X[first:last] if self.order is None else self.X,
+            "x_rows": None if self.order is None else self.order[first:last],
+            "t_rows": None if is_range else index,
+            "t_first": index.start if is_range else 0,
+        }
+
     def parts(self, n_parts: int) -> list[dict[str, Any]]:
-        """The fields of so many parts of the rows."""
+        """What jobs are told of so many parts of the rows."""
         ends = (len(self) * part // n_parts for part in range(n_parts + 1))
-        return [self.fields(*both) for both in pairwise(ends)]
+        return [self.some(*both) for both in pairwise(ends)]
 
 
 def _pieces(data: Rows, order: np.ndarray | None, unit: int = 1) -> Iterator[_Piece]:
@@ -156,7 +163,7 @@ def sgd_epoch(problem: Problem, state: State, steps: Steps) -> tuple[State, Batc
     parts = [_steps_of(problem, steps, weights, some) for some in models]
     done = 0
     for piece in _pieces(problem.data, steps.order, steps.batch_size):
-        rows = piece.fields(0, len(piece))
+        rows = piece.fields() | piece.some(0, len(piece))
         jobs = [Job(rows, fields, {"rates": rates[done:]}) for fields, rates in parts]
         problem.backend.each(lambda job: job.run("epoch"), jobs, cost)
         done += -(-len(piece) // steps.batch_size)
@@ -238,7 +245,8 @@ def _summed(
         cost = len(piece) * width
         rows = piece.parts(n_parts(len(piece), cost, sum(a.size for a in totals.values())))
         parts = [totals, *[{of: np.zeros_like(a) for of, a in totals.items()} for _ in rows[1:]]]
-        jobs = [Job(some, fields, part) for some, part in zip(rows, parts, strict=True)]
+        job = Job(piece.fields(), fields)
+        jobs = [job.copy(some, part) for some, part in zip(rows, parts, strict=True)]
         problem.backend.each(lambda job: job.run(name), jobs, cost)
         for part in parts[1:]:
             for of, values in part.items():
@@ -264,9 +272,9 @@ def predictions(
     for piece in _pieces(data, order):
         cost = len(piece) * d * (weights["k"] + _READ)
         rows = piece.parts(max(1, min(MOST_PARTS, len(piece), cost // WORTH_A_THREAD)))
-        jobs = []
+        job, jobs = Job(piece.fields(), weights), []
         for some in rows:
-            jobs.append(Job(some, weights, {"out": out[done : done + some["n"]]}))
+            jobs.append(job.copy(some, {"out": out[done : done + some["n"]]}))
             done += some["n"]
         data.backend.each(lambda job: job.run("predict"), jobs, cost)
         finite &= all(job.all_finite for job in jobs)

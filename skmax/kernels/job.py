@@ -68,7 +68,17 @@ class Job(ctypes.Structure):
     ]  # fmt: skip
 
     def __init__(self, *fields: dict[str, Any]):
-        self._arrays = []  # which the pointers point to
+        self._arrays: list[np.ndarray] = []  # which the pointers point to
+        self._tell(fields)
+
+    def copy(self, *fields: dict[str, Any]) -> Job:
+        """The same job, but for these fields."""
+        job = Job.from_buffer_copy(self)
+        job._arrays = [*self._arrays]
+        job._tell(fields)
+        return job
+
+    def _tell(self, fields: tuple[dict[str, Any], ...]) -> None:
         for name, value in (item for some in fields for item in some.items()):
             if isinstance(value, np.ndarray):
                 self._arrays.append(value)
