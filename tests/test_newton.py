@@ -511,9 +511,9 @@ def quadratic(draw):
     return B, w, B @ rng.normal(size=q) + 0.5 * t * rng.uniform(-1, 1, q), t
 
 
-@pytest.mark.parametrize("estimated", [1.0, 0.1], ids=["estimated", "underestimated"])
+@pytest.mark.parametrize("way", ["coordinates", "momentum", "underestimated", "few sweeps"])
 @given(quadratic())
-def test_the_minimum_of_a_quadratic_and_l1(estimated, case):
+def test_the_minimum_of_a_quadratic_and_l1(way, case):
     """It is no worse than what L-BFGS-B finds, up to a share of what was to gain.
 
     Also where a few products tell too little of the largest eigenvalue.
@@ -534,8 +534,15 @@ def test_the_minimum_of_a_quadratic_and_l1(estimated, case):
         of_parts, start, jac=True, method="L-BFGS-B",
         bounds=[(0, None) if penalised else (None, None) for penalised in np.tile(t > 0, 2)],
     ).fun  # fmt: skip
-    largest = quadratic_models._largest
-    with mock.patch.object(quadratic_models, "_largest", lambda *a: estimated * largest(*a)):
+    largest, other = (
+        quadratic_models._largest,
+        {"_PER_DESCENT": 1 if way == "few sweeps" else 10**7},
+    )
+    if way in ("momentum", "underestimated"):
+        share = 0.1 if way == "underestimated" else 1.0
+        no_core = mock.Mock(**{"serves.return_value": False})
+        other = {"coordinates": no_core, "_largest": lambda *a: share * largest(*a)}
+    with mock.patch.multiple(quadratic_models, **other):
         x, before = minimise(Exact(B), w, g, t, 1e-6), t @ np.abs(w)
     assert smooth(x) + t @ np.abs(x) <= least + 1e-3 * (before - least) + 1e-9
 

@@ -90,14 +90,12 @@ class _Piece:
     def some(self, first: int, last: int) -> dict[str, Any]:
         """What a job is told of some of the rows."""
         index = self.index[first:last]
-        is_range = isinstance(index, range)
+        rows = {"t_first": index.start} if isinstance(index, range) else {"t_rows": index}
         return {
             "n": last - first,
             "X": self.X[first:last] if self.order is None else self.X,
             "x_rows": None if self.order is None else self.order[first:last],
-            "t_rows": None if is_range else index,
-            "t_first": index.start if is_range else 0,
-        }
+        } | rows
 
     def parts(self, n_parts: int) -> list[dict[str, Any]]:
         """What jobs are told of so many parts of the rows."""

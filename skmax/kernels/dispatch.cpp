@@ -19,6 +19,6 @@ EXPORT const char* skmax_instruction_sets() {
 #endif
 }
 
-// The SHA-256 of core.cpp, sparse.h and descent.h: a library that was built from others must not be
+// The SHA-256 of core.cpp and what is part of it: a library that was built from others must not be
 // called.
 EXPORT const char* skmax_source() { return SKMAX_SOURCE; }

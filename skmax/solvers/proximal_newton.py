@@ -50,6 +50,8 @@ from skmax.solvers.quadratic import Blocks, Corrected, Diagonal, Exact, Quadrati
 
 # By what the penalty falls per iteration. Scaled digits with C=1000: 16 iterations, 34 with 0.1.
 _FALL = 0.25
+# The most variables that all come at once: wine as loaded takes 8 iterations instead of 12.
+_FEW = 100
 # How many times its nonzero weights a working set may have, and how many per row in any case.
 _GROWTH, _FIRST = 2.0, 50
 # What is left of the model's least subgradient.
@@ -57,8 +59,9 @@ _INEXACT = 0.1
 # The most variables of an exact Hessian, and the most products: rows that matter times variables
 # squared, and so many for what a pair of rows of weights costs beside them, in every piece.
 _MOST_EXACT, _MOST_PRODUCTS, _PER_PAIR = 1500, 1e9, 2.5e5
-# Values of X that it is made of at a time (32 MB).
-_VALUES_AT_ONCE = 1 << 22
+# Values of X that it is made of at a time, times pairs of rows of weights, and at most (32 MB): a
+# part of 512 kB, whose product is symmetric, stays in the cache.
+_VALUES_OF_A_PAIR, _VALUES_AT_ONCE = 1 << 16, 1 << 22
 # Terms of it (a row in a class, a row in a pair of classes) below this share of their mean are left
 # out; below a tenth of that once an iteration has brought the objective down by less than a tenth
 # of the gap. All terms: digits take 1.3 times as long. Always this share: small problems with
@@ -86,6 +89,8 @@ _MEMORY, _CONVEX = 20, 1e-6
 # of the iterations where the penalty is weak.
 _SUFFICIENT, _SHORTER, _SHORTEST = 1e-3, 0.5, 1e-9
 _WORTH, _LONGER, _LONGEST = 0.02, 1.5, 4.0
+# The share of the objective that all models have promised less than for a look at the bounds.
+_NEAR = 0.1
 # What changes by so small a share of the objective is a rounding error; iterations that bring
 # neither the objective nor the bound further, until a model has stalled.
 _ROUNDING, _NEARER, _PATIENCE = 1e-15, 0.9, 10
@@ -127,6 +132,8 @@ class _Model:
         Its loss and its objective.
     length : float
         The length of its last step; 0 if it found none.
+    promised : float
+        By how much its model's minimum was below where it was.
     """
 
     _kind: type[Softmax] = Softmax
@@ -143,6 +150,7 @@ class _Model:
         self._free, self._step, self._gradient = self._l1 == 0, np.zeros_like(u), np.zeros_like(u)
         self._pairs: list[tuple[np.ndarray, np.ndarray]] = []
         self._strength, self.length, self._negligible = 1.0, 0.0, _NEGLIGIBLE
+        self.promised = 0.0
 
     @property
     def weights(self) -> np.ndarray:
@@ -176,7 +184,7 @@ class _Model:
     def weaken(self) -> None:
         """Begin with a stronger penalty, if all weights are zero: see `_FALL`."""
         penalised = self._usable & ~self._free
-        if not self.u[penalised].any():
+        if np.count_nonzero(penalised) > _FEW and not self.u[penalised].any():
             ratio = np.abs(self._gradient[penalised]) / self._l1[penalised]
             self._strength = float(ratio.max(initial=1.0))
 
@@ -225,8 +233,12 @@ class _Model:
     def _affords_hessian(self, active: np.ndarray) -> bool:
         h, size, width = self._curvature(), active.sum(), active.any(axis=0).sum()
         matter = np.count_nonzero(h > _NEGLIGIBLE * h.mean(axis=1, keepdims=True)) / len(h)
-        pairs = len(h) * (len(h) + 1) / 2 * (1 + matter * width / _VALUES_AT_ONCE)
+        pairs = len(h) * (len(h) + 1) / 2 * (1 + matter * width / self._values_at_once)
         return bool(size <= _MOST_EXACT and matter * size**2 + pairs * _PER_PAIR <= _MOST_PRODUCTS)
+
+    @property
+    def _values_at_once(self) -> int:
+        return min(_VALUES_AT_ONCE, _VALUES_OF_A_PAIR * len(self.u) ** 2)
 
     def _affords_blocks(self, sizes: np.ndarray) -> bool:
         values_read = self._linear.n * self._linear.d * self._linear.density
@@ -248,7 +260,7 @@ class _Model:
         within = [np.searchsorted(union, np.flatnonzero(row)) for row in active]
         H = np.zeros((places[-1].stop, places[-1].stop))
         matter = np.flatnonzero((h > least[:, None]).any(axis=0))
-        for rows in np.array_split(matter, 1 + matter.size * union.size // _VALUES_AT_ONCE):
+        for rows in np.array_split(matter, 1 + matter.size * union.size // self._values_at_once):
             Q = self._linear.columns(union, rows)
             parts = [Q[:, columns] for columns in within]
             for a, part in enumerate(parts):
@@ -303,6 +315,7 @@ class _Model:
         l1 = self._strength * self._l1
         step, before = self._step, self.loss + self._penalty(self.u, l1)
         promised = np.sum(l1 * (np.abs(self.u + step) - np.abs(self.u)) + self._gradient * step)
+        self.promised = -promised if self._strength == 1 else np.inf
 
         def rise(length: float) -> float:
             loss = self._likelihood.value(self._logits + length * along)
@@ -419,6 +432,9 @@ class _Search:
         for fit, gradient in zip(fits, _split(gradients, fits), strict=True):
             fit.learn(gradient)
         self._value = np.array([fit.value for fit in self._fits])
+        self._gap = self._value - self._lower
+        if not any(fit.promised <= _NEAR * fit.value for fit in fits):
+            return
         loss = np.array([fit.loss for fit in self._fits])
         u = self._per_class([fit.weights for fit in self._fits])
         here = loss, u, self._per_class([fit.gradients for fit in self._fits])
