@@ -30,6 +30,7 @@ from skmax.policy import (
     rows_of_moments,
 )
 from skmax.problem import Problem, State
+from skmax.solvers.preconditioner import CURVATURE
 
 # Rows whose curvature is below this share of their class's mean are left out: most rows are.
 _NEGLIGIBLE = 0.2
@@ -119,7 +120,10 @@ class Scales(Diagonal):
     @classmethod
     def of(cls, problem: Problem, state: State, rows: np.ndarray) -> Scales:
         """See `Diagonal`."""
-        squares = _squares(problem, rows, partial(_row_weights, problem))
+        if problem.inverse_scale is None:
+            squares = _squares(problem, rows, partial(_row_weights, problem))
+        else:
+            squares = _squares_there(problem)
         return cls._at(problem, state, rows, squares)
 
     @classmethod
@@ -519,6 +523,17 @@ def _not_less(problem: Problem, values: Array) -> Array:
     if problem.inverse_scale is None:
         return values
     return problem.backend.xp.maximum(values, _LEAST_SHARE * values[..., -1:])
+
+
+def _squares_there(problem: Problem) -> Array:
+    """Mean squares of the features of all rows, and 1, of shape (m, 1, d + 1), float64.
+
+    The preconditioner has divided them by its units.
+    """
+    of_penalty = CURVATURE * _penalty(problem)
+    of_penalty[:, -1] = 0.0
+    squares = np.maximum(1 - of_penalty, 0.0)
+    return problem.backend.asarray(squares[:, None, :], problem.backend.dtype(np.float64))
 
 
 def _row_weights(problem: Problem, X: Array, index: Any) -> Array:

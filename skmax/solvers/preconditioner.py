@@ -19,9 +19,9 @@ from skmax.data import Rows, columns, scaled, squared
 from skmax.kernels.sparse import has_many_weights, rounded
 from skmax.problem import Problem
 
-# A unit is sqrt(deviation^2 + _CURVATURE * l2): with the deviation alone, a nearly constant feature
+# A unit is sqrt(deviation^2 + CURVATURE * l2): with the deviation alone, a nearly constant feature
 # would take steps against which its penalty is stiff. The factor bounds that stiffness by 1/10.
-_CURVATURE = 10.0
+CURVATURE = 10.0
 # Deviations below this share of the mean are rounding errors of float64.
 _NOISE = 1e-7
 
@@ -172,7 +172,7 @@ def precondition(problem: Problem, moments: Moments) -> Problem:
     mean = moments.mean + moments.origin
     spread = moments.deviation if problem.fit_intercept else np.hypot(moments.deviation, mean)
     _check_finite(spread)
-    scale = np.hypot(spread, np.sqrt(_CURVATURE * problem.l2)[:, None])
+    scale = np.hypot(spread, np.sqrt(CURVATURE * problem.l2)[:, None])
     # What is closer to 0 has no inverse in the precision of the weights that may be rounded up.
     invertible = scale > 2 / float(float_info(data.dtype).max)
     inverse_scale = np.divide(1.0, scale, out=np.zeros_like(scale), where=invertible)
