@@ -27,6 +27,7 @@ from skmax.policy import (
     more_rows,
     passes_worth,
     rows_of_blocks,
+    rows_of_diagonal,
     rows_of_moments,
 )
 from skmax.problem import Problem, State
@@ -381,7 +382,7 @@ class Curvature:
         """The rows that what comes next is first measured on."""
         if self._ladder[0] is Scales:
             return _ROWS_OF_CLASSES
-        rows = {Shared: rows_of_moments, Blocks: rows_of_blocks, Diagonal: few_rows}
+        rows = {Shared: rows_of_moments, Blocks: rows_of_blocks, Diagonal: rows_of_diagonal}
         return rows[self._ladder[0]](self._size)
 
     def _moments_pay(self, problem: Problem) -> bool:
