@@ -15,7 +15,7 @@ from skmax.backends.numpy import NumpyBackend
 from skmax.duality import Dual
 from skmax.problem import Problem, State
 from skmax.solvers.coordinates import Coordinates
-from skmax.solvers.curvature import Blocks, Shared
+from skmax.solvers.curvature import Blocks, Shared, _difference_of_classes
 from skmax.solvers.pairs import Pairs, PairsThere
 
 
@@ -157,6 +157,35 @@ def test_classes_share_second_moments_and_have_curvatures_of_their_own(monkeypat
         H = weight[:, a].mean() * Z.T @ Z / len(Z) + np.diag(l2)
         exact = np.linalg.solve(H, gradient[0, a])
         assert np.linalg.norm(solved[0, a] - exact) < 0.3 * np.linalg.norm(exact)
+
+
+@pytest.mark.parametrize("confident", [False, True])
+def test_how_much_the_matrices_of_classes_differ(monkeypatch, confident):
+    """The share of rows that count, by definition; the spread, from all pairs of rows."""
+    rng = np.random.default_rng(0)
+    y = np.repeat(np.arange(3), 60)
+    X = rng.normal(size=(180, 6))
+    X[:, :3] *= np.where(y == 0, 4, 1)[:, None]  # the first class is another cloud
+    problem = posed(monkeypatch, X, y)
+    state, rng = State.start(problem), np.random.default_rng(1)
+    if confident:
+        coef = rng.normal(size=state.coef.shape) * problem.inverse_scale
+        coef[:, :1] = 0
+        state = replace(state, coef=coef, intercept=np.array([[3.0, 0, 0]]))
+    Z, weight, _ = hessian_blocks(problem, state)
+    Z, spreads = Z[:, :-1], []
+    for h in (*weight.T, np.ones(180)):
+        pairs = np.outer(h, h) - np.diag(h * h)
+        square = np.trace(sum(
+            pairs[i, j] * np.outer(Z[i], Z[i]) @ np.outer(Z[j], Z[j])
+            for i in range(180) for j in range(180)
+        )) / pairs.sum()  # fmt: skip
+        spreads.append(square / np.average(np.sum(Z**2, axis=1), weights=h) ** 2)
+    evenness, promise = _difference_of_classes(problem, state, rng)
+    share = np.median(weight.mean(axis=0) ** 2 / np.mean(weight**2, axis=0))
+    assert evenness == pytest.approx(share, rel=1e-6)
+    assert promise == pytest.approx(np.median(spreads[:3]) / spreads[3] - 1, rel=1e-6, abs=1e-9)
+    assert (abs(promise) > 0.01) == confident
 
 
 @pytest.mark.parametrize("kind", [Shared, Blocks])

@@ -60,10 +60,12 @@ def test_curvature_is_measured_on_few_rows(n_rows, n_features, n_classes):
     """Of any number of rows, what is gathered of them fits in memory."""
     size = Size(n_rows, n_features, n_classes, n_features)
     few = 8 * (n_features + 1)
-    first = rows_of_blocks(size)
+    promising = 1.0, np.inf
+    first = rows_of_blocks(size, *promising)
     assert min(few, n_rows) <= first <= min(max(few, 20_000), n_rows)
-    assert rows_of_blocks(size._replace(is_on_disk=True)) == min(few, n_rows)
-    rows = first
+    assert rows_of_blocks(size._replace(is_on_disk=True), *promising) == min(few, n_rows)
+    rows = more = rows_of_blocks(size, 0.1, 0.0)
+    assert first <= more <= n_rows
     for _ in range(20):
         rows = more_rows(size, rows)
     assert rows * (n_features + 1) <= max(2**25, few * (n_features + 1))

@@ -56,6 +56,8 @@ _AT_ONCE = 8.5
 _CHEAP, _PROMISING, _ROWS_OF_SPECTRUM, _ROWS_OF_CLASSES = 4.0, 2.0, 256, 1024
 # Rows per feature of which squares are summed at a time: of fewer, sums cost more than they do.
 _ROWS_OF_A_SUM = 8
+# Rows and classes that differences of classes are seen on, at most; and what is nothing.
+_ROWS_OF_DIFFERENCE, _CLASSES_OF_DIFFERENCE, _TINY = 256, 32, np.finfo(np.float64).tiny
 # The most values of rows, times weights of classes, that are held at once.
 _MOST_AT_ONCE = 1 << 25
 # The passes after which the next kind is measured, and the same anew, however cheap that is.
@@ -366,23 +368,36 @@ class Curvature:
         ladder = [Scales, Diagonal] if n_blocks == 0 else [Scales, Shared]
         ladder += [Blocks] * (n_blocks == k)
         if problem.backend.to_numpy(state.coef).any():
-            ladder = ladder[-1:] if self._blocks_pay() else ladder[1:]
+            ladder = ladder[-1:] if self._blocks_pay(problem, state) else ladder[1:]
         elif n_blocks and self._moments_pay(problem):
             ladder = ladder[1:]
         self._ladder: list[Any] = ladder
         self._n_rows = self._first_rows()
+        if ladder[0] is Blocks:
+            self._n_rows = self._rows_of_blocks(problem, state)
         self.measure(problem, state, 0)
 
-    def _blocks_pay(self) -> bool:
+    def _blocks_pay(self, problem: Problem, state: State) -> bool:
         """Whether blocks are worth measuring at once."""
-        n_classes = self._size.n_classes
-        return passes_worth(self._size, few_rows(self._size), n_blocks=n_classes) <= _AT_ONCE
+        few, n_blocks = few_rows(self._size), self._size.n_classes
+        if passes_worth(self._size, few, n_blocks=n_blocks) > _AT_ONCE:
+            return False
+        n_rows = self._rows_of_blocks(problem, state)
+        return passes_worth(self._size, n_rows, n_blocks=n_blocks) <= _AT_ONCE
+
+    def _rows_of_blocks(self, problem: Problem, state: State) -> int:
+        size = self._size
+        # Two have one matrix, which costs little; and of few rows, the next ones are of all.
+        soon_all = more_rows(size, few_rows(size)) >= size.n_rows
+        if size.n_classes == 2 or size.is_on_disk or soon_all:
+            return rows_of_blocks(size, 1.0, np.inf)
+        return rows_of_blocks(size, *_difference_of_classes(problem, state, self._rng))
 
     def _first_rows(self) -> int:
-        """The rows that what comes next is first measured on."""
+        """The rows that what comes next is first measured on, at least."""
         if self._ladder[0] is Scales:
             return _ROWS_OF_CLASSES
-        rows = {Shared: rows_of_moments, Blocks: rows_of_blocks, Diagonal: rows_of_diagonal}
+        rows = {Shared: rows_of_moments, Blocks: few_rows, Diagonal: rows_of_diagonal}
         return rows[self._ladder[0]](self._size)
 
     def _moments_pay(self, problem: Problem) -> bool:
@@ -399,7 +414,12 @@ class Curvature:
             self._n_rows = self._first_rows()
         else:
             self._n_rows = more_rows(self._size, self._n_rows)
-        self._due = passes + max(self._soonest(passes), self._price())
+        self._since = passes
+        self._plan()
+
+    def _plan(self) -> None:
+        """Decide after how many passes what comes next has earned its price."""
+        self._due = self._since + max(self._soonest(self._since), self._price())
 
     def _soonest(self, passes: int) -> int:
         """The passes that must come first, however cheap it is what comes next."""
@@ -422,7 +442,7 @@ class Curvature:
 
         Returns whether that is all that there is to know: a block per class.
         """
-        if slow and passes >= self._due:
+        if slow and passes >= self._due and self._is_due(problem, state, passes):
             self.measure(problem, state, passes)
             return isinstance(self._guess, Blocks)
         if isinstance(self._guess, Shared | Scales) and passes >= 2 * self._renewed:
@@ -430,6 +450,13 @@ class Curvature:
             sample = problem.sample(_ROWS_OF_CLASSES, self._rng)
             self._guess = self._guess.renewed(sample, state, sample.order)
         return False
+
+    def _is_due(self, problem: Problem, state: State, passes: int) -> bool:
+        """Whether it is, as things stand here: blocks may need more rows than it seemed."""
+        if self._ladder[0] is Blocks and not isinstance(self._guess, Blocks):
+            self._n_rows = self._rows_of_blocks(problem, state)
+            self._plan()
+        return passes >= self._due
 
     def __call__(self, *gradients: Array) -> list[Array]:
         """What the present guess makes of gradients (m, k, d + 1)."""
@@ -459,11 +486,43 @@ def _spread_of_spectrum(problem: Problem, rng: np.random.Generator) -> float:
     different rows. 1: no direction is longer than another.
     """
     sample = problem.sample(_ROWS_OF_SPECTRUM, rng)
-    Z = _standardised(sample, _dense_rows(sample, sample.order), 0)[:, :-1]
+    own, pairs = _products_of_rows(sample, _dense_rows(sample, sample.order))
+    n = len(own)
+    spread = problem.data.n_features * pairs.sum() / max(1, n * (n - 1))
+    return float(spread / max(float(own.mean()) ** 2, _TINY))
+
+
+def _difference_of_classes(
+    problem: Problem, state: State, rng: np.random.Generator
+) -> tuple[float, float]:
+    """What `rows_of_blocks` wants to know, of the first model's classes, on a sample.
+
+    The evenness is the squared mean of the curvatures of rows, over the mean of their squares; the
+    promise is by how much their second moments, so weighted, are more spread than without weights:
+    see `_spread_of_spectrum`. Both are medians over the classes.
+    """
+    backend = problem.backend
+    sample = problem.sample(_ROWS_OF_DIFFERENCE, rng)
+    X, index = _dense_rows(sample, sample.order), backend.asarray(sample.order)
+    own, pairs = _products_of_rows(sample, X)
+    h = backend.to_numpy(_weights(problem, state, X, index)[:, 0, :]).astype(np.float64)
+    n, h = len(own), h[:, :: -(-h.shape[1] // _CLASSES_OF_DIFFERENCE)]
+    total, square = h.sum(axis=0), np.sum(h * h, axis=0)
+    of_pairs = np.sum((pairs @ h) * h, axis=0) / np.maximum(total**2 - square, _TINY)
+    spread = of_pairs / np.maximum((own @ h / np.maximum(total, _TINY)) ** 2, _TINY)
+    plain = pairs.sum() / max(1, n * (n - 1)) / max(own.mean() ** 2, _TINY)
+    evenness = total**2 / np.maximum(n * square, _TINY)
+    promise = np.median(spread) / max(plain, _TINY) - 1
+    return max(float(np.median(evenness)), 1 / n), float(promise)
+
+
+def _products_of_rows(problem: Problem, X: Array) -> tuple[np.ndarray, np.ndarray]:
+    """Squared lengths (n,) of rows for the first model, and squared products (n, n) of others."""
+    Z = _standardised(problem, X, 0)[:, :-1]
     products = problem.backend.to_numpy(Z @ Z.T).astype(np.float64)
-    own, n = np.diag(products), len(sample.order)
-    pairs = (np.sum(products**2) - np.sum(own**2)) / max(1, n * (n - 1))
-    return float(Z.shape[1] * pairs / max(own.mean() ** 2, np.finfo(float).tiny))
+    own = np.diag(products).copy()
+    np.fill_diagonal(products, 0.0)
+    return own, products**2
 
 
 def _moments(problem: Problem, X: Array, model: int, weight: Array | None) -> Array:
