@@ -541,7 +541,7 @@ def test_the_minimum_of_a_quadratic_and_l1(way, case):
     if way in ("momentum", "underestimated"):
         share = 0.1 if way == "underestimated" else 1.0
         no_core = mock.Mock(**{"serves.return_value": False})
-        other = {"coordinates": no_core, "_largest": lambda *a: share * largest(*a)}
+        other = {"coordinate_descent": no_core, "_largest": lambda *a: share * largest(*a)}
     with mock.patch.multiple(quadratic_models, **other):
         x, before = minimise(Exact(B), w, g, t, 1e-6), t @ np.abs(w)
     assert smooth(x) + t @ np.abs(x) <= least + 1e-3 * (before - least) + 1e-9

@@ -1,6 +1,6 @@
 // Dense rows on the CPU: epochs of stochastic gradient descent, full passes, and predictions. Sparse
 // rows are in sparse.h, what L-BFGS does besides passes in descent.h, and
-// coordinate descent in coordinates.h.
+// coordinate descent in coordinate_descent.h.
 //
 // This file is compiled once for each instruction set, SKMAX_SET, whose vectors have
 // SKMAX_VECTOR_BYTES bytes. It holds no state, starts no thread, and calls nothing but the allocator:
@@ -992,4 +992,4 @@ SKMAX_SPARSE(predict, Sparse, predict(&job->all_finite))
 SKMAX_SPARSE(epoch, SparseEpoch, epoch())
 
 #include "descent.h"
-#include "coordinates.h"
+#include "coordinate_descent.h"

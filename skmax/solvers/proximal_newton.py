@@ -11,8 +11,8 @@ gradient:
 4. The step there is shortened or stretched. Its logits are known, so that costs no product.
 5. Gradient and dual bound.
 
-From weights of zero, the penalty begins where the solution is empty, and falls by a constant factor
-per iteration: so the working set grows towards the solution from below.
+From weights of zero, unless variables are few, the penalty begins where the solution is empty, and
+falls by a constant factor per iteration: so the working set grows towards the solution from below.
 
 Arrays are those of `skmax.solvers.predictions`, in coordinates that all models share.
 

@@ -4,9 +4,11 @@ What is minimised over x is ``g'(x - w) + (x - w)' B (x - w) / 2 + sum_i t_i |x_
 matrix, w where the smooth function was looked at, g its gradient there, and t the thresholds, 0 for
 variables without a penalty. Arrays are of q variables or (q, some), on the host, float64.
 
-Steps with momentum, which cost a product each, find most signs of the minimum, Newton's method the
-others, and the minimum itself. With an interior-point method in their place, scaled digits with
-C=1000 took twice as long; with Newton steps alone, they were not solved in 15 s.
+Coordinate descent finds the minimum where the matrix is at hand and the variables are few or hardly
+correlated. Else it, or steps with momentum, which cost a product each, find most signs of the
+minimum, Newton's method the others, and the minimum itself. With an interior-point method in their
+place, scaled digits with C=1000 took twice as long; with Newton steps alone, they were not solved in
+15 s.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from typing import Protocol
 import numpy as np
 from scipy.linalg.lapack import dpotrf, dpotrs
 
-from skmax.kernels import coordinates
+from skmax.kernels import coordinate_descent
 
 # Multiply-adds of a coordinate descent at most, and how much less it leaves than is asked for.
 _PER_DESCENT, _CLOSER = 20_000_000, 0.1
@@ -213,9 +215,9 @@ def _approach(
     model: Quadratic, x: np.ndarray, gradient: np.ndarray, t: np.ndarray, enough: float
 ) -> tuple[np.ndarray, np.ndarray, bool]:
     """A point nearer to the minimum, its gradient, and whether so little is left there."""
-    if isinstance(model, Exact) and coordinates.serves():
+    if isinstance(model, Exact) and coordinate_descent.serves():
         most = max(1, _PER_DESCENT // len(x) ** 2)
-        return coordinates.descend(model.matrix, x, gradient, t, enough, most)
+        return coordinate_descent.descend(model.matrix, x, gradient, t, enough, most)
     return *_with_momentum(model, x, gradient, t), False
 
 

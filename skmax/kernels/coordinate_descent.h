@@ -1,6 +1,6 @@
 // Coordinate descent for a quadratic function plus L1, of few variables: part of core.cpp.
 
-// What is asked for. `skmax/kernels/coordinates.py` has the same fields in the same order.
+// What is asked for. `skmax/kernels/coordinate_descent.py` has the same fields in the same order.
 struct Quadratic {
     int64_t q;
     const double* matrix;      // (q, q), symmetric, its diagonal positive
@@ -62,6 +62,6 @@ struct CoordinateDescent {
 }  // namespace
 }  // namespace SKMAX_SET
 
-SKMAX_EXPORT(coordinates)(const Quadratic* quadratic) {
+SKMAX_EXPORT(coordinate_descent)(const Quadratic* quadratic) {
     return SKMAX_SET::CoordinateDescent{*quadratic}.descend();
 }

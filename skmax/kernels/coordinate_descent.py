@@ -1,4 +1,4 @@
-"""Coordinate descent on few variables, on the CPU: `coordinates.h`, of the core.
+"""Coordinate descent on few variables, on the CPU: `coordinate_descent.h`, of the core.
 
 References
 ----------
@@ -16,7 +16,7 @@ from skmax.kernels import library
 
 
 class Quadratic(ctypes.Structure):
-    """What `coordinates.h` declares, where each field is explained."""
+    """What `coordinate_descent.h` declares, where each field is explained."""
 
     _fields_ = [
         ("q", ctypes.c_int64),
@@ -28,7 +28,7 @@ class Quadratic(ctypes.Structure):
 
 def serves() -> bool:
     """Whether there is a compiled core."""
-    return library.function("coordinates") is not None
+    return library.function("coordinate_descent") is not None
 
 
 def descend(
@@ -53,7 +53,7 @@ def descend(
     found : bool
         Whether so little is left.
     """
-    function = library.function("coordinates")
+    function = library.function("coordinate_descent")
     assert function is not None  # see `serves`
     arrays = np.ascontiguousarray(matrix), x.copy(), gradient.copy(), np.ascontiguousarray(t)
     pointers = (array.ctypes.data for array in arrays)
