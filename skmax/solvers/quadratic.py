@@ -7,8 +7,8 @@ variables without a penalty. Arrays are of q variables or (q, some), on the host
 Coordinate descent finds the minimum where the matrix is at hand and the variables are few or hardly
 correlated. Else it, or steps with momentum, which cost a product each, find most signs of the
 minimum, Newton's method the others, and the minimum itself. With an interior-point method in their
-place, scaled digits with C=1000 took twice as long; with Newton steps alone, they were not solved in
-15 s.
+place, scaled digits with C=1000 took twice as long; with Newton steps alone, they were not solved
+in 15 s.
 """
 
 from __future__ import annotations
