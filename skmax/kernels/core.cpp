@@ -1,6 +1,6 @@
 // Dense rows on the CPU: epochs of stochastic gradient descent, full passes, and predictions. Sparse
-// rows are in sparse.h, what L-BFGS does besides passes in descent.h, and
-// coordinate descent in coordinate_descent.h.
+// rows are in sparse.h, what L-BFGS does besides passes in descent.h, and coordinate descent in
+// coordinate_descent.h.
 //
 // This file is compiled once for each instruction set, SKMAX_SET, whose vectors have
 // SKMAX_VECTOR_BYTES bytes. It holds no state, starts no thread, and calls nothing but the allocator:
@@ -423,7 +423,7 @@ struct Kernel {
     // Rows that are floats already, and of which few weights make something, need not be copied.
     // Vectors go beyond the end of a row, where weights are zero: that must be another row of X.
     void find_in_place() {
-        bool same = job.type == (sizeof(F) == 8 ? 10 : 9) && !job.shift && k_x <= MOST;
+        bool same = !job.starts && job.type == (sizeof(F) == 8 ? 10 : 9) && !job.shift && k_x <= MOST;
         same &= job.value_bytes == (int64_t)sizeof(F);
         if (!same || (job.row_bytes != row_size && d % LANES)) return;
         for (int64_t r = 0; r < job.n; r++) {
@@ -606,8 +606,8 @@ struct Kernel {
             for (int64_t r = count; r < rounded_up(count, GROUP); r++) out[c * tile + r] = 0;
     }
 
-    // Of few sums there are several of each, over every so manieth row: they need not wait for one
-    // another.
+    // Of few sums there are several of each, over every second or fourth row: they need not wait for
+    // one another.
     template <int C, int N>
     static inline void outer(const F* const* x, int64_t count, const F* z, int64_t tile, F* g,
                              int64_t stride, int64_t i, bool add) {

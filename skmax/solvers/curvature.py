@@ -508,11 +508,12 @@ def _difference_of_classes(
     h = backend.to_numpy(_weights(problem, state, X, index)[:, 0, :]).astype(np.float64)
     n, h = len(own), h[:, :: -(-h.shape[1] // _CLASSES_OF_DIFFERENCE)]
     total, square = h.sum(axis=0), np.sum(h * h, axis=0)
-    of_pairs = np.sum((pairs @ h) * h, axis=0) / np.maximum(total**2 - square, _TINY)
-    spread = of_pairs / np.maximum((own @ h / np.maximum(total, _TINY)) ** 2, _TINY)
-    plain = pairs.sum() / max(1, n * (n - 1)) / max(own.mean() ** 2, _TINY)
     evenness = total**2 / np.maximum(n * square, _TINY)
-    promise = np.median(spread) / max(plain, _TINY) - 1
+    with np.errstate(over="ignore", invalid="ignore"):  # of features that nobody has scaled
+        of_pairs = np.sum((pairs @ h) * h, axis=0) / np.maximum(total**2 - square, _TINY)
+        spread = of_pairs / np.maximum((own @ h / np.maximum(total, _TINY)) ** 2, _TINY)
+        plain = pairs.sum() / max(1, n * (n - 1)) / max(own.mean() ** 2, _TINY)
+        promise = np.median(spread) / max(plain, _TINY) - 1
     return max(float(np.median(evenness)), 1 / n), float(promise)
 
 
@@ -522,7 +523,7 @@ def _products_of_rows(problem: Problem, X: Array) -> tuple[np.ndarray, np.ndarra
     products = problem.backend.to_numpy(Z @ Z.T).astype(np.float64)
     own = np.diag(products).copy()
     np.fill_diagonal(products, 0.0)
-    return own, products**2
+    return own, np.square(products, out=products)
 
 
 def _moments(problem: Problem, X: Array, model: int, weight: Array | None) -> Array:
