@@ -367,23 +367,23 @@ class Curvature:
         n_blocks = 0 if diagonal else blocks_per_model(m, k, data.n_features + 1)
         ladder = [Scales, Diagonal] if n_blocks == 0 else [Scales, Shared]
         ladder += [Blocks] * (n_blocks == k)
+        at_once = 0  # rows that blocks are measured on, if they are the first
         if problem.backend.to_numpy(state.coef).any():
-            ladder = ladder[-1:] if self._blocks_pay(problem, state) else ladder[1:]
+            at_once = self._rows_at_once(problem, state) if n_blocks == k else 0
+            ladder = ladder[-1:] if at_once else ladder[1:]
         elif n_blocks and self._moments_pay(problem):
             ladder = ladder[1:]
         self._ladder: list[Any] = ladder
-        self._n_rows = self._first_rows()
-        if ladder[0] is Blocks:
-            self._n_rows = self._rows_of_blocks(problem, state)
+        self._n_rows = at_once or self._first_rows()
         self.measure(problem, state, 0)
 
-    def _blocks_pay(self, problem: Problem, state: State) -> bool:
-        """Whether blocks are worth measuring at once."""
-        few, n_blocks = few_rows(self._size), self._size.n_classes
-        if passes_worth(self._size, few, n_blocks=n_blocks) > _AT_ONCE:
-            return False
+    def _rows_at_once(self, problem: Problem, state: State) -> int:
+        """The rows that blocks need, if they are worth measuring at once; else 0."""
+        worth = partial(passes_worth, self._size, n_blocks=self._size.n_classes)
+        if worth(few_rows(self._size)) > _AT_ONCE:
+            return 0
         n_rows = self._rows_of_blocks(problem, state)
-        return passes_worth(self._size, n_rows, n_blocks=n_blocks) <= _AT_ONCE
+        return n_rows if worth(n_rows) <= _AT_ONCE else 0
 
     def _rows_of_blocks(self, problem: Problem, state: State) -> int:
         size = self._size
@@ -486,10 +486,8 @@ def _spread_of_spectrum(problem: Problem, rng: np.random.Generator) -> float:
     different rows. 1: no direction is longer than another.
     """
     sample = problem.sample(_ROWS_OF_SPECTRUM, rng)
-    own, pairs = _products_of_rows(sample, _dense_rows(sample, sample.order))
-    n = len(own)
-    spread = problem.data.n_features * pairs.sum() / max(1, n * (n - 1))
-    return float(spread / max(float(own.mean()) ** 2, _TINY))
+    X = _dense_rows(sample, sample.order)
+    return float(problem.data.n_features * _spreads(sample, X, np.ones((len(sample.order), 1)))[0])
 
 
 def _difference_of_classes(
@@ -504,26 +502,28 @@ def _difference_of_classes(
     backend = problem.backend
     sample = problem.sample(_ROWS_OF_DIFFERENCE, rng)
     X, index = _dense_rows(sample, sample.order), backend.asarray(sample.order)
-    own, pairs = _products_of_rows(sample, X)
     h = backend.to_numpy(_weights(problem, state, X, index)[:, 0, :]).astype(np.float64)
-    n, h = len(own), h[:, :: -(-h.shape[1] // _CLASSES_OF_DIFFERENCE)]
-    total, square = h.sum(axis=0), np.sum(h * h, axis=0)
-    evenness = total**2 / np.maximum(n * square, _TINY)
-    with np.errstate(over="ignore", invalid="ignore"):  # of features that nobody has scaled
-        of_pairs = np.sum((pairs @ h) * h, axis=0) / np.maximum(total**2 - square, _TINY)
-        spread = of_pairs / np.maximum((own @ h / np.maximum(total, _TINY)) ** 2, _TINY)
-        plain = pairs.sum() / max(1, n * (n - 1)) / max(own.mean() ** 2, _TINY)
-        promise = np.median(spread) / max(plain, _TINY) - 1
+    n, h = len(h), h[:, :: -(-h.shape[1] // _CLASSES_OF_DIFFERENCE)]
+    evenness = h.sum(axis=0) ** 2 / np.maximum(n * np.sum(h * h, axis=0), _TINY)
+    *of_classes, plain = _spreads(problem, X, np.column_stack([h, np.ones(n)]))
+    promise = np.median(of_classes) / max(plain, _TINY) - 1
     return max(float(np.median(evenness)), 1 / n), float(promise)
 
 
-def _products_of_rows(problem: Problem, X: Array) -> tuple[np.ndarray, np.ndarray]:
-    """Squared lengths (n,) of rows for the first model, and squared products (n, n) of others."""
+def _spreads(problem: Problem, X: Array, weight: np.ndarray) -> np.ndarray:
+    """Mean squared products of different rows, over their squared mean squared length, (c,).
+
+    In the first model's coordinates; of `weight` (n, c), each column weighs the rows.
+    """
     Z = _standardised(problem, X, 0)[:, :-1]
     products = problem.backend.to_numpy(Z @ Z.T).astype(np.float64)
     own = np.diag(products).copy()
     np.fill_diagonal(products, 0.0)
-    return own, np.square(products, out=products)
+    total = weight.sum(axis=0)
+    with np.errstate(over="ignore", invalid="ignore"):  # of features that nobody has scaled
+        of_pairs = np.sum((products**2 @ weight) * weight, axis=0)
+        of_pairs /= np.maximum(total**2 - np.sum(weight * weight, axis=0), _TINY)
+        return of_pairs / np.maximum((own @ weight / np.maximum(total, _TINY)) ** 2, _TINY)
 
 
 def _moments(problem: Problem, X: Array, model: int, weight: Array | None) -> Array:

@@ -89,7 +89,7 @@ _MEMORY, _CONVEX = 20, 1e-6
 # of the iterations where the penalty is weak.
 _SUFFICIENT, _SHORTER, _SHORTEST = 1e-3, 0.5, 1e-9
 _WORTH, _LONGER, _LONGEST = 0.02, 1.5, 4.0
-# The share of the objective that all models have promised less than for a look at the bounds.
+# The share of the objective that some model must promise less than for a look at the bounds.
 _NEAR = 0.1
 # What changes by so small a share of the objective is a rounding error; iterations that bring
 # neither the objective nor the bound further, until a model has stalled.
@@ -433,7 +433,7 @@ class _Search:
             fit.learn(gradient)
         self._value = np.array([fit.value for fit in self._fits])
         self._gap = self._value - self._lower
-        if not any(fit.promised <= _NEAR * fit.value for fit in fits):
+        if not any(fit.promised <= _NEAR * fit.value for fit in self._fits):
             return
         loss = np.array([fit.loss for fit in self._fits])
         u = self._per_class([fit.weights for fit in self._fits])
