@@ -71,7 +71,8 @@ def posed(backend, seed, m, k, d, dtype, rare):
 @pytest.fixture
 def reference():
     """A context in which no kernel of these serves."""
-    nothing = {"vectors": lambda _: None, "curvatures": lambda _: None}
+    names = "vectors", "curvatures", "second_moments"
+    nothing = dict.fromkeys(names, lambda _: None)
     return lambda: mock.patch.multiple(kernels, **nothing)
 
 
@@ -142,6 +143,32 @@ def test_curvatures_equal_the_reference(backend, reference, seed, case, in_order
         expected = curvature._weights(problem, state, X, index)
     tolerance = {"rtol": 10 * EXACT[case["dtype"]], "atol": EXACT[case["dtype"]]}
     np.testing.assert_allclose(*map(backend.to_numpy, (found, expected)), **tolerance)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@given(
+    seed=st.integers(0, 2**31 - 1),
+    n=st.integers(1, 200),
+    d=st.sampled_from([1, 2, 15, 16, 17, 63, 64, 100, 131]),
+    k=st.integers(1, 4),
+    rare=st.sets(st.sampled_from(["plain", "masked", "by column", "one class has none"])),
+)
+def test_second_moments_are_those_of_float64(dtype, seed, n, d, k, rare):
+    case = {"m": 2, "k": 3, "d": d, "dtype": dtype, "rare": rare & {"plain", "masked"}}
+    problem, _, rng = posed(NumpyBackend(), seed, **case)
+    X = rng.normal(size=(n, d)).astype(dtype, order="F" if "by column" in rare else "C")
+    weight = np.maximum(rng.normal(size=(n, k)), 0).astype(dtype)
+    weight[:, -1] *= "one class has none" not in rare
+    Z = np.append(X.astype(float), np.full((n, 1), float(problem.fit_intercept)), axis=1)
+    if problem.mean is not None:
+        Z[:, :-1] -= problem.mean[1, 0]
+    if problem.inverse_scale is not None:
+        Z[:, :-1] *= problem.inverse_scale[1, 0]
+    expected = np.einsum("nk,ni,nj->kij", weight, Z, Z) / n
+    assert kernels.second_moments(problem.backend) is not None
+    found = curvature._moments(problem, X, 1, weight)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=EXACT[dtype] * np.abs(expected).max())
+    np.testing.assert_array_equal(found, found.swapaxes(1, 2))
 
 
 class Place(NamedTuple):

@@ -3,8 +3,9 @@
 The references, to which `tests/test_kernels.py` holds them, are `skmax.solvers.sgd.sgd_epoch`,
 `skmax.solvers.learning_rate.curvature`, `skmax.solvers.preconditioner.weighted_sums`, and in
 `skmax.objective` `full_pass`, `summed_penalty` and `predicted`. What L-BFGS does besides its passes
-is in `skmax.kernels.descent` and `host_descent`, which `tests/test_descent.py` holds to
-`skmax.solvers.coordinates`, `skmax.solvers.pairs` and `skmax.duality`.
+is in `skmax.kernels.descent` and `host_descent`, and what it starts from in `cpu` and `descent`;
+`tests/test_descent.py` holds that to `skmax.solvers.coordinates`, `skmax.solvers.pairs`,
+`skmax.duality` and `skmax.solvers.curvature`.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ Moments = Callable[[Problem], tuple[Array, ...]]
 Curvature = Callable[[Problem, np.ndarray, int, float], np.ndarray]
 Penalty = Callable[[Problem, Array], np.ndarray]
 Curvatures = Callable[[Problem, Array, Array, Array, Any], Array]
+SecondMoments = Callable[[Problem, Array, int, Array], Array]
 Predictions = Callable[..., tuple[Array, bool]]
 
 
@@ -106,8 +108,16 @@ def vectors(backend: Backend) -> Any:
 
 def curvatures(problem: Problem) -> Curvatures | None:
     """The kernel for curvatures of the loss by the logits of rows; None: the reference serves."""
-    served = descent.serves(problem.backend) and not problem.data.is_sparse
-    return descent.curvatures if served else None
+    if problem.data.is_sparse:
+        return None
+    if problem.backend.name == "numpy":
+        return cpu.curvatures if cpu.serves(problem.data) else None
+    return descent.curvatures if descent.serves(problem.backend) else None
+
+
+def second_moments(backend: Backend) -> SecondMoments | None:
+    """The kernel for weighted second moments of dense rows; None: the reference serves."""
+    return cpu.second_moments if host_descent.serves(backend) else None
 
 
 def predictions(data: Rows, coef: Any) -> Predictions | None:

@@ -906,6 +906,97 @@ struct Kernel {
         return 0;
     }
 
+    // Curvatures of the loss by the logits, p (1 - p) times the row's weight, to `out`, (n, m, k).
+    int curvatures() {
+        if (!to_floats || !allocate(false)) return 1;
+        prepare();
+        memset(labels, 0, sizeof(Whole) * tile);
+        for (int64_t first = 0; first < job.n; first += tile) {
+            read(first, least(first + tile, job.n), job.n);
+            F* out = (F*)job.out + first * job.m * k;
+            memset(out, 0, sizeof(F) * rows * job.m * k);
+            for (int64_t j = 0; j < job.m; j++) {
+                const F** x;
+                const Whole* of;
+                int64_t count = choose(j, first, x, of);
+                logits_of(j, x, count);
+                for (int64_t r = 0; r < count; r += LANES)
+                    to_curvatures(logits + r, r, least(LANES, count - r), j, out + j * k);
+            }
+        }
+        return 0;
+    }
+    void to_curvatures(F* z, int64_t r, int64_t here, int64_t j, F* out) {
+        I label, unordered;
+        V top = largest(z, offset + j * k, label, unordered);
+        V share = 1 / exponentials(z, top), w = load(weight + r);
+        for (int64_t c = 0; c < k; c++) {
+            V p = load(z + c * tile) * share;
+            store(z + c * tile, w * (p * (1 - p)));
+        }
+        for (int64_t i = 0; i < here; i++)
+            for (int64_t c = 0; c < k; c++) out[active[r + i] * job.m * k + c] = z[c * tile + i];
+    }
+
+    // Sums over rows, which are floats, of the squares q q' of their features and 1, for each column
+    // of weights (n, k), to `out`, (k, d + 1, stride). The features are less `mean`, and times
+    // `inverse_scale`.
+    int second_moments() {
+        tile = most(tile, 4 * GROUP);  // a sum is read and written once for so many rows
+        if (!allocate(false)) return 1;
+        const F* weights = (const F*)job.sample_weight;
+        const int64_t p = d + 1;
+        for (int64_t c = 0; c < k; c++) {
+            F* sums = (F*)job.out + c * p * stride;
+            bool add = false;
+            rows = 0;
+            for (int64_t r = 0; r < job.n; r++) {
+                F w = weights[r * job.n_columns + c];
+                if (w > 0) take_root(row(r), (F)sqrt(w), X + rows++ * stride);
+                if (rows < tile && (r + 1 < job.n || (!rows && add))) continue;
+                for (int64_t j = 0; j < p; j += VECTORS * LANES)
+                    for (int64_t i = 0; i < least(p, j + VECTORS * LANES); i += MOST)
+                        square_of(i, j, p, sums, add);
+                rows = 0, add = true;
+            }
+            for (int64_t i = 0; i < p; i++)
+                for (int64_t j = 0; j < i; j++) sums[i * stride + j] = sums[j * stride + i];
+        }
+        return 0;
+    }
+    void take_root(const char* x, F root, F* q) {
+        const F *mean = (const F*)job.mean, *scale = (const F*)job.inverse_scale;
+        for (int64_t i = 0; i < d; i++)
+            q[i] = (value_at<F>(x + i * sizeof(F)) - mean[i]) * scale[i] * root;
+        q[d] = job.fit_intercept ? root : 0;
+    }
+    // Of the squares, rows from i on and a few columns from j on.
+    void square_of(int64_t i, int64_t j, int64_t p, F* sums, bool add) {
+        bool whole = j + VECTORS * LANES <= stride;
+        switch (least(MOST, p - i)) {
+            case 1: return whole ? square<1, VECTORS>(i, j, sums, add) : squares<1>(i, j, sums, add);
+            case 2: return whole ? square<2, VECTORS>(i, j, sums, add) : squares<2>(i, j, sums, add);
+            case 3: return whole ? square<3, VECTORS>(i, j, sums, add) : squares<3>(i, j, sums, add);
+            case 4: return whole ? square<4, VECTORS>(i, j, sums, add) : squares<4>(i, j, sums, add);
+            case 5: return whole ? square<5, VECTORS>(i, j, sums, add) : squares<5>(i, j, sums, add);
+            case 6: return whole ? square<6, VECTORS>(i, j, sums, add) : squares<6>(i, j, sums, add);
+        }
+    }
+    template <int C>
+    void squares(int64_t i, int64_t j, F* sums, bool add) {
+        for (; j < stride; j += LANES) square<C, 1>(i, j, sums, add);
+    }
+    template <int C, int N>
+    void square(int64_t i, int64_t j, F* sums, bool add) {
+        V sum[C][N] = {};
+        for (const F* q = X; q < X + rows * stride; q += stride) add_row<C, N>(q + j, q + i, 1, sum);
+        F* g = sums + i * stride + j;
+        UNROLL for (int c = 0; c < C; c++) UNROLL for (int v = 0; v < N; v++) {
+            F* to = g + c * stride + v * LANES;
+            store(to, add ? load(to) + sum[c][v] : sum[c][v]);
+        }
+    }
+
     // Predictions
 
     enum Method { DECISION, LABEL, PROBABILITY, LOG_PROBABILITY };
@@ -975,6 +1066,8 @@ struct Kernel {
 SKMAX_DENSE(epoch, batch, false, epoch())
 SKMAX_DENSE(pass, n, job->k == 2, pass())
 SKMAX_DENSE(moments, n, false, moments())
+SKMAX_DENSE(curvatures, n, job->k == 2, curvatures())
+SKMAX_DENSE(second_moments, n, false, second_moments())
 SKMAX_DENSE(predict, n, job->k_coef < job->k, predict(&job->all_finite))
 
 #define SKMAX_SPARSE(name, Class, call)                                             \

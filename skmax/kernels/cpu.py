@@ -6,7 +6,7 @@ Calls release the interpreter, so that threads share the models of an epoch, or 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -138,14 +138,19 @@ def _stride(d: int, dtype: Any) -> int:
 def _padded(rows: np.ndarray, dtype: Any) -> np.ndarray:
     """A copy of rows (..., d) as `core.cpp` has them: aligned, the rest of the stride is zero."""
     *shape, d = rows.shape
+    padded = _empty(shape, d, dtype)
+    padded[..., :d] = rows
+    padded[..., d:] = 0
+    return padded
+
+
+def _empty(shape: Sequence[int], d: int, dtype: Any) -> np.ndarray:
+    """Memory for rows of d values, (*shape, stride)."""
     stride, itemsize = _stride(d, dtype), np.dtype(dtype).itemsize
     size = itemsize * stride * math.prod(shape)
     memory = np.empty(size + _LINE, np.uint8)
     start = -memory.ctypes.data % _LINE
-    padded = memory[start : start + size].view(dtype).reshape(*shape, stride)
-    padded[..., :d] = rows
-    padded[..., d:] = 0
-    return padded
+    return memory[start : start + size].view(dtype).reshape(*shape, stride)
 
 
 # Epochs
@@ -250,6 +255,53 @@ def _summed(
             for of, values in part.items():
                 totals[of] += values
     return tuple(totals.values())
+
+
+# What L-BFGS starts from, of rows that X has, as floats: see `skmax.solvers.curvature`
+
+
+def curvatures(
+    problem: Problem, coef: np.ndarray, intercept: np.ndarray, X: np.ndarray, index: Any
+) -> np.ndarray:
+    """Curvatures of the loss of rows by their logits, (b, m, k)."""
+    (m, k, _), dtype, known = coef.shape, X.dtype, np.sum(~problem.masked, axis=1)
+    if isinstance(index, slice):
+        index = range(index.start, index.stop)
+    piece = _Piece(problem.data, X, None, index, is_stored=False)
+    out = np.empty((len(X), m, k), dtype)
+    weights = {
+        "coef": _padded(coef, dtype),
+        "intercept": np.ascontiguousarray(intercept, dtype),
+        "out": out,
+    }
+    Job(piece.fields(), piece.some(0, len(X)), targets_of(problem), weights).run("curvatures")
+    out *= (known / (known - 1))[:, None]
+    return out
+
+
+def second_moments(problem: Problem, X: np.ndarray, model: int, weight: np.ndarray) -> np.ndarray:
+    """Sums of squares of rows in a model's coordinates, times weights (b, k): (k, d + 1, d + 1).
+
+    Threads share the columns of the weights.
+    """
+    (n, d), k, dtype = X.shape, weight.shape[1], X.dtype
+    X, weight = np.ascontiguousarray(X), np.ascontiguousarray(weight, dtype)
+    mean, scale, sums = np.zeros(d, dtype), np.ones(d, dtype), _empty((k, d + 1), d + 1, dtype)
+    if problem.mean is not None:
+        mean = np.ascontiguousarray(problem.mean[model, 0])
+    if problem.inverse_scale is not None:
+        scale = np.ascontiguousarray(problem.inverse_scale[model, 0])
+    piece = _Piece(problem.data, X, None, range(n), is_stored=False)
+    common = {"m": 1, "mean": mean, "inverse_scale": scale, "n_columns": k}
+    common |= {"fit_intercept": problem.fit_intercept, "stride": sums.shape[-1]}
+    job, cost = Job(piece.fields(), piece.some(0, n), common), k * n * d**2 / 2
+    n_jobs = int(max(1, min(k, MOST_PARTS, cost // WORTH_A_THREAD)))
+    jobs = [
+        job.copy({"k": last - first, "sample_weight": weight[:, first:], "out": sums[first:]})
+        for first, last in pairwise(k * part // n_jobs for part in range(n_jobs + 1))
+    ]
+    problem.backend.each(lambda job: job.run("second_moments"), jobs, cost)
+    return sums[..., : d + 1]
 
 
 # Predictions
