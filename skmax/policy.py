@@ -52,7 +52,6 @@ _MORE_ROWS = 4
 # 808 x 101 with 2 within a third.
 _PER_PASS, _PER_VALUE, _PER_LOGIT, _PER_PRODUCT_OF_X = 4e-5, 1e-10, 1.5e-9, 2e-11
 _PER_MEASUREMENT, _PER_MATRIX, _PER_PRODUCT, _PER_ITERATION = 1.5e-4, 1e-5, 1.2e-11, 5e-4
-_PER_INVERSE, _PER_FACTOR, _LARGEST_INVERSE = 2e-10, 2e-11, 128
 _PER_STEP, _PER_WEIGHT = 2e-6, 2e-10
 # The most entries of all matrices of a stack's curvature: with more, classes share one. With more
 # features, or more entries even so, features stand alone.
@@ -258,8 +257,7 @@ def _n_matrices(size: Size, n_blocks: int) -> int:
 
 def _seconds_of_matrices(size: Size, n_rows: int, n_blocks: int) -> float:
     d = size.n_features + 1
-    of_cube = _PER_INVERSE if d < _LARGEST_INVERSE else _PER_FACTOR
-    of_each = _PER_MATRIX + _PER_PRODUCT * n_rows * d**2 + of_cube * d**3
+    of_each = _PER_MATRIX + _PER_PRODUCT * (n_rows * d**2 + d**3)
     return _PER_MEASUREMENT + _n_matrices(size, n_blocks) * of_each
 
 

@@ -71,7 +71,7 @@ def posed(backend, seed, m, k, d, dtype, rare):
 @pytest.fixture
 def reference():
     """A context in which no kernel of these serves."""
-    names = "vectors", "curvatures", "second_moments"
+    names = "vectors", "curvatures", "second_moments", "solved"
     nothing = dict.fromkeys(names, lambda _: None)
     return lambda: mock.patch.multiple(kernels, **nothing)
 
@@ -169,6 +169,35 @@ def test_second_moments_are_those_of_float64(dtype, seed, n, d, k, rare):
     found = curvature._moments(problem, X, 1, weight)
     np.testing.assert_allclose(found, expected, rtol=0, atol=EXACT[dtype] * np.abs(expected).max())
     np.testing.assert_array_equal(found, found.swapaxes(1, 2))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@given(
+    seed=st.integers(0, 2**31 - 1),
+    shape=st.tuples(st.integers(1, 3), st.integers(1, 9), st.integers(1, 70)),
+    part=st.booleans(),
+)
+def test_systems_of_factored_matrices_are_solved(dtype, seed, shape, part):
+    rng, (m, r, p) = np.random.default_rng(seed), shape
+    Z = rng.normal(size=(m, p + 3, p))
+    matrices = (Z.swapaxes(1, 2) @ Z / p + 0.1 * np.eye(p)).astype(dtype)
+    rows, backend = rng.normal(size=(m, r, p)), NumpyBackend()
+    expected = np.linalg.solve(matrices.astype(float), rows.swapaxes(1, 2)).swapaxes(1, 2)
+    factors = backend.factored(matrices)
+    given = rows[:, ::-1][:, ::-1] if part else rows.astype(dtype)
+    before = given.copy()
+    for solve in (kernels.solved(backend), backend.solved):
+        found = solve(factors, given)
+        scale = np.abs(expected).max(axis=(1, 2), keepdims=True)
+        np.testing.assert_allclose(found / scale, expected / scale, atol=100 * EXACT[dtype])
+        np.testing.assert_array_equal(given, before)
+
+
+def test_a_matrix_that_rounding_made_indefinite_gets_some_more():
+    matrix = np.ones((3, 3)) - 1e-9 * np.eye(3)
+    factors = NumpyBackend().factored(np.stack([np.eye(3), matrix]))
+    np.testing.assert_array_equal(factors[0], np.eye(3))
+    np.testing.assert_allclose(factors[1] @ factors[1].T, matrix, atol=1e-4)
 
 
 class Place(NamedTuple):

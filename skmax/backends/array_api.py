@@ -116,10 +116,10 @@ class Backend:
         """Symmetric positive definite matrices (..., p, p), as `solved` wants them."""
         return self.xp.linalg.inv(matrices)
 
-    def solved(self, factors: Array, columns: Array) -> Array:
-        """Solutions (..., p, r) of linear systems of factored matrices (..., p, p)."""
-        # PyTorch multiplies no matrices of different dtypes.
-        return factors @ self.xp.astype(columns, factors.dtype, copy=False)
+    def solved(self, factors: Array, rows: Array) -> Array:
+        """Solutions (..., r, p) of linear systems of factored matrices (..., p, p)."""
+        # Inverses are symmetric. PyTorch multiplies no matrices of different dtypes.
+        return self.xp.astype(rows, factors.dtype, copy=False) @ factors
 
     def computing(self) -> AbstractContextManager[Any]:
         """What to enter around heavy work: its device, and the threads that are best for it."""

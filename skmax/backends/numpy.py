@@ -21,8 +21,6 @@ from skmax.backends.threads import (
 
 # What is first added to the diagonal of a matrix that is not positive, as a share of it.
 _RIDGE = 1e-6
-# Rows of a matrix from which a factor, called by itself for each, beats the inverse.
-_WORTH_A_FACTOR = 128
 # Multiply-adds in a product up to which OpenBLAS has kernels that need no packing, twice as fast;
 # and the fewest rows of X that make several such products better than a single one: with 50 x 384
 # weights, 46 at a time took 10 % longer than all; with 100 x 384, 23 at a time a fifth.
@@ -63,35 +61,39 @@ class NumpyBackend(Backend):
             return shared(function, items)
 
     def factored(self, matrices: np.ndarray) -> np.ndarray:
-        """See `Backend.factored`: Cholesky factors, or of few rows the inverses."""
+        """See `Backend.factored`: Cholesky factors, zero above the diagonal."""
         p = matrices.shape[-1]
-        if p < _WORTH_A_FACTOR:
-            return np.linalg.inv(matrices.astype(np.float64, copy=False))
         flat = matrices.reshape(-1, p, p)
-        factors = self.each(_cholesky, list(flat), len(flat) * p**3 / 6)
-        return np.stack(factors).reshape(matrices.shape)
+        cost = len(flat) * p**3 / 6
+        parts = np.array_split(flat, max(1, min(len(flat), int(cost / WORTH_A_THREAD))))
+        return np.concatenate(self.each(_cholesky, parts, cost)).reshape(matrices.shape)
 
-    def solved(self, factors: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    def solved(self, factors: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """See `Backend.solved`."""
-        if factors.shape[-1] < _WORTH_A_FACTOR:
-            return factors @ columns
         solve = get_lapack_funcs("potrs", dtype=factors.dtype)
-        result = np.empty(columns.shape, factors.dtype)
+        solutions = np.empty(rows.shape, factors.dtype)
         for place in np.ndindex(factors.shape[:-2]):
-            result[place] = solve(factors[place].T, columns[place])[0]
-        return result
+            solutions[place] = solve(factors[place].T, rows[place].T)[0].T
+        return solutions
 
     def computing(self) -> AbstractContextManager[Any]:
         """One BLAS thread: more gain little, and lose a lot where another process is busy."""
         return one_blas_thread()
 
 
-def _cholesky(matrix: np.ndarray) -> np.ndarray:
-    """The factor, transposed; with more on the diagonal, if rounding errors made it indefinite."""
-    factorise = get_lapack_funcs("potrf", dtype=matrix.dtype)
-    factor, info = factorise(matrix.T)
-    ridge = _RIDGE * np.trace(matrix) / len(matrix)
-    while info and np.isfinite(ridge):
-        factor, info = factorise(matrix.T + ridge * np.eye(len(matrix), dtype=matrix.dtype))
-        ridge *= 10
-    return factor.T
+def _cholesky(matrices: np.ndarray) -> np.ndarray:
+    """The factors (n, p, p); with more on the diagonal, if rounding errors made one indefinite."""
+    try:
+        return np.linalg.cholesky(matrices)
+    except np.linalg.LinAlgError:
+        return np.stack([_ridged(matrix) for matrix in matrices])
+
+
+def _ridged(matrix: np.ndarray) -> np.ndarray:
+    ridge, added = _RIDGE * np.trace(matrix) / len(matrix), 0.0
+    while np.isfinite(ridge):
+        try:
+            return np.linalg.cholesky(matrix + added * np.eye(len(matrix), dtype=matrix.dtype))
+        except np.linalg.LinAlgError:
+            ridge, added = 10 * ridge, ridge
+    return np.full_like(matrix, np.nan)

@@ -44,6 +44,7 @@ Curvature = Callable[[Problem, np.ndarray, int, float], np.ndarray]
 Penalty = Callable[[Problem, Array], np.ndarray]
 Curvatures = Callable[[Problem, Array, Array, Array, Any], Array]
 SecondMoments = Callable[[Problem, Array, int, Array], Array]
+Solved = Callable[[Array, Array], Array]
 Predictions = Callable[..., tuple[Array, bool]]
 
 
@@ -118,6 +119,11 @@ def curvatures(problem: Problem) -> Curvatures | None:
 def second_moments(backend: Backend) -> SecondMoments | None:
     """The kernel for weighted second moments of dense rows; None: the reference serves."""
     return cpu.second_moments if host_descent.serves(backend) else None
+
+
+def solved(backend: Backend) -> Solved | None:
+    """The kernel for linear systems of matrices that are factored; None: the backend serves."""
+    return host_descent.solved if host_descent.serves(backend) else None
 
 
 def predictions(data: Rows, coef: Any) -> Predictions | None:

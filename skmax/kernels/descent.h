@@ -273,6 +273,76 @@ struct Descent {
     }
 };
 
+// Solutions of linear systems, in place of right-hand sides in `guess`, (m, r, size). The matrices
+// are L L', of the L in `steps`, (m, size, size), which are zero above the diagonal.
+template <class T>
+struct Triangles {
+    typedef typename T::F F;
+    typedef typename T::V V;
+    typedef V Unaligned __attribute__((aligned(sizeof(F)), may_alias));
+    static constexpr int LANES = BYTES / sizeof(F);
+    const Vectors& v;
+    const int64_t p, stride;
+    F* x;  // (MOST_AT_ONCE, stride): what is solved; what is not, and the rest, is zero
+
+    static constexpr int MOST_AT_ONCE = 4;
+    explicit Triangles(const Vectors& vectors)
+        : v(vectors), p(v.size), stride(rounded_up(p, LANES)) {}
+
+    int solve() {
+        Arena arena;
+        for (int round = 0; round < 2; round++) {
+            x = arena.take<F>(MOST_AT_ONCE * stride);
+            if (!round && !arena.allocate()) return 1;
+        }
+        for (int64_t j = 0; j < v.m; j++) {
+            const F* L = (const F*)v.steps + j * p * p;
+            F* b = (F*)v.guess + j * v.r * p;
+            int64_t r = 0;
+            for (; r + 4 <= v.r; r += 4) solve<4>(L, b + r * p);
+            for (; r + 2 <= v.r; r += 2) solve<2>(L, b + r * p);
+            for (; r < v.r; r++) solve<1>(L, b + r * p);
+        }
+        return 0;
+    }
+    // Values of row i that vectors may have: beyond the diagonal, but not beyond the matrix.
+    int64_t wide(int64_t i) const {
+        int64_t end = rounded_up(i, LANES);
+        return i * p + end <= p * p ? end : i / LANES * LANES;
+    }
+    template <int R>
+    void solve(const F* L, F* b) {
+        memset(x, 0, sizeof(F) * R * stride);
+        for (int64_t i = 0; i < p; i++) {
+            const F* row = L + i * p;
+            V sum[R] = {};
+            int64_t end = wide(i);
+            for (int64_t c = 0; c < end; c += LANES) {
+                V l = *(const Unaligned*)(row + c);
+                UNROLL for (int r = 0; r < R; r++) sum[r] += l * *(const V*)(x + r * stride + c);
+            }
+            UNROLL for (int r = 0; r < R; r++) {
+                F rest = b[r * p + i] - sum_of(sum[r]);
+                for (int64_t c = end; c < i; c++) rest -= row[c] * x[r * stride + c];
+                x[r * stride + i] = rest / row[i];
+            }
+        }
+        for (int64_t i = p - 1; i >= 0; i--) {
+            const F* row = L + i * p;
+            F solved[R];
+            UNROLL for (int r = 0; r < R; r++)
+                solved[r] = b[r * p + i] = x[r * stride + i] / row[i];
+            int64_t end = wide(i);
+            for (int64_t c = 0; c < end; c += LANES) {
+                V l = *(const Unaligned*)(row + c);
+                UNROLL for (int r = 0; r < R; r++) *(V*)(x + r * stride + c) -= l * solved[r];
+            }
+            for (int64_t c = end; c < i; c++)
+                for (int r = 0; r < R; r++) x[r * stride + c] -= row[c] * solved[r];
+        }
+    }
+};
+
 }  // namespace
 }  // namespace SKMAX_SET
 
@@ -290,3 +360,9 @@ SKMAX_DESCENT(remember)
 SKMAX_DESCENT(rest)
 SKMAX_DESCENT(products)
 SKMAX_DESCENT(combined)
+
+SKMAX_EXPORT(solve)(const Vectors* vectors) {
+    using namespace SKMAX_SET;
+    if (vectors->is_double) return Triangles<Twofold>(*vectors).solve();
+    return Triangles<Single>(*vectors).solve();
+}

@@ -1,11 +1,13 @@
 """What L-BFGS does with weights and gradients on the CPU, in few calls: `descent.h`, of the core.
 
-The functions are those of `skmax.kernels.descent`, which does the same on a CUDA device.
+The functions are those of `skmax.kernels.descent`, which does the same on a CUDA device, and
+`solved`.
 """
 
 from __future__ import annotations
 
 import ctypes
+import math
 from typing import Any
 
 import numpy as np
@@ -55,7 +57,8 @@ def _run(name: str, dtype: Any, /, **fields: Any) -> None:
             value = np.ascontiguousarray(value)
             arrays.append(value)
             fields[field] = value.ctypes.data
-    function(ctypes.byref(Vectors(is_double=dtype == np.float64, **fields)))
+    if function(ctypes.byref(Vectors(is_double=dtype == np.float64, **fields))):
+        raise MemoryError("No memory is left for what the kernel of the CPU keeps in it.")
 
 
 def _sizes(weights: np.ndarray) -> dict[str, int]:
@@ -117,6 +120,15 @@ def bounds(
     class_sums, sums = of_classes
     _run("bounds", np.float64, **_sizes(weights), **given, class_sums=class_sums, sums=sums)
     return products
+
+
+def solved(factors: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """What `skmax.backends.numpy.NumpyBackend.solved` does."""
+    solutions = np.array(rows, factors.dtype, order="C")
+    *m, r, p = rows.shape
+    sizes = {"m": math.prod(m), "r": r, "size": p}
+    _run("solve", factors.dtype, **sizes, steps=factors, guess=solutions)
+    return solutions
 
 
 class Memory:

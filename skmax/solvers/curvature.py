@@ -236,10 +236,9 @@ class Shared:
         return xp.take(xp.concat(parts, axis=1), place, axis=1)
 
     def _solved(self, number: int, gradients: Array) -> Array:
-        xp, shape = self.backend.xp, gradients.shape
-        columns = xp.reshape(gradients, (-1, shape[-1])).T
-        solved = self.backend.solved(self.factors[number, ...], columns)
-        return xp.reshape(solved.T, shape)
+        rows = self.backend.xp.reshape(gradients, (-1, gradients.shape[-1]))
+        solved = _solved(self.backend, self.factors[number, ...], rows)
+        return self.backend.xp.reshape(solved, gradients.shape)
 
     def _all(self, gradients: Array) -> Array:
         """Those of all models at once, (m, r, k, d + 1), times the c_a."""
@@ -249,8 +248,8 @@ class Shared:
         rows = gradients
         if there is not None:
             rows = xp.take(xp.reshape(gradients, (-1, shape[-1])), there, axis=0)
-        # The factors are inverses, which are symmetric.
-        solved = xp.reshape(rows, (factors.shape[0], -1, shape[-1])) @ factors
+        rows = xp.reshape(rows, (factors.shape[0], -1, shape[-1]))
+        solved = _solved(self.backend, factors, rows)
         if back is not None:
             solved = xp.take(xp.reshape(solved, (-1, shape[-1])), back, axis=0)
         return xp.reshape(solved, shape)
@@ -329,10 +328,11 @@ class Blocks:
         for factors in self.factors:
             m, n_blocks = factors.shape[:2]
             part = gradients[first : first + m, ...]
-            columns = xp.reshape(part, (m, r, n_blocks, k // n_blocks, p))
-            columns = xp.reshape(xp.permute_dims(columns, (0, 2, 4, 1, 3)), (m, n_blocks, p, -1))
-            solved = xp.reshape(self.backend.solved(factors, columns), (m, n_blocks, p, r, -1))
-            models.append(xp.reshape(xp.permute_dims(solved, (0, 3, 1, 4, 2)), (m, r, k, p)))
+            rows = xp.reshape(part, (m, r, n_blocks, k // n_blocks, p))
+            rows = xp.reshape(xp.permute_dims(rows, (0, 2, 1, 3, 4)), (m, n_blocks, -1, p))
+            solved = _solved(self.backend, factors, rows)
+            solved = xp.reshape(solved, (m, n_blocks, r, k // n_blocks, p))
+            models.append(xp.reshape(xp.permute_dims(solved, (0, 2, 1, 3, 4)), (m, r, k, p)))
             first += m
         return models[0] if len(models) == 1 else xp.concat(models)
 
@@ -577,6 +577,11 @@ def _factored(problem: Problem, matrices: Array, penalty: np.ndarray) -> Array:
         added = added + _missing(own)
     eye = xp.eye(matrices.shape[-1], dtype=matrices.dtype, device=backend.device)
     return backend.factored(matrices + backend.asarray(added[..., None], matrices.dtype) * eye)
+
+
+def _solved(backend: Backend, factors: Array, rows: Array) -> Array:
+    """See `Backend.solved`."""
+    return (kernels.solved(backend) or backend.solved)(factors, rows)
 
 
 def _not_less(problem: Problem, values: Array) -> Array:
