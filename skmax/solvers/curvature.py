@@ -567,16 +567,21 @@ def _weighted_moment(xp: Any, Z: Array, weight: Array) -> Array:
 
 
 def _factored(problem: Problem, matrices: Array, penalty: np.ndarray) -> Array:
-    """Matrices of curvature and diagonals of the penalty (..., d + 1), for `Backend.solved`."""
-    backend, xp = problem.backend, problem.backend.xp
+    """Matrices of curvature and diagonals of the penalty (..., d + 1), for `Backend.solved`.
+
+    The matrices are changed.
+    """
+    backend, xp, p = problem.backend, problem.backend.xp, matrices.shape[-1]
     # In float32 a matrix is known to its rounding errors, which must not make it indefinite.
     ridge = max(_RIDGE, _RIDGE_ROUNDINGS * rounding_unit(problem.data.dtype))
-    own = backend.to_numpy(xp.linalg.diagonal(matrices))  # as many steps there would take longer
-    added = penalty.astype(own.dtype) + ridge * own.mean(axis=-1, keepdims=True) + _LEAST
+    flat = xp.reshape(matrices, (-1, p * p))
+    own = backend.to_numpy(flat[:, :: p + 1])  # as many steps there would take longer
+    added = ridge * own.mean(axis=1, keepdims=True) + _LEAST
+    added = added + np.broadcast_to(penalty, matrices.shape[:-1]).reshape(own.shape)
     if problem.inverse_scale is not None:
         added = added + _missing(own)
-    eye = xp.eye(matrices.shape[-1], dtype=matrices.dtype, device=backend.device)
-    return backend.factored(matrices + backend.asarray(added[..., None], matrices.dtype) * eye)
+    flat[:, :: p + 1] += backend.asarray(added, matrices.dtype)
+    return backend.factored(xp.reshape(flat, matrices.shape))
 
 
 def _solved(backend: Backend, factors: Array, rows: Array) -> Array:
