@@ -223,12 +223,11 @@ class Dual:
         """See `bounds`. With V = G - l2 W, products with V are those with G and W."""
         GW, WW, r = products.GW, products.WW_times_l2, products.by_intercept
         VW, VV = GW - WW, products.GG_over_l2 - 2 * GW + WW
-        away = np.linalg.norm(r, axis=1)
-        below = loss - _NEARBY * away
+        below = loss - _NEARBY * np.sqrt(np.vecdot(r, r))
         length = np.maximum(np.sqrt(products.WW), _NEARBY)
         steepest = np.sqrt(products.GG)
         nearby = np.maximum(self._parabola(below - VW, VV), below + WW / 2 - length * steepest)
-        entropy = loss - VW - np.sum(r * np.where(self._known, products.intercept, 0.0), axis=1)
+        entropy = loss - VW - np.vecdot(r, np.where(self._known, products.intercept, 0.0))
         if self.fit_intercept:
             mixed, common = self._common(r)
             entropy = (1 - mixed) * entropy + mixed * entr(common).sum(axis=1)
@@ -239,10 +238,9 @@ class Dual:
         self, products: _Products, VV: np.ndarray, mixed: np.ndarray, common: np.ndarray
     ) -> np.ndarray:
         """The square of `_balanced`'s V, over l2, from that of V alone."""
-        crossed = np.sum(common * products.by_mean, axis=1)
-        crossed -= products.GS_over_l2 - products.WS
-        square = np.sum(common**2, axis=1) * self._mean_square + self._sums_square
-        square -= 2 * np.sum(common * self._sums_by_mean, axis=1)
+        crossed = np.vecdot(common, products.by_mean) - products.GS_over_l2 + products.WS
+        square = np.vecdot(common, common) * self._mean_square + self._sums_square
+        square -= 2 * np.vecdot(common, self._sums_by_mean)
         return (1 - mixed) ** 2 * VV + 2 * mixed * (1 - mixed) * crossed + mixed**2 * square
 
     def _entropy(
@@ -270,9 +268,8 @@ class Dual:
         """Shares (m,) of a vector for all rows (m, k) in the mixture for which r = 0."""
         share = self.shares
         mean = np.maximum(share + r, 0.0)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            needed = np.where(mean > 0, 1 - share / mean, 0.0)
-        mixed = np.clip(needed.max(axis=1, keepdims=True), 0.0, 1.0)
+        kept = np.divide(share, mean, out=np.ones_like(mean), where=mean > 0)
+        mixed = np.maximum(1 - kept.min(axis=1, keepdims=True), 0.0)
         common = np.maximum(share - (1 - mixed) * mean, 0.0)
         total = common.sum(axis=1, keepdims=True)
         # Where nothing is left, what was out of balance was a rounding error.
@@ -301,7 +298,7 @@ class Dual:
     def _parabola(self, entropy: np.ndarray, square: np.ndarray) -> np.ndarray:
         """The value is a parabola of the share, of which the square of V over l2 says all."""
         explained = entropy - self.entropy_of_targets
-        share = np.clip(explained / np.maximum(square, 1e-300), 0.0, 1.0)
+        share = np.minimum(np.maximum(explained / np.maximum(square, 1e-300), 0.0), 1.0)
         return self.entropy_of_targets + share * explained - share**2 * square / 2
 
     def _under_both(self, entropy: np.ndarray, V: np.ndarray, inverse: np.ndarray) -> np.ndarray:
