@@ -60,10 +60,10 @@ _ROWS_OF_DIFFERENCE, _CLASSES_OF_DIFFERENCE, _TINY = 256, 32, np.finfo(np.float6
 # The most values of rows, times weights of classes, that are held at once.
 _MOST_AT_ONCE = 1 << 25
 # The passes after which the next kind is measured, and the same anew, however cheap that is; and
-# how often they must have cost as much as that. With 1 / 2 / 3, standardised digits took 15.3 /
-# 16.5 / 18.5 ms, 10,000 x 100 with 5 classes 16.3 / 18.6 / 19.0, with 20 classes 43.5 / 36.9 /
-# 35.1, and a path over C on the last 587 / 471 / 449.
-_FIRST, _AGAIN, _TIMES_ITS_PRICE = 2, 7, 2
+# how often they must have cost as much as that. With 2 / 3 / 4, standardised digits took 14.3 /
+# 14.3 / 16.7 ms, 1,000 x 20 with 20 classes 4.7 / 4.7 / 6.1, 10,000 x 100 with 5 classes 11.7 /
+# 12.7 / 13.4, with 20 classes 36.1 / 30.6 / 30.1.
+_FIRST, _AGAIN, _TIMES_ITS_PRICE = 2, 7, 3
 
 
 class FirstGuess(Protocol):
@@ -347,8 +347,9 @@ class Curvature:
     """The first guess that is known, and when a better one is worth its price.
 
     From weights of zero, features share their second moments, if those are cheap or promise much,
-    or stand alone. Once the passes since have cost twice as much, what is dearer is measured:
-    second moments, then a block per class, then that on more rows; too many of them are never.
+    or stand alone. Once the passes since have cost three times as much, what is dearer is
+    measured: second moments, then a block per class, then that on more rows; too many of them
+    are never.
 
     Parameters
     ----------
