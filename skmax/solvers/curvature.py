@@ -103,8 +103,7 @@ class Diagonal:
     def _inverse(self, dtype: Any) -> Array:
         """One over the values, in the precision of gradients."""
         if dtype not in self._inverses:
-            inverse = self.backend.xp.astype(1 / self.values, dtype, copy=False)
-            self._inverses[dtype] = inverse
+            self._inverses[dtype] = 1 / self.backend.xp.astype(self.values, dtype, copy=False)
         return self._inverses[dtype]
 
     @cached_property
@@ -136,7 +135,8 @@ class Scales(Diagonal):
         backend = problem.backend
         curvature = backend.asarray(_of_classes(problem, state, rows)[..., None], squares.dtype)
         penalty = backend.asarray(_penalty(problem)[:, None, :], squares.dtype)
-        values = curvature * squares + penalty + _LEAST
+        values = curvature * squares  # of all weights: in as little new memory as possible
+        values += penalty + _LEAST
         return cls(backend, _not_less(problem, values), squares)
 
     def renewed(self, problem: Problem, state: State, rows: np.ndarray) -> Scales:
