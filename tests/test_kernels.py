@@ -27,7 +27,7 @@ from skmax.kernels import cpu, cuda, device_sums, residual
 from skmax.kernels.cuda import PARAMETERS, Device, Plan
 from skmax.kernels.sparse import rounded
 from skmax.problem import Problem, State
-from skmax.solvers import learning_rate, preconditioner, sgd
+from skmax.solvers import curvature, learning_rate, preconditioner, sgd
 from skmax.solvers.sgd import SGD
 
 ARCHITECTURES = ["sm_80", "sm_90", "sm_100"]
@@ -268,6 +268,21 @@ def test_the_moments_of_the_cpu_equal_the_reference(seed, shape, threads):
             results.append(dict(zip(("sum", "square"), sums, strict=True)))
     precision = np.float64 if shape["dtype"] == np.float64 else np.float32
     assert_close(results[0], results[1], results[3], precision)
+
+
+@settings(max_examples=60)
+@given(st.integers(0, 2**32 - 1), of_dense_rows, st.sampled_from([60, 700]), st.booleans())
+def test_the_curvatures_of_the_cpu_equal_the_reference(seed, shape, n, in_order):
+    problem, state, _ = make_case(NumpyBackend(), seed, **shape | {"n": n})
+    rows = np.random.default_rng(seed).permutation(n)[: n - 7]
+    index = slice(5, n) if in_order else rows
+    X = problem.data.rows(index)
+    assert kernels.curvatures(problem) is cpu.curvatures
+    found = curvature._weights(problem, state, X, index)
+    with mock.patch.object(kernels, "curvatures", return_value=None):
+        expected = curvature._weights(problem, state, X, index)
+    tolerance = {np.float64: 1e-9, np.float32: 2e-4}[problem.data.dtype.type]
+    np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * expected.max())
 
 
 @pytest.mark.parametrize("on_disk", [False, True])

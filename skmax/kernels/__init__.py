@@ -43,7 +43,7 @@ Moments = Callable[[Problem], tuple[Array, ...]]
 Curvature = Callable[[Problem, np.ndarray, int, float], np.ndarray]
 Penalty = Callable[[Problem, Array], np.ndarray]
 Curvatures = Callable[[Problem, Array, Array, Array, Any], Array]
-SecondMoments = Callable[[Problem, Array, int, Array], Array]
+SecondMoments = Callable[[Problem, Array, int, Array | None], Array]
 Solved = Callable[[Array, Array], Array]
 Predictions = Callable[..., tuple[Array, bool]]
 

@@ -1,6 +1,6 @@
-// Dense rows on the CPU: epochs of stochastic gradient descent, full passes, and predictions. Sparse
-// rows are in sparse.h, what L-BFGS does besides passes in descent.h, and coordinate descent in
-// coordinate_descent.h.
+// Dense rows on the CPU: epochs of stochastic gradient descent, full passes, what the curvature is
+// made of, and predictions. Sparse rows are in sparse.h, what L-BFGS does with weights and gradients
+// in descent.h, and coordinate descent in coordinate_descent.h.
 //
 // This file is compiled once for each instruction set, SKMAX_SET, whose vectors have
 // SKMAX_VECTOR_BYTES bytes. It holds no state, starts no thread, and calls nothing but the allocator:
@@ -939,8 +939,8 @@ struct Kernel {
     }
 
     // Sums over rows, which are floats, of the squares q q' of their features and 1, for each column
-    // of weights (n, k), to `out`, (k, d + 1, stride). The features are less `mean`, and times
-    // `inverse_scale`.
+    // of the weights (n, n_columns), of which there are k, or without any, to `out`, (k, d + 1, stride).
+    // The features are less `mean`, and times `inverse_scale`, (d,).
     int second_moments() {
         tile = most(tile, 4 * GROUP);  // a sum is read and written once for so many rows
         if (!allocate(false)) return 1;
@@ -951,8 +951,8 @@ struct Kernel {
             bool add = false;
             rows = 0;
             for (int64_t r = 0; r < job.n; r++) {
-                F w = weights[r * job.n_columns + c];
-                if (w > 0) take_root(row(r), (F)sqrt(w), X + rows++ * stride);
+                F w = weights ? weights[r * job.n_columns + c] : 1;
+                if (!(w <= 0)) take_root(row(r), (F)sqrt(w), X + rows++ * stride);
                 if (rows < tile && (r + 1 < job.n || (!rows && add))) continue;
                 for (int64_t j = 0; j < p; j += VECTORS * LANES)
                     for (int64_t i = 0; i < least(p, j + VECTORS * LANES); i += MOST)

@@ -267,6 +267,8 @@ def curvatures(
     (m, k, _), dtype, known = coef.shape, X.dtype, np.sum(~problem.masked, axis=1)
     if isinstance(index, slice):
         index = range(index.start, index.stop)
+    else:
+        index = np.ascontiguousarray(index, np.int64)
     piece = _Piece(problem.data, X, None, index, is_stored=False)
     out = np.empty((len(X), m, k), dtype)
     weights = {
@@ -279,13 +281,17 @@ def curvatures(
     return out
 
 
-def second_moments(problem: Problem, X: np.ndarray, model: int, weight: np.ndarray) -> np.ndarray:
+def second_moments(
+    problem: Problem, X: np.ndarray, model: int, weight: np.ndarray | None
+) -> np.ndarray:
     """Sums of squares of rows in a model's coordinates, times weights (b, k): (k, d + 1, d + 1).
 
-    Threads share the columns of the weights.
+    Threads share the columns of the weights. Without any, all are 1, and k is 1.
     """
-    (n, d), k, dtype = X.shape, weight.shape[1], X.dtype
-    X, weight = np.ascontiguousarray(X), np.ascontiguousarray(weight, dtype)
+    (n, d), k, dtype = X.shape, 1 if weight is None else weight.shape[1], X.dtype
+    X = np.ascontiguousarray(X)
+    if weight is not None:
+        weight = np.ascontiguousarray(weight, dtype)
     mean, scale, sums = np.zeros(d, dtype), np.ones(d, dtype), _empty((k, d + 1), d + 1, dtype)
     if problem.mean is not None:
         mean = np.ascontiguousarray(problem.mean[model, 0])
@@ -297,7 +303,10 @@ def second_moments(problem: Problem, X: np.ndarray, model: int, weight: np.ndarr
     job, cost = Job(piece.fields(), piece.some(0, n), common), k * n * d**2 / 2
     n_jobs = int(max(1, min(k, MOST_PARTS, cost // WORTH_A_THREAD)))
     jobs = [
-        job.copy({"k": last - first, "sample_weight": weight[:, first:], "out": sums[first:]})
+        job.copy(
+            {"k": last - first, "out": sums[first:]},
+            {"sample_weight": None if weight is None else weight[:, first:]},
+        )
         for first, last in pairwise(k * part // n_jobs for part in range(n_jobs + 1))
     ]
     problem.backend.each(lambda job: job.run("second_moments"), jobs, cost)

@@ -1,5 +1,5 @@
 // What an iteration of L-BFGS does with weights and gradients besides the pass over the rows, a part of
-// core.cpp: the same as descent.cu. Vectors of models are (m, k, d + 1) in the coordinates of the
+// core.cpp: the same as descent.cu, and the solution of linear systems. Vectors of models are (m, k, d + 1) in the coordinates of the
 // preconditioner, the intercept last; `size` is k (d + 1). Whatever is done with several of them is
 // done a block of elements at a time, which stays in the cache.
 
