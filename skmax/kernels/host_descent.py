@@ -49,16 +49,13 @@ def serves(backend: Any) -> bool:
 
 def _run(name: str, dtype: Any, /, **fields: Any) -> None:
     """Call a function of the core; `dtype` is that of its arrays which may be of either."""
-    function = library.function(name)
-    assert function is not None  # see `serves`
     arrays = []  # which the pointers point to
     for field, value in fields.items():
         if isinstance(value, np.ndarray):
             value = np.ascontiguousarray(value)
             arrays.append(value)
             fields[field] = value.ctypes.data
-    if function(ctypes.byref(Vectors(is_double=dtype == np.float64, **fields))):
-        raise MemoryError("No memory is left for what the kernel of the CPU keeps in it.")
+    library.call(name, Vectors(is_double=dtype == np.float64, **fields))
 
 
 def _sizes(weights: np.ndarray) -> dict[str, int]:

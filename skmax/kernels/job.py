@@ -93,10 +93,7 @@ class Job(ctypes.Structure):
         MemoryError
             It has no memory left.
         """
-        function = library.function(name)
-        assert function is not None  # see `serves`
-        if function(ctypes.byref(self)):
-            raise MemoryError("No memory is left for what the kernel of the CPU keeps in it.")
+        library.call(name, self)
 
 
 def n_parts(n_rows: int, cost: float, n_sums: int) -> int:

@@ -40,6 +40,20 @@ def function(name: str) -> Callable[[Any], int] | None:
     return found
 
 
+def call(name: str, asked: ctypes.Structure) -> None:
+    """Call a function of the core, which there must be, and which answers whether it has failed.
+
+    Raises
+    ------
+    MemoryError
+        It has no memory left.
+    """
+    found = function(name)
+    assert found is not None
+    if found(ctypes.byref(asked)):
+        raise MemoryError("No memory is left for what the kernel of the CPU keeps in it.")
+
+
 @cache
 def instruction_set() -> str | None:
     """The instruction set that runs; None: there is no library, or the reference was asked for.
