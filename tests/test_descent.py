@@ -154,7 +154,7 @@ def test_curvatures_equal_the_reference(backend, reference, seed, case, in_order
     rare=st.sets(st.sampled_from(["plain", "masked", "by column", "one class has none", "all 1"])),
     threads=threads,
 )
-def test_second_moments_are_those_of_float64(dtype, seed, n, d, k, rare, threads):
+def test_second_moments_of_the_cpu_are_those_of_float64(dtype, seed, n, d, k, rare, threads):
     case = {"m": 2, "k": 3, "d": d, "dtype": dtype, "rare": rare & {"plain", "masked"}}
     problem, _, rng = posed(NumpyBackend(), seed, **case)
     X = rng.normal(size=(n, d)).astype(dtype, order="F" if "by column" in rare else "C")
@@ -181,7 +181,7 @@ def test_second_moments_are_those_of_float64(dtype, seed, n, d, k, rare, threads
     shape=st.tuples(st.integers(1, 3), st.integers(1, 9), st.integers(1, 70)),
     part=st.booleans(),
 )
-def test_systems_of_factored_matrices_are_solved(dtype, seed, shape, part):
+def test_systems_of_factored_matrices_are_solved_on_the_cpu(dtype, seed, shape, part):
     rng, (m, r, p) = np.random.default_rng(seed), shape
     Z = rng.normal(size=(m, p + 3, p))
     matrices = (Z.swapaxes(1, 2) @ Z / p + 0.1 * np.eye(p)).astype(dtype)
