@@ -49,7 +49,7 @@ _MORE_ROWS = 4
 # SGD, per weight. They predict passes of 1.4 to 311 ms on 100,000 x 50 with 2 and 5 classes,
 # 60,000 x 784 with 10, 19,000 x 384 with 50 and 413, and 20,000 x 768 with 1,000 within a fifth,
 # and blocks of 0.3 ms to 3.1 s, in float64, on 8 rows per feature, of 20 to 2,000 features and 2 to
-# 20 classes, within a fifth.
+# 20 classes, within two fifths.
 _PER_PASS, _PER_VALUE, _PER_LOGIT, _PER_PRODUCT_OF_X = 4e-5, 1e-10, 1.5e-9, 2e-11
 _PER_MEASUREMENT, _PER_MATRIX, _PER_PRODUCT, _PER_ITERATION = 1.5e-4, 1e-5, 1.2e-11, 5e-4
 _PER_STEP, _PER_WEIGHT = 2e-6, 2e-10
