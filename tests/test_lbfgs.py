@@ -50,6 +50,48 @@ def test_the_optimum_is_that_of_logistic_regression(C, k, fit_intercept, precond
     np.testing.assert_allclose(model.predict_proba(X), reference.predict_proba(X), atol=1e-5)
 
 
+def easily_told_apart(n=4000, d=96, k=40):
+    """Embeddings of classes that hardly overlap."""
+    rng = np.random.default_rng(0)
+    y = np.append(np.arange(k), rng.integers(k, size=n - k))
+    X = (rng.normal(size=(k, d))[y] + rng.normal(size=(n, d))) / np.sqrt(np.arange(1, d + 1))
+    return 4 * X / np.linalg.norm(X, axis=1, keepdims=True), y
+
+
+@pytest.mark.parametrize("namespace", [np, array_api_strict])
+@pytest.mark.parametrize("l1_ratio", [0, 0.5])
+def test_the_first_step_goes_as_far_as_is_good(l1_ratio, namespace):
+    """To a tenth of the objective. All of Newton's step would end at six times as much."""
+    X, y = easily_told_apart()
+    model = SoftmaxRegression(solver="lbfgs", l1_ratio=l1_ratio, max_iter=1)
+    with sklearn.config_context(array_api_dispatch=True):
+        there = namespace.asarray(X), namespace.asarray(y)
+        with pytest.warns(ConvergenceWarning):
+            model.fit(*there)
+    coef, intercept = np.asarray(model.coef_), np.asarray(model.intercept_)
+    start, weight = np.log(np.bincount(y) / len(y)), np.ones(len(X))
+    start -= start.mean()
+
+    def along(length):
+        step = length * (intercept - intercept.mean() - start)
+        there = length * coef, start + step, X, np.eye(40)[y], weight
+        return objective(*there, l1_ratio=l1_ratio)
+
+    assert along(1) <= 1.1 * min(map(along, np.geomspace(0.25, 4, 17)))
+    assert along(1) < 0.1 * along(0)
+
+
+def test_classes_that_are_easily_told_apart_take_no_longer():
+    """Than others: after all of Newton's first step, it would be 39 iterations."""
+    X, y = easily_told_apart()
+    model = SoftmaxRegression(solver="lbfgs").fit(X, y)
+    reference = LogisticRegression(tol=1e-8, max_iter=1000).fit(X, y)
+    there = X, np.eye(40)[y], np.ones(len(X))
+    least = objective(reference.coef_, reference.intercept_, *there)
+    assert objective(model.coef_, model.intercept_, *there) == pytest.approx(least, rel=1e-4)
+    assert model.n_iter_ <= 25
+
+
 @pytest.mark.parametrize("l1_ratio", [0.5, 1])
 @pytest.mark.parametrize("k", [2, 3])
 def test_under_l1_the_optimum_of_scipy_and_its_zeros(k, l1_ratio):

@@ -161,7 +161,7 @@ def test_classes_share_second_moments_and_have_curvatures_of_their_own(monkeypat
 
 @pytest.mark.parametrize("confident", [False, True])
 def test_how_much_the_matrices_of_classes_differ(monkeypatch, confident):
-    """The share of rows that count, by definition; the spread, from all pairs of rows."""
+    """The shares of rows that count, by definition; the spread, from all pairs of rows."""
     rng = np.random.default_rng(0)
     y = np.repeat(np.arange(3), 60)
     X = rng.normal(size=(180, 6))
@@ -181,11 +181,12 @@ def test_how_much_the_matrices_of_classes_differ(monkeypatch, confident):
             for i in range(180) for j in range(180)
         )) / pairs.sum()  # fmt: skip
         spreads.append(square / np.average(np.sum(Z**2, axis=1), weights=h) ** 2)
-    evenness, promise = _difference_of_classes(problem, state, rng)
+    evenness, promise, heavy = _difference_of_classes(problem, state, rng)
     share = np.median(weight.mean(axis=0) ** 2 / np.mean(weight**2, axis=0))
     assert evenness == pytest.approx(share, rel=1e-6)
     assert promise == pytest.approx(np.median(spreads[:3]) / spreads[3] - 1, rel=1e-6, abs=1e-9)
     assert (abs(promise) > 0.01) == confident
+    assert heavy == pytest.approx(np.mean(weight > 0.2 * weight.mean(axis=0)), abs=1e-9)
 
 
 @pytest.mark.parametrize("kind", [Shared, Blocks])
