@@ -320,6 +320,51 @@ def test_sparse_rows_and_other_namespaces_reach_the_same_weights(k):
         np.testing.assert_allclose(coef, expected, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize(("C", "fit_intercept"), [(1, False), (1e4, True)])
+@pytest.mark.parametrize(
+    ("kind", "k"),
+    [("plain", 3), ("weighted", 3), ("single", 2), ("sparse", 3), ("scales", 2), ("dependent", 2)],
+)
+def test_of_more_features_than_rows_newton_sees_what_they_span(kind, C, k, fit_intercept):
+    """The optimum of SciPy's and its weights, of no more unknowns than rows; the bound holds."""
+    rng = np.random.default_rng(0)
+    n, d, weight = 24, 60, np.ones(24)
+    X, y = rng.normal(size=(n, d)) + rng.normal(size=d), np.arange(n) % k
+    X[:, :5] += y[:, None]
+    if kind == "scales":  # three kinds of units, one of them of few features
+        X *= np.where(np.arange(d) < 7, 1e7, np.where(np.arange(d) < 34, 1, 1e-6))
+    elif kind == "dependent":
+        X = np.column_stack([X[:12], np.full(12, 0.1)])
+        X, y = np.vstack([X, X]), np.append(y[:12], np.roll(y[:12], 1))
+    elif kind == "weighted":
+        weight = rng.exponential(size=n) * (rng.random(n) < 0.8)
+    elif kind == "single":
+        X = X.astype(np.float32)
+    elif kind == "sparse":
+        X[rng.random(X.shape) < 0.8] = 0
+    rows = sparse.csr_array(X) if kind == "sparse" else X
+    solver, problem = (
+        Newton(proven=True),
+        pose(rows, y, C, weight=weight, fit_intercept=fit_intercept),
+    )
+    epochs = solve(solver, problem, most=60)
+    last, X = epochs[-1], X.astype(float)
+    assert solver._table.Z.shape[0] <= 3 * n + 1
+    digits = 1e-6 if kind == "single" else 1e-9
+    least = scipy_optimum(X, np.eye(k)[y], weight, C, fit_intercept=fit_intercept)
+    F = np.array([epoch.loss[0] for epoch in epochs])
+    assert F[-1] <= least + 1e-7 * least
+    gap = np.array([epoch.gap[0] for epoch in epochs])
+    assert (F - min(F[-1], least) <= gap + digits).all()
+    assert gap[-1] <= 1e-8 * F[-1] + digits
+    shift = 0.0 if problem.data.shift is None else problem.data.shift
+    state = last.state
+    given_by_weights = objective(
+        state.coef[0], state.intercept[0], X - shift, np.eye(k)[y], weight, C
+    )
+    assert given_by_weights == pytest.approx(F[-1], rel=digits, abs=digits * least)
+
+
 def test_far_features_of_small_deviation_and_more_features_than_rows():
     """An offset of a million deviations leaves seven digits; 200 features for 60 rows."""
     X, y = make_data(3)
@@ -576,6 +621,8 @@ def test_past_steps_correct_a_first_guess_like_bfgs():
         (150, 4, 3, 0, "newton"),
         (3000, 30, 3, 0, "newton"),
         (20_000, 30, 3, 0, "lbfgs"),
+        (100, 2000, 3, 0, "newton"),
+        (200, 2000, 20, 0, "lbfgs"),
         (1797, 64, 10, 0, "lbfgs"),
         (60_000, 784, 10, 0, "sgd"),
         (1797, 64, 10, 1, "newton"),

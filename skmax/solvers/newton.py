@@ -4,10 +4,11 @@ The rows are read once, as float64, into the coordinates of a preconditioner, wh
 has any or not. Probabilities do not see what the weights of all classes have in common, so what is
 sought are those of contrasts, V, of which the weights are ``W = B V``; the columns of B add up to
 zero over the classes. So no direction is singular but those of the data, and the Hessian has
-q = r (d + 1) rows, r being one less than the number of classes.
+q = r p rows, r being one less than the number of classes.
 
-All arrays are on the host. Beside the letters of `skmax.problem`, p is d + 1: the features and a
-last one, which is 1 for the intercept, or 0 without. A first axis of 1 stands for one of m.
+All arrays are on the host. Beside the letters of `skmax.problem`, p is d + 1, or less where there
+are fewer rows than features: the features and a last one, which is 1 for the intercept, or 0
+without. A first axis of 1 stands for one of m.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-from scipy.linalg import lapack
+from scipy.linalg import blas, lapack
 from scipy.special import entr
 
 from skmax.data import dense
@@ -52,6 +53,11 @@ _RIDGE, _LEAST_RIDGE, _MORE_RIDGE = 1e-12, 1e-17, 100.0
 # the Hessian, and in all (64 MB). Then 2,205 rows of 11 features and 7 classes take 3.9 ms instead
 # of 4.7; with 1 << 17 per block, 1,482 of 39 would take 11.8 ms instead of 7.8.
 _FEWEST_BLOCKS, _PER_BLOCK, _MOST = 3, 1 << 14, 1 << 23
+# Features whose largest values differ by more do not share products of rows, which would lose the
+# smaller ones to rounding errors. What is first added to such products, as a share of their mean
+# diagonal, since rows may depend on each other; each time after that, so many times as much. And
+# how many times its root is the length of what does not come of it.
+_SAME_UNITS, _INDEPENDENT, _MORE, _BEYOND_CHANCE = 1e4, 1e-14, 10.0, 10.0
 
 
 class Newton(FullBatch):
@@ -76,12 +82,19 @@ class Newton(FullBatch):
 class _Table:
     """The rows of a problem, features first.
 
+    Weights under L2 are combinations of rows. So where there are more features than rows, what
+    counts are the coordinates of rows in a basis of what they span: they are the features here.
+
     Attributes
     ----------
     Z : ndarray of shape (p, n)
         The features, centred and scaled, and a row of ones for the intercept.
-    mean, scale : ndarray of shape (d,)
-        What was subtracted from the features, and what they were divided by.
+    basis : ndarray of shape (p - 1, d) or None
+        What the features are coordinates for: orthonormal. None: they are those of X.
+    mean : ndarray of shape (d,)
+        What was subtracted from the features of X.
+    scale : ndarray of shape (p - 1,)
+        What the features were divided by.
     varies : ndarray of shape (p,)
         Whether there is more than zeros in a row of Z.
     target : ndarray of shape (k, n)
@@ -94,21 +107,35 @@ class _Table:
         to_numpy, common = problem.backend.to_numpy, in_common_coordinates(problem)
         X = _read(problem)
         n, d = X.shape
-        inverse = to_numpy(common.inverse_scale)[0, 0].astype(np.float64)
-        self.mean = np.zeros(d)
+        self.mean, self.basis = np.zeros(d), None
         if common.mean is not None:
             self.mean = to_numpy(common.mean)[0, 0].astype(np.float64)
-        self.Z = np.empty((d + 1, n))
-        np.subtract(X.T, self.mean[:, None], out=self.Z[:-1])
-        self.Z[:-1] *= inverse[:, None]
+        inverse = to_numpy(common.inverse_scale)[0, 0].astype(np.float64)
+        varies = inverse > 0
+        if d > n:
+            spanned, self.basis, self.scale = _spanned((X - self.mean) * varies)
+            self.Z, varies = np.vstack([spanned, np.empty(n)]), self.scale > 0
+            self.scale = np.where(varies, self.scale, 1.0)
+        else:
+            self.Z, self.scale = np.empty((d + 1, n)), 1 / np.where(varies, inverse, 1.0)
+            np.subtract(X.T, self.mean[:, None], out=self.Z[:-1])
+            self.Z[:-1] *= inverse[:, None]
         self.Z[-1] = problem.fit_intercept
-        self.varies = np.append(inverse > 0, problem.fit_intercept)
-        self.scale = 1 / np.where(inverse > 0, inverse, 1.0)
+        self.varies = np.append(varies, problem.fit_intercept)
         self.label, self.target = targets_of(problem)
         self.soft = problem.targets.ndim == 2
         self._products: np.ndarray | None = None
         self._single: np.ndarray | None = None
         self._source = problem.data, problem.order, problem.targets, problem.fit_intercept
+
+    def weights(self, coef: np.ndarray) -> np.ndarray:
+        """Weights (..., p - 1) of the features here, from those of X, (..., d)."""
+        return (coef if self.basis is None else coef @ self.basis.T) * self.scale
+
+    def coef(self, weights: np.ndarray) -> np.ndarray:
+        """Those of X."""
+        coef = weights / self.scale
+        return coef if self.basis is None else coef @ self.basis
 
     def is_of(self, problem: Problem) -> bool:
         """Whether it would be made of that problem again, of other models, say."""
@@ -151,6 +178,54 @@ def _read(problem: Problem) -> np.ndarray:
         data = data.with_(shift=data.shift, dtype=float64)
     rows = backend.to_numpy(dense(data.rows(backend.asarray(problem.order))))
     return rows.astype(np.float64, copy=False)
+
+
+def _spanned(X: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Coordinates (r, n) of rows (n, d), their basis (r, d), and what they were divided by (r,).
+
+    With L the Cholesky factor of K, the products of all rows, the basis is the inverse of L times
+    X, which is orthonormal, and the coordinates are the inverse of L times K. Where rows depend on
+    each other, some are zero. Of fewer features than rows, the features are their own basis.
+    """
+    (n, d), largest = X.shape, np.maximum(X.max(axis=0), -X.min(axis=0))
+    left = largest > 0
+    coordinates, bases, scales = [np.zeros((0, n))], [np.zeros((0, d))], [np.zeros(0)]
+    while left.any():
+        unit = largest[left].max()
+        alike = left & (largest > unit / _SAME_UNITS)
+        left, features = left & ~alike, np.flatnonzero(alike)
+        values = X if len(features) == d else X[:, features]
+        values /= unit
+        if len(features) <= n:
+            basis, there, least = np.eye(len(features)), values.T, 0.0
+        else:
+            products = values @ values.T
+            factor, added = _independent(products)
+            basis = blas.dtrsm(1.0, factor, values.T, side=1, lower=1, trans_a=1, overwrite_b=1).T
+            there = blas.dtrsm(1.0, factor, products, lower=1)
+            least = _BEYOND_CHANCE * np.sqrt(added)
+        length = np.sqrt(np.mean(there * there, axis=1))
+        used = length > least
+        basis[~used] = 0.0
+        if len(features) < d:
+            of_all = np.zeros((len(basis), d))
+            of_all[:, features] = basis
+            basis = of_all
+        coordinates.append(there * np.divide(used, length, out=0 * length, where=used)[:, None])
+        bases.append(basis)
+        scales.append(unit * length * used)
+    basis = bases[1] if len(bases) == 2 else np.vstack(bases)
+    return np.vstack(coordinates), basis, np.concatenate(scales)
+
+
+def _independent(products: np.ndarray) -> tuple[np.ndarray, float]:
+    """The Cholesky factor of products of rows, and as much added to the diagonal as that needs."""
+    added = _INDEPENDENT * float(np.trace(products)) / len(products)
+    while True:
+        factor, info = lapack.dpotrf(products + added * np.eye(len(products)), lower=1, clean=1)
+        if info == 0:
+            return factor, added
+        added *= _MORE
 
 
 @lru_cache(maxsize=64)
@@ -362,7 +437,7 @@ class _Search:
         self._bounds = _Bounds(problem, table, target, weight)
         self._velocities = tuple(
             problem.backend.zeros(shape, problem.data.dtype)
-            for shape in ((*problem.masked.shape, len(table.scale)), problem.masked.shape)
+            for shape in ((*problem.masked.shape, len(table.mean)), problem.masked.shape)
         )
         self._penalise(problem)
 
@@ -380,7 +455,7 @@ class _Search:
             for part in (state.coef, state.intercept)
         )
         there = intercept + coef @ self._table.mean
-        weights = np.concatenate([coef * self._table.scale, there[..., None]], axis=2)
+        weights = np.concatenate([self._table.weights(coef), there[..., None]], axis=2)
         return self._loss.basis.transpose(0, 2, 1) @ weights / self._loss.length
 
     def _evaluate(self, V: np.ndarray, U: np.ndarray) -> tuple[np.ndarray, _Logits]:
@@ -503,7 +578,7 @@ class _Search:
 
     def _state(self) -> State:
         problem, weights = self._problem, self._loss.basis @ self._V
-        coef = weights[..., :-1] / self._table.scale
+        coef = self._table.coef(weights[..., :-1])
         intercept = weights[..., -1] - coef @ self._table.mean
         intercept[problem.masked] = MASKED_LOGIT
         moved, dtype = problem.backend.asarray, problem.data.dtype
