@@ -2,7 +2,7 @@
 
 ``KINDS`` maps a name to a function that returns X and y. Real are iris, wine, breast_cancer and
 digits (scikit-learn's) and Fashion-MNIST (Debian's package, or downloaded). The labels of what is
-made are noisy, so that no kind is separable by more rows.
+made are noisy, so that no kind is separable by more rows, but for what says that it is clear.
 """
 
 from __future__ import annotations
@@ -68,12 +68,14 @@ def table(n: int, d: int, k: int, columns: str = "standardised") -> tuple[np.nda
     return Z, y
 
 
-def embeddings(n: int, d: int, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Unit vectors, float32, as encoders of texts and images give.
+def embeddings(
+    n: int, d: int, k: int, *, clear: bool = False, standardised: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Unit vectors, float32, as encoders of texts and images give, or the same standardised.
 
     A common mean, a centre per class, and noise, the last two with variances along hidden axes that
     decay like 1 / (10 + i), as the spectra of real ones do. Class sizes fall like 1 / (20 + j).
-    A twentieth of the labels is wrong.
+    A twentieth of the labels is wrong. Where all is clear, none is, and centres are further apart.
     """
     rng = np.random.default_rng(SEED)
     size = 1 / (20.0 + np.arange(k))
@@ -82,10 +84,13 @@ def embeddings(n: int, d: int, k: int) -> tuple[np.ndarray, np.ndarray]:
     axes = np.linalg.qr(rng.normal(size=(d, d)))[0].astype(np.float32)
     spread = np.sqrt(1 / (10.0 + np.arange(d))).astype(np.float32)[:, None] * axes
     centres = rng.standard_normal((k, d), dtype=np.float32)
-    Z = 4 / np.sqrt(np.float32(d)) * centres[y] + rng.standard_normal((n, d), dtype=np.float32)
+    apart = np.float32(12 if clear else 4) / np.sqrt(np.float32(d))
+    Z = apart * centres[y] + rng.standard_normal((n, d), dtype=np.float32)
     X = Z @ spread + axes.mean(axis=0)
-    y = np.where(rng.random(n) < 0.05, rng.permutation(y), y)
-    return X / np.linalg.norm(X, axis=1, keepdims=True), y
+    if not clear:
+        y = np.where(rng.random(n) < 0.05, rng.permutation(y), y)
+    X /= np.linalg.norm(X, axis=1, keepdims=True)
+    return (StandardScaler().fit_transform(X) if standardised else X), y
 
 
 def zipf(rng: np.random.Generator, size: int, n: int) -> np.ndarray:
@@ -149,10 +154,14 @@ KINDS: dict[str, Kind] = {
     **_tables("correlated", ("1k", 5), ("10k", 2), ("10k", 20), ("100k", 5)),
     **_tables("hostile", ("1k", 2), ("10k", 5), ("100k", 2)),
     "gaussians 10k x 1000 10": partial(table, 10_000, 1000, 10),
+    "wide 200 x 2000 2": partial(table, 200, 2000, 2),
+    "wide 100 x 10k 3": partial(table, 100, 10_000, 3),
     "fashion float32": partial(fashion, "float32"),
     "fashion uint8": partial(fashion, "uint8"),
     "embeddings 20k x 384 50": partial(embeddings, 20_000, 384, 50),
     "embeddings 20k x 384 400": partial(embeddings, 20_000, 384, 400),
+    "clear 20k x 384 50": partial(embeddings, 20_000, 384, 50, clear=True),
+    "clear std 20k x 384 50": partial(embeddings, 20_000, 384, 50, clear=True, standardised=True),
     "embeddings 50k x 768 100": partial(embeddings, 50_000, 768, 100),
     "embeddings 50k x 768 1000": partial(embeddings, 50_000, 768, 1000),
     "text 15 x 15k 2": partial(text, 32_000, 15_000, 2, 15),

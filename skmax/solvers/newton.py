@@ -113,7 +113,9 @@ class _Table:
         inverse = to_numpy(common.inverse_scale)[0, 0].astype(np.float64)
         varies = inverse > 0
         if d > n:
-            spanned, self.basis, self.scale = _spanned((X - self.mean) * varies)
+            X = X - self.mean
+            X[:, ~varies] = 0.0
+            spanned, self.basis, self.scale = _spanned(X)
             self.Z, varies = np.vstack([spanned, np.empty(n)]), self.scale > 0
             self.scale = np.where(varies, self.scale, 1.0)
         else:
