@@ -462,12 +462,18 @@ class Curvature:
         return passes_worth(self._size, n_rows, n_blocks=1)
 
     def renew(
-        self, problem: Problem, state: State, passes: int, expected: float, *, slow: bool
+        self,
+        problem: Problem,
+        state: State,
+        passes: int,
+        expected: Callable[[], float],
+        *,
+        slow: bool,
     ) -> bool:
         """Learn what is due where the models are, after so many passes, if their steps are slow.
 
-        `expected` is how many more are to be expected, if all stays as it is. Returns whether that
-        is all that there is to know: a block per class.
+        `expected` says how many more are to be expected, if all stays as it is. Returns whether
+        that is all that there is to know: a block per class.
         """
         if slow and self._is_due(problem, state, passes, expected):
             self.measure(problem, state, passes)
@@ -478,7 +484,9 @@ class Curvature:
             self._guess = self._guess.renewed(sample, state, sample.order)
         return False
 
-    def _is_due(self, problem: Problem, state: State, passes: int, expected: float) -> bool:
+    def _is_due(
+        self, problem: Problem, state: State, passes: int, expected: Callable[[], float]
+    ) -> bool:
         """Whether it is, as things stand here: of blocks, the price depends on that."""
         if not self._seems_due(passes, expected):
             return False
@@ -487,11 +495,11 @@ class Curvature:
             self._plan()
         return self._seems_due(passes, expected)
 
-    def _seems_due(self, passes: int, expected: float) -> bool:
+    def _seems_due(self, passes: int, expected: Callable[[], float]) -> bool:
         if passes >= self._due or not (self._fresh and self._ladder[0] is Blocks):
             return passes >= self._due
         soon = passes >= self._since + self._soonest(self._since)
-        return soon and expected >= self._price()
+        return soon and expected() >= self._price()
 
     def __call__(self, *gradients: Array) -> list[Array]:
         """What the present guess makes of gradients (m, k, d + 1)."""

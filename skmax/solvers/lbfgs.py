@@ -277,9 +277,8 @@ class _Search:
             self._guess.change, self._guess.product = self._pairs.add(before, self._point)
             fall = before.value - self._point.value
             self._falls = np.concatenate([self._falls[-_SEEN:], fall[None]])
-            expected, slow = self._expected(), self._is_slow()
-            state, passes = self._point.state, self._passes
-            if self._curvature.renew(self._problem, state, passes, expected, slow=slow):
+            state, passes, slow = self._point.state, self._passes, self._is_slow()
+            if self._curvature.renew(self._problem, state, passes, self._expected, slow=slow):
                 self._pairs.clear()
         self._turn()
 
