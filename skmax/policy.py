@@ -64,10 +64,13 @@ MOST_ENTRIES, _MOST_FEATURES = 1 << 25, 2000
 # Hessian may have.
 _NEWTON_PER_LOGIT, _NEWTON_PER_PRODUCT, _FACTOR = 1.3e-7, 1e-10, 5
 _LBFGS_SECONDS, _LBFGS_PASSES, _MOST_UNKNOWNS = 3.5e-3, 35, 10_000
-# How many times as long L-BFGS takes where there are more features than rows. On 15 such tables of
-# 50 to 500 rows, 300 to 20,000 features and 2 to 5 classes, Newton was 1.2 to 8 times as fast where
-# this says so, but for one (0.65), and L-BFGS 1.1 to 2.1 times as fast elsewhere.
-_WIDE = 3
+# Where there are more features than rows: what a basis of the rows takes, in multiply-adds, times
+# their number squared and that of the features; and how many times as long L-BFGS takes. On 15 such
+# tables of 50 to 500 rows, 300 to 20,000 features and 2 to 5 classes, Newton was 1 to 6 times as
+# fast where this says so, and L-BFGS 1.1 to 2.5 times as fast elsewhere, but for one (0.65).
+_BASIS, _WIDE = 5, 3
+# The most values of such tables (4 GB), of which Newton's method makes a few more arrays.
+_MOST_OF_WIDE = 1 << 29
 # Multiply-adds of a product with X up to which the proximal Newton method serves under L1, where
 # L-BFGS took 1.2 to 20 times as long to a proof of 1e-4, or found none, on 20 of 23 problems.
 _MOST_UNDER_L1 = 2e8
@@ -161,11 +164,14 @@ def _check_unknowns(params: Hyperparameters, size: Size) -> None:
             f"and {size.n_features:,} features, {8 * q**2 / 1e9:.0f} GB. Use solver='lbfgs', which "
             "goes to the optimum, too."
         )
-    if size.is_on_disk and not params.has_lasso:
+    values = size.n_rows * size.n_features
+    is_wide = size.n_features > size.n_rows and values > _MOST_OF_WIDE
+    if (size.is_on_disk or is_wide) and not params.has_lasso:
+        where = "on disk" if size.is_on_disk else f"of {size.n_features:,} features"
         raise ValueError(
             "solver='newton' holds all rows in memory in float64, "
-            f"{8e-9 * size.n_rows * size.n_features:.0f} GB, and X is on disk. Use solver='lbfgs', "
-            "which goes to the optimum, too."
+            f"{8e-9 * values:.0f} GB, and X is {where}. Use solver='lbfgs', which goes to the "
+            "optimum, too."
         )
 
 
@@ -176,7 +182,7 @@ def _newton_pays(params: Hyperparameters, size: Size) -> bool:
     products = n * q**2 * k / (2 * (k - 1)) + _FACTOR * q**3
     others = _LBFGS_SECONDS + _LBFGS_PASSES * _seconds_of_pass(size)
     if size.n_features > n:
-        products += n**2 * size.n_features  # of rows, and a basis of what they span
+        products += _BASIS * n**2 * size.n_features
         if blocks_per_model(1, k, size.n_features + 1):
             others += _seconds_of_matrices(size, n, 1)
         others *= _WIDE

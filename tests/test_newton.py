@@ -323,7 +323,17 @@ def test_sparse_rows_and_other_namespaces_reach_the_same_weights(k):
 @pytest.mark.parametrize(("C", "fit_intercept"), [(1, False), (1e4, True)])
 @pytest.mark.parametrize(
     ("kind", "k"),
-    [("plain", 3), ("weighted", 3), ("single", 2), ("sparse", 3), ("scales", 2), ("dependent", 2)],
+    [
+        ("plain", 3),
+        ("weighted", 3),
+        ("single", 2),
+        ("sparse", 3),
+        ("scales", 2),
+        ("dependent", 2),
+        ("nearly dependent", 2),
+        ("far", 2),
+        ("outlier", 3),
+    ],
 )
 def test_of_more_features_than_rows_newton_sees_what_they_span(kind, C, k, fit_intercept):
     """The optimum of SciPy's and its weights, of no more unknowns than rows; the bound holds."""
@@ -336,6 +346,14 @@ def test_of_more_features_than_rows_newton_sees_what_they_span(kind, C, k, fit_i
     elif kind == "dependent":
         X = np.column_stack([X[:12], np.full(12, 0.1)])
         X, y = np.vstack([X, X]), np.append(y[:12], np.roll(y[:12], 1))
+    elif kind == "nearly dependent":
+        X = 1e3 * np.vstack([X[:12], X[:12] + 1e-6 * rng.normal(size=(12, d))])
+        y = np.append(y[:12], (y[:12] + 1) % k)
+    elif kind == "far":
+        X += 1e5
+    elif kind == "outlier":
+        X[7] *= 1e6
+        weight[7] = 0
     elif kind == "weighted":
         weight = rng.exponential(size=n) * (rng.random(n) < 0.8)
     elif kind == "single":

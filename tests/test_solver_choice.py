@@ -85,6 +85,11 @@ def test_newton_says_when_there_are_too_many_weights():
         SoftmaxRegression(solver="newton").fit(X, y)
 
 
+def test_newton_refuses_wide_rows_that_would_fill_the_memory():
+    with pytest.raises(ValueError, match=r"40 GB, and X is of 1,000,000 features.*solver='lbfgs'"):
+        choose(Hyperparameters(solver="newton"), Size(5000, 1_000_000, 2, 100.0))
+
+
 @pytest.mark.parametrize(("solver", "planned"), [("sgd", 7), ("lbfgs", None), ("newton", None)])
 def test_progress_is_announced_where_it_is_planned(solver, planned):
     """How many iterations lead to the optimum, nobody knows before."""

@@ -67,11 +67,7 @@ _FEW_SIDES = 8
 # 14.3 / 16.7 ms, 1,000 x 20 with 20 classes 4.7 / 4.7 / 6.1, 10,000 x 100 with 5 classes 11.7 /
 # 12.7 / 13.4, with 20 classes 36.1 / 30.6 / 30.1.
 _FIRST, _AGAIN, _TIMES_ITS_PRICE = 2, 7, 3
-# The share of rows that count for a class, until some have been seen. Blocks that cost as much as
-# the passes to be expected make them fewer by more than half on all that was tried: 10,000 rows of
-# Fashion-MNIST take 0.48 s instead of 1.2, 10,000 x 100 with 20 classes 40 ms instead of 52; half
-# and twice as many passes made no difference. On paths over C, where each fit takes few, they would
-# take a fifth longer.
+# The share of rows that count for a class, until some have been seen.
 _HEAVY = 0.1
 
 
@@ -357,7 +353,8 @@ class Curvature:
     From weights of zero, features share their second moments, if those are cheap or promise much,
     or stand alone. Once the passes since have cost three times as much, what is dearer is
     measured: second moments, then a block per class, then that on more rows; too many of them
-    are never. From zero, blocks come sooner, once the passes to be expected cost as much.
+    are never. From zero, the first blocks come sooner, once the passes so far cost as much, and
+    those to be expected.
 
     Parameters
     ----------
@@ -431,6 +428,8 @@ class Curvature:
         """Measure it where the models are after so many passes, and decide when to do so again."""
         sample = problem.sample(self._n_rows, self._rng)
         self._guess: FirstGuess = self._ladder[0].of(sample, state, sample.order)
+        if isinstance(self._guess, Blocks):  # the next ones come when they would if all rows count
+            self._heavy = 1.0
         if len(self._ladder) > 1:
             self._ladder = self._ladder[1:]
             self._n_rows = self._first_rows()
@@ -496,10 +495,17 @@ class Curvature:
         return self._seems_due(passes, expected)
 
     def _seems_due(self, passes: int, expected: Callable[[], float]) -> bool:
-        if passes >= self._due or not (self._fresh and self._ladder[0] is Blocks):
-            return passes >= self._due
-        soon = passes >= self._since + self._soonest(self._since)
-        return soon and expected() >= self._price()
+        if passes >= self._due:
+            return True
+        first = self._ladder[0] is Blocks and not isinstance(self._guess, Blocks)
+        if not (self._fresh and first):
+            return False
+        # Blocks that cost as much as the passes to be expected make these fewer by more than half:
+        # 10,000 rows of Fashion-MNIST take 0.75 s instead of 1.2, 10,000 x 100 with 20 classes 40
+        # ms instead of 52. On paths over C, where each fit takes few, they took a fifth longer.
+        price = self._price()
+        soonest = self._since + max(self._soonest(self._since), price)
+        return passes >= soonest and expected() >= price
 
     def __call__(self, *gradients: Array) -> list[Array]:
         """What the present guess makes of gradients (m, k, d + 1)."""

@@ -18,7 +18,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-from scipy.linalg import blas, lapack
+from scipy.linalg import lapack
 from scipy.special import entr
 
 from skmax.data import dense
@@ -53,11 +53,10 @@ _RIDGE, _LEAST_RIDGE, _MORE_RIDGE = 1e-12, 1e-17, 100.0
 # the Hessian, and in all (64 MB). Then 2,205 rows of 11 features and 7 classes take 3.9 ms instead
 # of 4.7; with 1 << 17 per block, 1,482 of 39 would take 11.8 ms instead of 7.8.
 _FEWEST_BLOCKS, _PER_BLOCK, _MOST = 3, 1 << 14, 1 << 23
-# Features whose largest values differ by more do not share products of rows, which would lose the
-# smaller ones to rounding errors. What is first added to such products, as a share of their mean
-# diagonal, since rows may depend on each other; each time after that, so many times as much. And
-# how many times its root is the length of what does not come of it.
-_SAME_UNITS, _INDEPENDENT, _MORE, _BEYOND_CHANCE = 1e4, 1e-14, 10.0, 10.0
+# Features whose largest values differ by more are no part of the same basis, in which the smaller
+# ones would be lost to rounding errors; these are what coordinates are, as a share of their row,
+# that are less; and values that are less have no squares to speak of.
+_SAME_UNITS, _CHANCE, _LEAST_VALUE = 1e4, 1e-14, 1e-100
 
 
 class Newton(FullBatch):
@@ -185,49 +184,36 @@ def _read(problem: Problem) -> np.ndarray:
 def _spanned(X: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Coordinates (r, n) of rows (n, d), their basis (r, d), and what they were divided by (r,).
 
-    With L the Cholesky factor of K, the products of all rows, the basis is the inverse of L times
-    X, which is orthonormal, and the coordinates are the inverse of L times K. Where rows depend on
-    each other, some are zero. Of fewer features than rows, the features are their own basis.
+    With X' = Q R, the basis is Q', and the coordinates are R. Where rows depend on each other, some
+    are zero. Of fewer features than rows, these are their own basis.
     """
     (n, d), largest = X.shape, np.maximum(X.max(axis=0), -X.min(axis=0))
-    left = largest > 0
-    coordinates, bases, scales = [np.zeros((0, n))], [np.zeros((0, d))], [np.zeros(0)]
+    if not np.isfinite(largest).all():  # a mean that is no number: the objective shall be none
+        return np.full((1, n), np.nan), np.zeros((1, d)), np.ones(1)
+    left, coordinates, bases, scales = largest > _LEAST_VALUE, [], [], []
+    if not left.any():
+        return np.zeros((1, n)), np.zeros((1, d)), np.zeros(1)
     while left.any():
         unit = largest[left].max()
         alike = left & (largest > unit / _SAME_UNITS)
         left, features = left & ~alike, np.flatnonzero(alike)
-        values = X if len(features) == d else X[:, features]
-        values /= unit
+        values = (X if len(features) == d else X[:, features]) / unit
         if len(features) <= n:
-            basis, there, least = np.eye(len(features)), values.T, 0.0
+            basis, there = np.eye(len(features)), values.T
         else:
-            products = values @ values.T
-            factor, added = _independent(products)
-            basis = blas.dtrsm(1.0, factor, values.T, side=1, lower=1, trans_a=1, overwrite_b=1).T
-            there = blas.dtrsm(1.0, factor, products, lower=1)
-            least = _BEYOND_CHANCE * np.sqrt(added)
-        length = np.sqrt(np.mean(there * there, axis=1))
-        used = length > least
-        basis[~used] = 0.0
+            Q, there = np.linalg.qr(values.T)
+            basis = Q.T
+            there[np.abs(there) <= _CHANCE * np.linalg.norm(values, axis=1)] = 0.0
         if len(features) < d:
             of_all = np.zeros((len(basis), d))
             of_all[:, features] = basis
             basis = of_all
-        coordinates.append(there * np.divide(used, length, out=0 * length, where=used)[:, None])
+        length = np.sqrt(np.mean(there * there, axis=1))
+        coordinates.append(there / np.where(length > 0, length, 1.0)[:, None])
         bases.append(basis)
-        scales.append(unit * length * used)
-    basis = bases[1] if len(bases) == 2 else np.vstack(bases)
+        scales.append(unit * length)
+    basis = bases[0] if len(bases) == 1 else np.vstack(bases)
     return np.vstack(coordinates), basis, np.concatenate(scales)
-
-
-def _independent(products: np.ndarray) -> tuple[np.ndarray, float]:
-    """The Cholesky factor of products of rows, and as much added to the diagonal as that needs."""
-    added = _INDEPENDENT * float(np.trace(products)) / len(products)
-    while True:
-        factor, info = lapack.dpotrf(products + added * np.eye(len(products)), lower=1, clean=1)
-        if info == 0:
-            return factor, added
-        added *= _MORE
 
 
 @lru_cache(maxsize=64)
