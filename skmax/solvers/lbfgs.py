@@ -290,7 +290,9 @@ class _Search:
         """How many more steps are to be expected, if what they bring falls like the last ones'."""
         first, last = np.maximum(self._falls[[0, -1]], np.finfo(float).tiny)
         rate = (np.log(first) - np.log(last)) / max(len(self._falls) - 1, 1)
-        to_go = np.log(np.maximum(last / (_LAST * self._point.value), 1))
+        to_go = np.log(np.maximum(last, _LAST * self._point.value)) - np.log(
+            np.maximum(_LAST * self._point.value, np.finfo(float).tiny)
+        )
         steps = np.divide(to_go, rate, out=np.full_like(rate, np.inf), where=rate > 0)
         return float(np.median(np.where(last <= _SETTLED * self._point.value, steps, 0.0)))
 
