@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import count
 
@@ -92,18 +94,18 @@ class SGD:
         """
         solver, models, before = self, np.arange(problem.n_models), state
         bound = self._bound(problem, state)
-        orders = _Orders(problem, rng if self.shuffle else None, max(self.max_iter))
-        for epoch in count():
-            solver, before, state, report = solver._guarded(
-                problem, before, state, orders, epoch, bound
-            )
-            leaving = yield Epoch(models, state, *report, solver.learning_rate)
-            if leaving is not None and leaving.any():
-                staying = np.flatnonzero(~leaving)
-                before = before.select(problem.backend, staying)
-                state = state.select(problem.backend, staying)
-                problem, solver = problem.select(staying), solver.select(staying)
-                models, bound = models[staying], bound[staying]
+        with closing(_Orders(problem, rng if self.shuffle else None, max(self.max_iter))) as orders:
+            for epoch in count():
+                solver, before, state, report = solver._guarded(
+                    problem, before, state, orders, epoch, bound
+                )
+                leaving = yield Epoch(models, state, *report, solver.learning_rate)
+                if leaving is not None and leaving.any():
+                    staying = np.flatnonzero(~leaving)
+                    before = before.select(problem.backend, staying)
+                    state = state.select(problem.backend, staying)
+                    problem, solver = problem.select(staying), solver.select(staying)
+                    models, bound = models[staying], bound[staying]
 
     def _bound(self, problem: Problem, state: State) -> np.ndarray:
         """The objective above which a model has diverged, of shape (m,)."""
@@ -164,27 +166,39 @@ def mean_loss(problem: Problem, state: State, batch_size: int) -> np.ndarray:
 class _Orders:
     """The order of the rows in one epoch after the other; at random, if there is an `rng`.
 
-    The next one can be drawn ahead, while a device works on what it was given.
+    Where a device computes, a thread draws the next one meanwhile: one of 60,000 rows takes 1 ms,
+    as long as an epoch of Fashion-MNIST takes there.
     """
 
     def __init__(self, problem: Problem, rng: np.random.Generator | None, planned: int):
         self._problem, self._rng = problem, rng
         self._left = planned
-        self._drawn: np.ndarray | None = None
+        ahead = rng is not None and problem.backend.is_wide
+        self._thread = ThreadPoolExecutor(1) if ahead else None
+        self._drawn: Future[np.ndarray] | None = None
+        self.draw_ahead()
 
     def _draw(self) -> np.ndarray:
-        self._left -= 1
         return self._problem.data.epoch(self._problem.order, self._rng)
 
     def next(self) -> np.ndarray:
         """The order of the epoch that begins."""
-        order, self._drawn = self._draw() if self._drawn is None else self._drawn, None
+        if self._drawn is None:
+            self._left -= 1
+            return self._draw()
+        order, self._drawn = self._drawn.result(), None
         return order
 
     def draw_ahead(self) -> None:
-        """Draw the order of the epoch after this one, if one is planned."""
-        if self._drawn is None and self._left > 0:
-            self._drawn = self._draw()
+        """Draw the order of the epoch after this one, if one is planned and a thread is there."""
+        if self._thread is not None and self._drawn is None and self._left > 0:
+            self._left -= 1
+            self._drawn = self._thread.submit(self._draw)
+
+    def close(self) -> None:
+        """Wait for the thread: then the generator of random numbers is the caller's again."""
+        if self._thread is not None:
+            self._thread.shutdown()
 
 
 def sgd_epoch(problem: Problem, state: State, steps: Steps) -> tuple[State, BatchSums]:
