@@ -155,6 +155,12 @@ class Problem:
         """The columns as numbers of 32 bits, where the backend computes."""
         return self.backend.asarray(self.columns.astype(np.int32))
 
+    @cached_property
+    def largest_weight(self) -> float:
+        """The largest weight of a row."""
+        weight = self.sample_weight
+        return 1.0 if weight is None else float(self.backend.to_numpy(weight).max())
+
     def rows_of(self, array: Array, index: Any) -> Array:
         """Rows of an array that has one for each row of X, at an index that `Rows.pieces` gave."""
         if isinstance(index, slice):

@@ -226,6 +226,12 @@ inline float to_float(half value) {
     std::memcpy(&number, &value, sizeof number);
     return number;
 }
+inline half to_half(float value) {
+    const _Float16 number = value;
+    half result;
+    std::memcpy(&result, &number, sizeof number);
+    return result;
+}
 
 inline void __syncthreads() { emulation::wait(emulation::block); }
 inline void __syncwarp() { emulation::wait(emulation::warp); }

@@ -237,6 +237,37 @@ def memcpy(to, start, size, kind, stream):
     ctypes.memmove(to, start, size)
 
 
+def columns(place, dtype, distance, shape):
+    """A matrix in the order of columns, from an address on."""
+    rows, n_columns = shape
+    assert rows <= distance
+    size = np.dtype(dtype).itemsize
+    memory = (ctypes.c_char * (size * (distance * (n_columns - 1) + rows))).from_address(place)
+    return np.ndarray(shape, dtype, memory, strides=(size, size * distance))
+
+
+def products(
+    handle, way, other_way, m, n, k, one, a, of_a, lda, step_a, b, of_b, ldb, step_b, old, c, of_c,
+    ldc, step_c, count, how, algorithm,
+):  # fmt: skip
+    """Of halves, in floats: cublasGemmStridedBatchedEx."""
+    assert (of_a, of_b, of_c, how, algorithm) == (2, 2, 0, 68, -1)
+    assert all(place % 16 == 0 for place in (a, b, c))
+    assert lda % 8 == ldb % 8 == ldc % 8 == 0
+    one, old = (ctypes.c_float.from_address(scalar).value for scalar in (one, old))
+    for i in range(count):
+        shapes = ((k, m) if way else (m, k)), ((n, k) if other_way else (k, n))
+        places = a + 2 * i * step_a, b + 2 * i * step_b
+        factors = [
+            columns(place, np.float16, distance, shape).astype(np.float32)
+            for place, distance, shape in zip(places, (lda, ldb), shapes, strict=True)
+        ]
+        first, second = (x.T if w else x for x, w in zip(factors, (way, other_way), strict=True))
+        result = columns(c + 4 * i * step_c, np.float32, ldc, (m, n))
+        product = np.float32(one) * (first @ second)
+        result[...] = product + np.float32(old) * result if old else product
+
+
 @functools.cache  # as CuPy's are
 def raw_module(code, options=(), enable_cooperative_groups=False):
     def get_function(name):
@@ -267,6 +298,7 @@ def install(monkeypatch):
         ),
         alloc_pinned_memory=lambda size: bytearray(b"\xff") * size,
         get_current_stream=lambda: types.SimpleNamespace(ptr=0),
+        device=module("cupy.cuda.device", get_cublas_handle=lambda: 0),
     )
     cupy = module(
         "cupy",
@@ -287,7 +319,9 @@ def install(monkeypatch):
     cupyx = module("cupyx", scipy=scipy)
     driver = module("cupy_backends.cuda.api.driver", funcSetAttribute=lambda *_: None)
     api = module("cupy_backends.cuda.api", driver=driver)
-    for made in (cupy, cuda, cupyx, scipy, on_device, driver, api):
+    cublas = module("cupy_backends.cuda.libs.cublas", gemmStridedBatchedEx=products)
+    libs = module("cupy_backends.cuda.libs", cublas=cublas)
+    for made in (cupy, cuda, cuda.device, cupyx, scipy, on_device, driver, api, cublas, libs):
         monkeypatch.setitem(sys.modules, made.__name__, made)
     monkeypatch.setitem(sys.modules, "array_api_compat.cupy", array_api_compat.numpy)
     monkeypatch.setattr(array_api_compat, "cupy", array_api_compat.numpy, raising=False)

@@ -23,7 +23,7 @@ from skmax.backends.device_code import Unit
 from skmax.backends.numpy import NumpyBackend
 from skmax.data import source
 from skmax.data.disk import opened
-from skmax.kernels import cpu, cuda, device_sums, residual
+from skmax.kernels import cpu, cuda, device_sums, halves, residual
 from skmax.kernels.cuda import PARAMETERS, Device, Plan
 from skmax.kernels.sparse import rounded
 from skmax.problem import Problem, State
@@ -472,8 +472,9 @@ def assert_a_pass_equals_the_reference(run_pass, seed, shape, gradient, backend=
         problem, state, steps = make_case(backend, seed, **shape, precision=precision)
         order = steps.order if seed % 2 else np.arange(len(steps.order))
         problem = replace(problem, order=order[seed % 3 : 4 + seed % len(order)])
-        assert kernels.full_pass(problem) is run_pass
-        for run in (run_pass, objective.full_pass):
+        quick = kernels.full_pass(problem)
+        assert quick is run_pass or precision is not None
+        for run in (quick, objective.full_pass):
             sums = run(problem, state.coef, state.intercept, gradient=gradient)
             sums = tuple(map(backend.to_numpy, sums))
             assert len(sums) == (4 if gradient else 2)
@@ -523,23 +524,92 @@ def test_the_pass_of_the_emulated_device_equals_the_reference(
 ):
     emulated_cupy.Kernel.seed = seed % 2**31
     shape |= {"k": k, "n": max(shape["n"], k)}
-    with mock.patch.multiple(residual, _SUMMED=summed, _MOST_ROWS=max(32, 2 * summed)):
+    with (
+        mock.patch.object(halves, "serves", return_value=False),
+        mock.patch.multiple(residual, _SUMMED=summed, _MOST_ROWS=max(32, 2 * summed)),
+    ):
         assert_a_pass_equals_the_reference(residual.full_pass, seed, shape, gradient, CupyBackend())
 
 
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.integers(0, 2**32 - 1),
+    of_dense_rows,
+    st.sampled_from([np.uint8, np.int16, np.float16, np.float32]),
+    st.sampled_from([2, 5, 10, 130, 520, 1030]),
+    st.booleans(),
+    st.sampled_from([halves._SUMMED, 16]),
+)
+def test_the_pass_by_halves_of_the_emulated_device_equals_the_reference(
+    emulated, seed, shape, dtype, k, gradient, summed
+):
+    emulated_cupy.Kernel.seed = seed % 2**31
+    shape |= {"k": k, "n": max(shape["n"], k), "dtype": dtype}
+    shape["m"] = 1 + shape["m"] % 2
+    few = {"_FEWEST_FEATURES": 1, "_FEWEST_LOGITS": 1, "_SUMMED": summed, "_BYTES": 1 << 16}
+    with mock.patch.multiple(halves, **few):
+        assert_a_pass_equals_the_reference(halves.full_pass, seed, shape, gradient, CupyBackend())
+
+
+def far_apart(rng, n, d, k):
+    """Rows and weights, each of which has values that are far apart, and none that overflows."""
+    of_features = 10.0 ** rng.uniform(-15, 15, d)
+    X = rng.normal(size=(n, d)) * of_features * 10.0 ** rng.uniform(-3, 0, (n, d))
+    X[rng.integers(n, size=d), np.arange(d)] *= 1e4
+    coef = rng.normal(size=(1, k, d)) / of_features * 10.0 ** rng.uniform(-6, 0, (1, k, 1))
+    return X.astype(np.float32), coef.astype(np.float32)
+
+
+@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(0, 2**32 - 1), st.sampled_from([0.0, 1e-6, 1e6]))
+def test_halves_lose_nothing_of_numbers_that_are_far_apart(emulated, seed, heavy):
+    """Of features in any units, with outliers; of weights of rows that differ as much."""
+    backend, rng = CupyBackend(), np.random.default_rng(seed)
+    shape = SHAPE | {"n": 300, "d": 70, "k": 66, "rare": ("weights",) if heavy else ()}
+    X, coef = far_apart(rng, 300, 70, 66)
+    results = []
+    for run in (halves.full_pass, residual.full_pass, objective.full_pass):
+        precision = np.float64 if run is objective.full_pass else np.float32
+        problem, *_ = make_case(backend, seed, **shape, precision=precision)
+        weight = problem.sample_weight
+        if heavy:
+            weight = weight * np.where(np.arange(300) == 7, heavy, 1.0)[:, None]
+            weight = (weight / weight.mean(axis=0)).astype(precision)
+        data = source(X, backend, precision, shuffled=True)
+        problem = replace(problem, data=data, sample_weight=weight)
+        weights = backend.asarray(coef, precision), backend.zeros((1, 66), precision)
+        results.append(run(problem, *weights, gradient=True))
+    for found, by_floats, exact in zip(*results, strict=True):
+        size = np.abs(exact).max(axis=tuple(range(exact.ndim - 1)), keepdims=True)  # of a feature
+        size[size == 0] = 1.0
+        off, usual = (np.abs((part - exact) / size).max() for part in (found, by_floats))
+        assert off <= 5 * usual + (5e-5 if heavy > 1 else 1e-6)
+
+
+def test_the_pass_by_halves_says_where_weights_are_no_numbers(emulated):
+    """As those of a step that went too far may be: the line search goes by that."""
+    problem, state, _ = make_case(CupyBackend(), 0, **SHAPE | {"k": 70, "n": 80, "d": 66})
+    assert kernels.full_pass(problem) is halves.full_pass
+    for value in (np.inf, -np.inf, np.nan):
+        state.coef[0, 3, 5] = value
+        with np.errstate(invalid="ignore"):
+            loss, *_ = halves.full_pass(problem, state.coef, state.intercept, gradient=False)
+        assert not np.isfinite(loss).any()
+
+
 @pytest.mark.gpu
-@pytest.mark.parametrize("dtype", [np.uint8, np.float16, np.float32, np.float64])
-@pytest.mark.parametrize("k", [2, 10, 50, 413, 3000])
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("k", [2, 10, 50, 413, 1000, 3000])
 def test_the_pass_of_a_device_equals_the_reference(dtype, k):
     """With fresh data; twice, bit for bit."""
     backend, seed = CupyBackend(), np.random.SeedSequence().entropy % 2**32
     shape = {"m": 2, "k": k, "n": 20_000, "d": 100, "dtype": dtype, "batch": 256}
     for rare in ((), ("weights", "scores", "smoothing"), ("soft", "masked"), ("own columns",)):
         case = shape | {"rare": rare}
-        assert_a_pass_equals_the_reference(residual.full_pass, seed, case, True, backend)
         problem, state, _ = make_case(backend, seed, **case)
-        weights = state.coef, state.intercept
-        first, second = (residual.full_pass(problem, *weights, gradient=True) for _ in range(2))
+        run_pass, weights = kernels.full_pass(problem), (state.coef, state.intercept)
+        assert_a_pass_equals_the_reference(run_pass, seed, case, True, backend)
+        first, second = (run_pass(problem, *weights, gradient=True) for _ in range(2))
         for one, another in zip(first, second, strict=True):
             np.testing.assert_array_equal(backend.to_numpy(one), backend.to_numpy(another))
 

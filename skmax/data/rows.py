@@ -99,12 +99,16 @@ class Rows:
 
         The index is what `rows` takes: a slice where rows follow one another.
         """
+        for index in self.indices(order, size):
+            yield index, self.rows(index)
+
+    def indices(self, order: np.ndarray, size: int) -> Iterator[Any]:
+        """The indices of these pieces alone."""
         start = start_of_range(order)
         rows: Any = self.backend.asarray(order) if start is None else None
         for first in range(0, len(order), size):
             last = min(first + size, len(order))
-            index = rows[first:last] if start is None else slice(start + first, start + last)
-            yield index, self.rows(index)
+            yield rows[first:last] if start is None else slice(start + first, start + last)
 
     def reduce(
         self,
@@ -281,7 +285,8 @@ def start_of_range(order: np.ndarray) -> int | None:
     if not len(order):
         return 0
     first, last = int(order[0]), int(order[-1])
-    ranges = last - first == len(order) - 1 and bool((np.diff(order) == 1).all())
+    # Each is at least the one before plus 1, and the last no more than that.
+    ranges = last - first == len(order) - 1 and bool((order[1:] > order[:-1]).all())
     return first if ranges else None
 
 

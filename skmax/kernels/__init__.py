@@ -24,6 +24,7 @@ from skmax.kernels import (
     descent,
     device_sums,
     few_classes,
+    halves,
     host_descent,
     many_classes,
     residual,
@@ -73,7 +74,8 @@ def _on_device(problem: Problem, batch_size: int, device: cuda.Device) -> SGDEpo
 def full_pass(problem: Problem) -> FullPass | None:
     """The kernel for full passes of a problem; None: the reference serves."""
     if problem.backend.name == "cupy":
-        return residual.full_pass if residual.serves(problem) else None
+        served = (module for module in (halves, residual) if module.serves(problem))
+        return next((module.full_pass for module in served), None)
     if problem.backend.name != "numpy":
         return None
     if problem.data.is_sparse:

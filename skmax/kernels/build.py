@@ -20,6 +20,7 @@ from skmax.kernels import (
     descent,
     device_sums,
     few_classes,
+    halves,
     many_classes,
     residual,
     sparse_rows,
@@ -31,7 +32,7 @@ _PACKAGE = "nvidia-cuda-nvrtc-cu12"
 def units() -> list[Unit]:
     """All that is compiled ahead."""
     modules = (
-        *(cupy, cuda, descent, device_sums, few_classes),
+        *(cupy, cuda, descent, device_sums, few_classes, halves),
         *(many_classes, residual, sparse_rows),
     )
     return [unit for module in modules for unit in module.units()]

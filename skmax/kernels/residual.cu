@@ -1,10 +1,16 @@
-// What lies between the two products with X of a full pass: logits become, in place, the derivatives
-// of the loss by them. The loss, the weight of the rows that are classified rightly, and these
-// derivatives are summed over the rows that a block sees, always in the same order.
+// What lies between the two products with X of a full pass: logits become the derivatives of the loss
+// by them. The loss, the weight of the rows that are classified rightly, and these derivatives are
+// summed over the rows that a block sees, always in the same order.
 //
 // A block serves one model. In it, `lanes` neighbours of a warp share a row, and a group of those
-// serves every so many rows; logits are read several times, but from the first-level cache. Built with
-// REAL, the type of logits. After the source of primitives.cuh.
+// serves every so many rows. After the sources of primitives.cuh and halves.cuh. The build defines
+//
+//   REAL    the type of logits
+//   HELD    the most logits that a lane has of a row, which it keeps in registers: with more than 4,
+//           rows have a whole warp; 0: they are more, and are read several times, but from the
+//           first-level cache
+//   HALVES  1: derivatives are written as sums of two numbers of 16 bits, see halves.cu; else 0, and
+//           they take the place of the logits
 
 #ifndef HOST_EMULATION
 template <typename T> __device__ inline T from_lane(T value, int mask) {
@@ -36,10 +42,23 @@ struct Top {
     }
 };
 
-extern "C" __global__ void __launch_bounds__(256, 4) residual(
-    REAL *logits,             // (n, m, k), without the intercepts
-    int n,                    // rows
+// Calls a function with each class of a lane, and the number that it has among them.
+template <typename Function>
+__device__ inline void for_each(int lane, int lanes, int k, const Function &function) {
+#if HELD
+#pragma unroll
+    for (int j = 0; j < HELD; ++j)
+        if (lane + j * lanes < k) function(lane + j * lanes, j);
+#else
+    for (int c = lane; c < k; c += lanes) function(c, 0);
+#endif
+}
+
+extern "C" __global__ void __launch_bounds__(256, HELD > 4 ? 2 : 4) residual(
+    REAL *logits,             // (n, width), of which the first m k columns count, without intercepts
+    int n, int width,         // rows
     int m, int k,             // models, classes
+    const REAL *scale,        // (m, k) that logits are to be multiplied with, or null: 1
     const REAL *intercept,    // (m, k)
     const long long *index,   // (n) which rows of the data these are, or null:
     long long first,          // those from here on
@@ -51,13 +70,17 @@ extern "C" __global__ void __launch_bounds__(256, 4) residual(
     const int *column,        // (m) of the weights
     const REAL *smoothing,    // (m, k), or null
     int lanes, int groups,    // threads per row, rows at a time
+    half *halves,             // (n, 2, width) derivatives times `unit`, if HALVES
+    REAL unit,
     double *sums              // (blocks per model, k + 2, m): derivatives, loss, right
 ) {
     const int model = blockIdx.x % m, part = blockIdx.x / m, parts = gridDim.x / m;
+    if (HELD > 4) lanes = 32;  // then the compiler knows where things are
     const int thread = threadIdx.x, lane = thread % lanes, group = thread / lanes;
     double *const all = reinterpret_cast<double *>(shared_memory);
     double *const mine = all + size_t(group) * (k + 2);
     intercept += size_t(model) * k;
+    if (scale) scale += size_t(model) * k;
     REAL hard = 1;
     if (smoothing) {
         smoothing += size_t(model) * k;
@@ -72,18 +95,28 @@ extern "C" __global__ void __launch_bounds__(256, 4) residual(
         const bool within = start + group < n;
         const int i = within ? start + group : n - 1;  // the lanes of a warp stay together
         const long long row = index ? index[i] : first + i;
-        REAL *const z = logits + (size_t(i) * m + model) * k;
+        REAL *const z = logits + size_t(i) * width + size_t(model) * k;
         const REAL *const probable = target ? target + size_t(row) * k : nullptr;
+        const auto read = [&](int c) {
+            return scale ? z[c] * scale[c] + intercept[c] : z[c] + intercept[c];
+        };
 
-        Top top = {z[lane] + intercept[lane], lane};
-        for (int c = lane + lanes; c < k; c += lanes) top.see(z[c] + intercept[c], c);
+#if HELD
+        REAL held[HELD];
+        for_each(lane, lanes, k, [&](int c, int j) { held[j] = read(c); });
+        const auto logit = [&](int, int j) { return held[j]; };
+#else
+        const auto logit = [&](int c, int) { return read(c); };
+#endif
+        Top top = {logit(lane, 0), lane};
+        for_each(lane, lanes, k, [&](int c, int j) { top.see(logit(c, j), c); });
         top.meet(lanes);
-        const auto below = [&](int c) {
-            const REAL logit = z[c] + intercept[c];
-            return logit == top.value ? REAL(0) : logit - top.value;  // inf - inf is no number
+        const auto below = [&](int c, int j) {
+            const REAL value = logit(c, j);
+            return value == top.value ? REAL(0) : value - top.value;  // inf - inf is no number
         };
         REAL total = 0;
-        for (int c = lane; c < k; c += lanes) total += exp(below(c));
+        for_each(lane, lanes, k, [&](int c, int j) { total += exp(below(c, j)); });
         const REAL log_total = log(sum_of_lanes(total, lanes));
 
         int truth;
@@ -98,17 +131,29 @@ extern "C" __global__ void __launch_bounds__(256, 4) residual(
         const size_t place = size_t(row) * u + column[model];
         const REAL factor = weight ? weight[place] : REAL(1);
         REAL loss = 0;
-        for (int c = lane; c < k; c += lanes) {
+#if HALVES
+        half *const upper = halves + size_t(i) * 2 * width + size_t(model) * k, *const lower = upper + width;
+#endif
+        for_each(lane, lanes, k, [&](int c, int j) {
             REAL share = target ? probable[c] : REAL(c == truth);
             if (smoothing) share = hard * share + smoothing[c];
-            const REAL log_probability = below(c) - log_total;
+            const REAL log_probability = below(c, j) - log_total;
             const REAL derivative = (exp(log_probability) - share) * factor;
             loss -= share * log_probability;
             if (within) {
-                z[c] = derivative;
                 mine[c] += derivative;
+#if HALVES
+                upper[c] = upper_half(derivative * unit);
+                lower[c] = lower_half(derivative * unit);
+#else
+                z[c] = derivative;
+#endif
             }
-        }
+        });
+#if HALVES
+        if (within && model == m - 1)
+            for (int c = k + lane; c < width - model * k; c += lanes) upper[c] = lower[c] = half{0};
+#endif
         loss = sum_of_lanes(loss, lanes) * factor;
         if (within) {
             loss_sum += loss;
