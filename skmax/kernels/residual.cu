@@ -54,6 +54,27 @@ __device__ inline void for_each(int lane, int lanes, int k, const Function &func
 #endif
 }
 
+#if HELD
+// Adds what a lane holds to sums in shared memory, several at a time: or each would wait for the last.
+__device__ inline void add_up(const REAL (&held)[HELD], double *sums, int lane, int lanes, int k) {
+    constexpr int AT_ONCE = HELD < 8 ? HELD : 8;
+#pragma unroll
+    for (int first = 0; first < HELD; first += AT_ONCE) {
+        double values[AT_ONCE];
+#pragma unroll
+        for (int j = 0; j < AT_ONCE; ++j) {
+            const int c = lane + (first + j) * lanes;
+            if (c < k) values[j] = sums[c] + held[first + j];
+        }
+#pragma unroll
+        for (int j = 0; j < AT_ONCE; ++j) {
+            const int c = lane + (first + j) * lanes;
+            if (c < k) sums[c] = values[j];
+        }
+    }
+}
+#endif
+
 extern "C" __global__ void __launch_bounds__(256, HELD > 4 ? 2 : 4) residual(
     REAL *logits,             // (n, width), of which the first m k columns count, without intercepts
     int n, int width,         // rows
@@ -141,15 +162,22 @@ extern "C" __global__ void __launch_bounds__(256, HELD > 4 ? 2 : 4) residual(
             const REAL derivative = (exp(log_probability) - share) * factor;
             loss -= share * log_probability;
             if (within) {
-                mine[c] += derivative;
 #if HALVES
                 upper[c] = upper_half(derivative * unit);
                 lower[c] = lower_half(derivative * unit);
 #else
                 z[c] = derivative;
 #endif
+#if HELD
+                held[j] = derivative;
+#else
+                mine[c] += derivative;
+#endif
             }
         });
+#if HELD
+        if (within) add_up(held, mine, lane, lanes, k);
+#endif
 #if HALVES
         if (within && model == m - 1)
             for (int c = k + lane; c < width - model * k; c += lanes) upper[c] = lower[c] = half{0};
