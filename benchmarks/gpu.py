@@ -265,7 +265,9 @@ def made_up_images(n: int) -> tuple[np.ndarray, np.ndarray]:
 def stack(data: Rows, y: np.ndarray, m: int, *, varied: bool = False) -> tuple[Problem, SGD]:
     """The problem of one model, or of m models that learn from different folds, and its solver.
 
-    Varied, some have an L1 penalty or smoothed labels.
+    Varied, some have an L1 penalty or smoothed labels. A weight that comes to zero leaves it as
+    fast as it came, which multiplies what it is off by up to momentum / (1 - momentum): with an L1
+    penalty, momentum is such that this is no more than one.
     """
     targets, rows = Targets.read(y), np.arange(len(y))
     parts = [rows] if m == 1 else [np.flatnonzero(rows % FOLDS != f) for f in range(FOLDS)]
@@ -275,6 +277,7 @@ def stack(data: Rows, y: np.ndarray, m: int, *, varied: bool = False) -> tuple[P
             C=10.0 ** (j % 4 - 2),
             learning_rate=0.01 + 0.03 * j / m,
             l1_ratio=0.5 * (varied and j % 4 == 3),
+            momentum=0.5 if varied and j % 4 == 3 else 0.9,
             label_smoothing=0.1 * (varied and j % 4 == 1),
             batch_size=min(BATCH, len(parts[0])),
         )

@@ -1056,6 +1056,13 @@ template <bool PLAIN> struct Worker {
         if (t == 0 && best == row.truth) correct += row.score;
     }
 
+    // What is left of a feature's mean in the products that give its gradient. Of floats, as for the
+    // logits, nothing, but where the mean is small beside the scale. There most values may be zero,
+    // and what these made of the mean would be cut off beside the few others.
+    __device__ __forceinline__ static float mean_left(float mean, float unit) {
+        return BYTES || fabsf(mean) * unit < 1.f ? mean : 0.f;
+    }
+
     // The gradient of 8 classes by the features of a group, and of the last two.
     __device__ __forceinline__ void
     gradient_of_bytes(int step, int q, int c, int size,
@@ -1108,8 +1115,11 @@ template <bool PLAIN> struct Worker {
                                           t * STRIDE + (works ? feature(0) : 0) * DATA_BYTES;
         const uint2 *const residuals = at<uint2>(Layout::residuals) + lane;
         const int end = (tiles + 1) / 2 * 4;
-        float u[PER];
+        float u[PER], unit[PER];
         pick(u, Layout::mean, feature(0));
+        pick(unit, Layout::unit, feature(0));
+#pragma unroll
+        for (int f = 0; f < PER; ++f) u[f] -= mean_left(u[f], unit[f]);
 #pragma unroll APART ? 8 : 4
         for (int ks = 0; ks < end; ++ks) {
             float2 p = load(rows + 8 * ks * STRIDE), r = load(rows + (8 * ks + 4) * STRIDE);
@@ -1212,7 +1222,8 @@ template <bool PLAIN> struct Worker {
 #pragma unroll
                         for (int j = 0; j < 4; ++j) {
                             const int f = 2 * i + j / 2;
-                            const float less = BYTES ? of_class[2 * c + j % 2] * mean[f] : 0.f;
+                            const float less =
+                                of_class[2 * c + j % 2] * mean_left(mean[f], unit[f]);
                             const float slope = y[i][j] - less;
                             move(w[q][i][c][j], v[q][i][c][j], slope * per_row, unit[f], rate);
                         }
@@ -1236,7 +1247,7 @@ template <bool PLAIN> struct Worker {
 #pragma unroll
                 for (int i = 0; i < HALVES; ++i)
                     move(w_rest[q][i], v_rest[q][i],
-                         (own[i] - (BYTES ? of_own * mean[i] : 0.f)) * per_row, unit[i], rate);
+                         (own[i] - of_own * mean_left(mean[i], unit[i])) * per_row, unit[i], rate);
             }
         if (KEPT) {
 #pragma unroll
