@@ -1,8 +1,8 @@
 // What products of float32 matrices by tensor cores need: each factor is the sum of an upper and a
 // lower half (see halves.cuh), which have 22 bits together, as long as a number is not 2^17 times
-// smaller than the largest one beside it. Powers of two, one
-// per feature and one per class, bring the largest to between 2^14 and 2^15. After the source of
-// primitives.cuh and halves.cuh; DATA is the type of X, where that is defined.
+// smaller than the largest one beside it. Powers of two, one per feature and one per class, bring the
+// largest to between 2^14 and 2^15. After the sources of primitives.cuh and halves.cuh; DATA is the
+// type of X, where that is defined.
 
 constexpr int WARP = 32, WARPS = 4, LARGEST = 15, MOST = 126;
 
@@ -67,8 +67,9 @@ extern "C" __global__ void __launch_bounds__(WARP * WARPS) halve_rows(
         half *const to = halves + size_t(i) * n_halves * width;
 #pragma unroll 4
         for (int f = lane; f < width; f += WARP) {
-            float x = 0;
-            if (f < d) x = ldexpf(to_real(row[f]) - (shift ? shift[f] : 0.0f), exponent[f]);
+            float x = f < d ? to_real(row[f]) : 0.0f;
+            if (shift && f < d) x -= shift[f];
+            if (f < d) x *= power_of_two(exponent[f]);
             to[f] = upper_half(x);
             if (n_halves > 1) to[width + f] = lower_half(x);
         }

@@ -25,20 +25,20 @@ from skmax.problem import Problem
 SOURCES = "primitives.cuh", "halves.cuh", "halves.cu"
 # Types whose values have no more bits than a half.
 _SHORT = ("bool", "uint8", "int8", "float16")
-# Compute capabilities, times ten, of devices whose tensor cores multiply 16 bits ten times as fast as
-# others 32: those for servers. On others, they do so two to four times as fast.
+# Compute capabilities, times ten, of devices whose tensor cores multiply 16 bits ten times as fast
+# as others 32: those for servers. On others, they do so two to four times as fast.
 _CAPABILITIES = (80, 90, 100, 103)
-# The fewest features and logits of a row, and multiply-adds of a product with all rows, that are worth
-# it. On an H200, a pass of 40,000 rows, 384 features and 413 classes took 0.74 times as long as with
-# products of floats, with 24 models of 50 classes 0.53 times, 1,000 classes and 768 features 0.45
-# times; 20,000 rows, 128 features and 200 classes 1.8 times, since there are more launches.
+# The fewest features and logits of a row, and multiply-adds of a product with all rows, that are
+# worth it. On an H200, a pass of 40,000 rows, 384 features and 413 classes took 0.74 times as long
+# as with products of floats, with 24 models of 50 classes 0.53 times, 1,000 classes and 768
+# features 0.45 times; 20,000 rows, 128 features and 200 classes 1.8 times: there are more launches.
 _FEWEST_FEATURES, _FEWEST_LOGITS, _FEWEST_PRODUCTS = 64, 64, 2e9
 # Entries of a row are a multiple of this, which products of 16 bits want.
 _ALIGNMENT = 8
-# Bytes of what is made of a piece, and rows that a product sums in float32: tensor cores cut sums off
-# instead of rounding them, which adds up.
+# Bytes of what is made of a piece, and rows that a product sums in float32: tensor cores cut sums
+# off instead of rounding them, which adds up.
 _BYTES, _SUMMED = 1 << 29, 1 << 11
-# As the source has them; and about how many blocks keep any device busy, with the fewest rows of one.
+# As the source has them; about how many blocks keep any device busy, and the fewest rows of one.
 _WARP, _THREADS, _BLOCKS, _FEWEST_ROWS = 32, 128, 4096, 64
 # The largest derivative is brought to 2 to this power.
 _LARGEST = 14
@@ -86,23 +86,21 @@ def full_pass(
     problem: Problem, coef: Array, intercept: Array, *, gradient: bool
 ) -> tuple[Array, ...]:
     """See `skmax.objective.full_pass`. It returns before the device is done."""
-    (m, k, _), width = coef.shape, _Width.of(problem)
-    exponent = _exponents(problem.data)
-    weights, scale = _weights(problem, coef, exponent, width)
+    data: Any = problem.data
+    k, width, exponent = coef.shape[1], _Width.of(problem), _exponents(data)
+    weights, scale = _weights(data, coef, exponent, width)
     factor = 2.0**_LARGEST / 2.0 ** np.ceil(np.log2(problem.largest_weight))
     values = residual.of_problem(problem, intercept) | {"scale": scale, "unit": np.float32(factor)}
     totals: list[Any] = []
     for index, n_rows in _pieces(problem, width):
-        X = _rows(problem.data, index, n_rows, exponent, width)
+        X = _rows(data, index, n_rows, exponent, width)
         logits = _logits(X, weights)
         if gradient:
-            values["halves"] = problem.data.backend.cupy.empty(
-                (n_rows, 2, width.logits), np.float16
-            )
+            values["halves"] = data.backend.cupy.empty((n_rows, 2, width.logits), np.float16)
         parts = [residual.compare(problem, logits, index, values)]
         if gradient:
             products = _products(X, values["halves"])
-            parts.append(_total(problem, products, exponent, factor, width))
+            parts.append(_total(data, products, exponent, factor, width))
         totals = list(map(add, totals, parts)) if totals else parts
     sums, *by_coef = totals
     if not gradient:
@@ -142,13 +140,13 @@ def _exponents(data: Any) -> Array:
     return _known[data]
 
 
-def _weights(problem: Problem, coef: Array, exponent: Array, width: _Width) -> tuple[Array, Array]:
-    """Halves (classes, 2, features) of weights, and what logits of theirs are to be multiplied with."""
-    empty = problem.data.backend.cupy.empty
+def _weights(data: Any, coef: Array, exponent: Array, width: _Width) -> tuple[Array, Array]:
+    """Halves (classes, 2, features) of weights, and the scales of their logits."""
+    empty = data.backend.cupy.empty
     halves = empty((width.logits, 2, width.features), np.float16)
     scale = empty((width.classes,), np.float32)
     of_weights = coef, width.classes, width.d, width.features, exponent, scale, halves
-    _launch(problem.data, "halve_weights", width.logits, 4 * _THREADS, *of_weights)
+    _launch(data, "halve_weights", width.logits, 4 * _THREADS, *of_weights)
     return halves, scale
 
 
@@ -164,9 +162,9 @@ def _rows(data: Any, index: Any, n: int, exponent: Array, width: _Width) -> Arra
 
 
 def _logits(X: Array, weights: Array) -> Array:
-    """Products (n, logits) of rows and weights, the lower halves of one with the upper of the other.
+    """Products (n, logits) of rows and weights; lower halves meet upper ones, or only them.
 
-    The product of both lower ones is less than what a float is rounded by.
+    The product of two lower ones is less than what a float is rounded by.
     """
     import cupy
 
@@ -203,14 +201,12 @@ def _products(X: Array, residuals: Array) -> Array:
     return products.reshape(2 * n_parts, k, d)
 
 
-def _total(
-    problem: Problem, products: Array, exponent: Array, factor: float, width: _Width
-) -> Array:
+def _total(data: Any, products: Array, exponent: Array, factor: float, width: _Width) -> Array:
     """Their sums (classes, d), in float64."""
-    sums = problem.data.backend.cupy.empty((width.classes, width.d), np.float64)
+    sums = data.backend.cupy.empty((width.classes, width.d), np.float64)
     blocks = min(_BLOCKS, -(-sums.size // _THREADS))
     of_products = products, *products.shape, width.classes, width.d, exponent
-    _launch(problem.data, "total", blocks, 0, *of_products, np.float64(factor), sums)
+    _launch(data, "total", blocks, 0, *of_products, np.float64(factor), sums)
     return sums
 
 

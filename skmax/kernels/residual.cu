@@ -9,8 +9,8 @@
 //   HELD    the most logits that a lane has of a row, which it keeps in registers: with more than 4,
 //           rows have a whole warp; 0: they are more, and are read several times, but from the
 //           first-level cache
-//   HALVES  1: derivatives are written as sums of two numbers of 16 bits, see halves.cu; else 0, and
-//           they take the place of the logits
+//   HALVES  1: logits have scales, and derivatives are written, if they are wanted, as sums of two
+//           numbers of 16 bits, see halves.cu; else 0, and they take the place of the logits
 
 #ifndef HOST_EMULATION
 template <typename T> __device__ inline T from_lane(T value, int mask) {
@@ -22,6 +22,9 @@ template <typename T> __device__ inline T sum_of_lanes(T value, int lanes) {
     for (int mask = lanes / 2; mask > 0; mask /= 2) value += from_lane(value, mask);
     return value;
 }
+
+// Less than any logit.
+constexpr REAL LEAST = -3e38;
 
 // The largest of values and the first place where it is.
 struct Top {
@@ -42,20 +45,20 @@ struct Top {
     }
 };
 
-// Calls a function with each class of a lane, and the number that it has among them.
+// Calls a function with each class of a lane, and the number that it has among them. Where a lane
+// holds its logits, there may be classes beyond the last: a branch would make each wait for the last.
 template <typename Function>
 __device__ inline void for_each(int lane, int lanes, int k, const Function &function) {
 #if HELD
 #pragma unroll
-    for (int j = 0; j < HELD; ++j)
-        if (lane + j * lanes < k) function(lane + j * lanes, j);
+    for (int j = 0; j < HELD; ++j) function(lane + j * lanes, j);
 #else
     for (int c = lane; c < k; c += lanes) function(c, 0);
 #endif
 }
 
 #if HELD
-// Adds what a lane holds to sums in shared memory, several at a time: or each would wait for the last.
+// Adds what a lane holds to sums in shared memory, several at a time.
 __device__ inline void add_up(const REAL (&held)[HELD], double *sums, int lane, int lanes, int k) {
     constexpr int AT_ONCE = HELD < 8 ? HELD : 8;
 #pragma unroll
@@ -64,7 +67,7 @@ __device__ inline void add_up(const REAL (&held)[HELD], double *sums, int lane, 
 #pragma unroll
         for (int j = 0; j < AT_ONCE; ++j) {
             const int c = lane + (first + j) * lanes;
-            if (c < k) values[j] = sums[c] + held[first + j];
+            values[j] = c < k ? sums[c] + held[first + j] : 0;
         }
 #pragma unroll
         for (int j = 0; j < AT_ONCE; ++j) {
@@ -75,11 +78,11 @@ __device__ inline void add_up(const REAL (&held)[HELD], double *sums, int lane, 
 }
 #endif
 
-extern "C" __global__ void __launch_bounds__(256, HELD > 4 ? 2 : 4) residual(
+extern "C" __global__ void __launch_bounds__(256, HELD > 4 || sizeof(REAL) > 4 ? 2 : 4) residual(
     REAL *logits,             // (n, width), of which the first m k columns count, without intercepts
     int n, int width,         // rows
     int m, int k,             // models, classes
-    const REAL *scale,        // (m, k) that logits are to be multiplied with, or null: 1
+    const REAL *scale,        // (m, k) that logits are to be multiplied with, if HALVES
     const REAL *intercept,    // (m, k)
     const long long *index,   // (n) which rows of the data these are, or null:
     long long first,          // those from here on
@@ -91,7 +94,7 @@ extern "C" __global__ void __launch_bounds__(256, HELD > 4 ? 2 : 4) residual(
     const int *column,        // (m) of the weights
     const REAL *smoothing,    // (m, k), or null
     int lanes, int groups,    // threads per row, rows at a time
-    half *halves,             // (n, 2, width) derivatives times `unit`, if HALVES
+    half *halves,             // (n, 2, width) derivatives times `unit`, if HALVES, or null
     REAL unit,
     double *sums              // (blocks per model, k + 2, m): derivatives, loss, right
 ) {
@@ -101,7 +104,7 @@ extern "C" __global__ void __launch_bounds__(256, HELD > 4 ? 2 : 4) residual(
     double *const all = reinterpret_cast<double *>(shared_memory);
     double *const mine = all + size_t(group) * (k + 2);
     intercept += size_t(model) * k;
-    if (scale) scale += size_t(model) * k;
+    if (HALVES) scale += size_t(model) * k;
     REAL hard = 1;
     if (smoothing) {
         smoothing += size_t(model) * k;
@@ -118,16 +121,18 @@ extern "C" __global__ void __launch_bounds__(256, HELD > 4 ? 2 : 4) residual(
         const long long row = index ? index[i] : first + i;
         REAL *const z = logits + size_t(i) * width + size_t(model) * k;
         const REAL *const probable = target ? target + size_t(row) * k : nullptr;
-        const auto read = [&](int c) {
-            return scale ? z[c] * scale[c] + intercept[c] : z[c] + intercept[c];
-        };
-
 #if HELD
-        REAL held[HELD];
-        for_each(lane, lanes, k, [&](int c, int j) { held[j] = read(c); });
+        REAL held[HELD];  // beyond the last class, what has no probability
+        for_each(lane, lanes, k, [&](int c, int j) { held[j] = c < k ? z[c] : LEAST; });
+#if HALVES
+        for_each(lane, lanes, k, [&](int c, int j) { if (c < k) held[j] *= scale[c]; });
+#endif
+        for_each(lane, lanes, k, [&](int c, int j) { if (c < k) held[j] += intercept[c]; });
         const auto logit = [&](int, int j) { return held[j]; };
+#elif HALVES
+        const auto logit = [&](int c, int) { return z[c] * scale[c] + intercept[c]; };
 #else
-        const auto logit = [&](int c, int) { return read(c); };
+        const auto logit = [&](int c, int) { return z[c] + intercept[c]; };
 #endif
         Top top = {logit(lane, 0), lane};
         for_each(lane, lanes, k, [&](int c, int j) { top.see(logit(c, j), c); });
@@ -151,35 +156,49 @@ extern "C" __global__ void __launch_bounds__(256, HELD > 4 ? 2 : 4) residual(
         }
         const size_t place = size_t(row) * u + column[model];
         const REAL factor = weight ? weight[place] : REAL(1);
-        REAL loss = 0;
 #if HALVES
-        half *const upper = halves + size_t(i) * 2 * width + size_t(model) * k, *const lower = upper + width;
+        half *const upper = halves + size_t(i) * 2 * width + size_t(model) * k;
+        half *const lower = upper + width;
 #endif
-        for_each(lane, lanes, k, [&](int c, int j) {
-            REAL share = target ? probable[c] : REAL(c == truth);
-            if (smoothing) share = hard * share + smoothing[c];
+        const auto store = [&](int c, REAL derivative) {
+#if HALVES
+            if (!halves) return;
+            upper[c] = upper_half(derivative * unit);
+            lower[c] = lower_half(derivative * unit);
+#else
+            z[c] = derivative;
+#endif
+        };
+        REAL loss = 0;
+        const auto derive = [&](int c, int j, REAL share) {
             const REAL log_probability = below(c, j) - log_total;
             const REAL derivative = (exp(log_probability) - share) * factor;
-            loss -= share * log_probability;
+            if (c < k) loss -= share * log_probability;
+#if HELD
+            held[j] = derivative;
+#else
             if (within) {
-#if HALVES
-                upper[c] = upper_half(derivative * unit);
-                lower[c] = lower_half(derivative * unit);
-#else
-                z[c] = derivative;
-#endif
-#if HELD
-                held[j] = derivative;
-#else
+                store(c, derivative);
                 mine[c] += derivative;
-#endif
             }
-        });
+#endif
+        };
+        if (target || smoothing)
+            for_each(lane, lanes, k, [&](int c, int j) {
+                REAL share = c >= k ? REAL(0) : target ? probable[c] : REAL(c == truth);
+                if (smoothing && c < k) share = hard * share + smoothing[c];
+                derive(c, j, share);
+            });
+        else
+            for_each(lane, lanes, k, [&](int c, int j) { derive(c, j, REAL(c == truth)); });
 #if HELD
-        if (within) add_up(held, mine, lane, lanes, k);
+        if (within) {
+            for_each(lane, lanes, k, [&](int c, int j) { if (c < k) store(c, held[j]); });
+            add_up(held, mine, lane, lanes, k);
+        }
 #endif
 #if HALVES
-        if (within && model == m - 1)
+        if (within && halves && model == m - 1)
             for (int c = k + lane; c < width - model * k; c += lanes) upper[c] = lower[c] = half{0};
 #endif
         loss = sum_of_lanes(loss, lanes) * factor;

@@ -125,12 +125,13 @@ def _shared_bytes(k: int, threads: int) -> int:
 def compare(problem: Problem, logits: Array, index: Any, values: dict[str, Any]) -> Array:
     """The kernel's sums (k + 2, m) of logits (b, width), in order of models and classes.
 
-    Derivatives by them take their place, or come as halves if there is an array for these.
+    Derivatives by them take their place, or, of logits with scales, come as halves if there is an
+    array for these.
     """
     (m, k), b = problem.masked.shape, len(logits)
     backend: Any = problem.backend
     device, threads, real = _device(backend.device.id), _THREADS, logits.dtype.itemsize
-    halves = values["halves"] is not None
+    halves = values["scale"] is not None
     held = _held(k, real, halves=halves)
     while _shared_bytes(k, threads) > device.shared_bytes:
         threads //= 2
