@@ -1,5 +1,6 @@
 """X and y in whatever dtype, layout, scale and container they come."""
 
+import itertools
 import tracemalloc
 
 import array_api_strict
@@ -133,13 +134,16 @@ def big(kind, path):
 
 
 @pytest.mark.parametrize(
-    "kind",
+    ("kind", "preconditioner"),
     [
-        "uint8", "float32", "far uint8", "memory map of uint8", "memory map of float32",
-        "F-ordered memory map of float32", "F-ordered uint8", "F-ordered float32",
+        *itertools.product(
+            ["uint8", "float32", "far uint8", "memory map of uint8", "memory map of float32",
+             "F-ordered uint8", "F-ordered float32"],
+            ["diagonal", None],
+        ),
+        ("F-ordered memory map of float32", "diagonal"),
     ],
 )  # fmt: skip
-@pytest.mark.parametrize("preconditioner", ["diagonal", None])
 def test_no_copy_of_X_is_made_in_floats(kind, preconditioner, tmp_path):
     """10,000 x 400: 16 MB as float32. Fitting and predicting take 3 MB.
 
