@@ -309,12 +309,17 @@ inline void convert_row(const char* x, int64_t step, int64_t d, const E* shift, 
     else
         for (int64_t i = 0; i < d; i++) out[i] = (F)widened<F>(value_at<T>(x + i * step));
 }
-// Rows of X as floats; of values that follow one another, the compiler makes vectors.
+// Rows of X as floats; of values that follow one another, the compiler makes vectors. Where a line of
+// the cache has but one of a row, it has some of the next rows, too: features are taken one by one.
 template <class T, class E, class F>
 void convert(const char* const* x, int64_t count, int64_t step, int64_t d, const void* shift,
              F* out, int64_t stride) {
     const E* by = (const E*)shift;
-    if (step == (int64_t)sizeof(T))
+    if (step > 64)
+        for (int64_t i = 0; i < d; i++)
+            for (int64_t r = 0; r < count; r++)
+                convert_row<T, E, F>(x[r] + i * step, step, 1, by ? by + i : by, out + r * stride + i);
+    else if (step == (int64_t)sizeof(T))
         for (int64_t r = 0; r < count; r++)
             convert_row<T, E, F>(x[r], sizeof(T), d, by, out + r * stride);
     else
@@ -383,6 +388,7 @@ struct Kernel {
     static constexpr int LANES = BYTES / sizeof(F);
     // Bytes of the rows of a tile, of features that `dot` takes at once, and of the logits.
     static constexpr int64_t TILE = 1 << 18, CHUNK = 1 << 13, LOGITS = 1 << 20;
+    static constexpr int64_t LINE = 64;  // of a cache, in bytes
     // Rows whose gradient is summed in the precision of the weights: no tile has more.
     static constexpr int64_t SUMMED = 512;
 
@@ -400,6 +406,7 @@ struct Kernel {
     int64_t ones = 0;             // how many weights are 1, where all are
     const char** places;  // of the rows of the tile, and then of the next
     int64_t n_upcoming = 0, upcoming_row = 0, upcoming_byte = 0, upcoming_size = 0;
+    int64_t upcoming_step = 0;  // from one feature of the next tile to another; 0: they come by rows
     int64_t row_size, lines = 0;
     bool backwards = false;
     const char* in_place = nullptr;  // rows that end before this are read where they are
@@ -481,21 +488,26 @@ struct Kernel {
         for (int64_t r = rows; r < rounded_up(rows, GROUP); r++) all_rows[r] = all_rows[0];
         if (!in_place) to_floats(places, rows, job.value_bytes, d, job.shift, X, stride);
         n_upcoming = most(0, least(next - last, tile));
-        upcoming_row = upcoming_byte = 0, upcoming_size = row_size;
+        upcoming_row = upcoming_byte = upcoming_step = 0, upcoming_size = row_size;
         for (int64_t r = 0; r < n_upcoming; r++) places[r] = row(last + r);
-        if (n_upcoming && places[n_upcoming - 1] - places[0] == (n_upcoming - 1) * row_size)  // as one
-            upcoming_size *= n_upcoming, n_upcoming = 1;
+        if (job.value_bytes > LINE) {  // what lies between the values of a row is of other rows
+            upcoming_step = job.value_bytes, upcoming_size = n_upcoming * job.row_bytes;
+            n_upcoming = job.x_rows || upcoming_size <= 0 ? 0 : d;
+        } else if (n_upcoming && places[n_upcoming - 1] - places[0] == (n_upcoming - 1) * row_size) {
+            upcoming_size *= n_upcoming, n_upcoming = 1;  // as one
+        }
         int64_t blocks = (k_x + MOST - 1) / MOST, stripes = stride / (VECTORS * LANES) + 1;
         int64_t at_once = k_x <= MOST / 2 ? 2 * ROWS : ROWS;
         int64_t calls = (rows / at_once + 1 + (backwards ? stripes : 0)) * blocks * job.m;
-        lines = n_upcoming * (upcoming_size / 64 + 1) / calls + 1;
+        lines = n_upcoming * (upcoming_size / LINE + 1) / calls + 1;
     }
     // Bring some of the upcoming rows nearer: a share of them whenever a product begins.
     void prefetch() {
         int64_t r = upcoming_row, byte = upcoming_byte;
         for (int64_t i = 0; i < lines && r < n_upcoming; i++) {
-            __builtin_prefetch(places[r] + byte, 0, 2);
-            byte += 64;
+            const char* start = upcoming_step ? places[0] + r * upcoming_step : places[r];
+            __builtin_prefetch(start + byte, 0, 2);
+            byte += LINE;
             if (byte >= upcoming_size) byte = 0, r++;
         }
         upcoming_row = r, upcoming_byte = byte;
