@@ -655,7 +655,8 @@ def rows_and_weights(draw):
 @given(rows_and_weights(), st.sampled_from(list(objective.METHODS)), threads)
 def test_predictions_of_the_cpu_equal_the_reference(arguments, method, threads):
     data, coef, intercept = arguments
-    run = kernels.predictions(data, coef)
+    with mock.patch.object(cpu, "_FEW_ROWS", 0):
+        run = kernels.predictions(data, coef)
     shifted = data.is_sparse and data.shift is not None
     assert (run is None) == (sparse.issparse(coef) or shifted)
     if run is None:
@@ -670,6 +671,20 @@ def test_predictions_of_the_cpu_equal_the_reference(arguments, method, threads):
     precision = 1e-5 if data.dtype == np.float32 else 1e-13
     small = precision if method == "predict_log_proba" else 1e-30
     np.testing.assert_allclose(found, expected, rtol=precision, atol=small)
+
+
+def test_predictions_for_few_rows_by_many_weights_are_products(rng):
+    """Which need no copy of the weights: the reference makes them, as those for more rows are."""
+    coef, intercept = rng.normal(size=(200, 400)), rng.normal(size=200)
+    X = rng.normal(size=(500, 400))
+    few, many = (source(part, NumpyBackend(), np.float64) for part in (X[:100], X))
+    assert kernels.predictions(few, coef) is None
+    assert kernels.predictions(many, coef) is cpu.predictions
+    found, expected = (
+        objective.predictions(data, coef, intercept, "predict_proba")[0] for data in (few, many)
+    )
+    assert found.flags.c_contiguous
+    np.testing.assert_allclose(found, expected[:100], rtol=1e-12)
 
 
 # What the dispatch says

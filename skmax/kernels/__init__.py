@@ -134,4 +134,4 @@ def predictions(data: Rows, coef: Any) -> Predictions | None:
         return None
     if data.is_sparse:
         return sparse.predictions if sparse.serves(data) else None
-    return cpu.predictions if cpu.serves(data) else None
+    return cpu.predictions if cpu.predicts(data, coef) else None

@@ -310,15 +310,17 @@ inline void convert_row(const char* x, int64_t step, int64_t d, const E* shift, 
         for (int64_t i = 0; i < d; i++) out[i] = (F)widened<F>(value_at<T>(x + i * step));
 }
 // Rows of X as floats; of values that follow one another, the compiler makes vectors. Where a line of
-// the cache has but one of a row, it has some of the next rows, too: features are taken one by one.
+// the cache has but one of a row, it has some of the next rows, too: a few features are taken of all.
 template <class T, class E, class F>
 void convert(const char* const* x, int64_t count, int64_t step, int64_t d, const void* shift,
              F* out, int64_t stride) {
     const E* by = (const E*)shift;
+    constexpr int64_t FEW = 64 / sizeof(F);
     if (step > 64)
-        for (int64_t i = 0; i < d; i++)
+        for (int64_t i = 0; i < d; i += FEW)
             for (int64_t r = 0; r < count; r++)
-                convert_row<T, E, F>(x[r] + i * step, step, 1, by ? by + i : by, out + r * stride + i);
+                convert_row<T, E, F>(x[r] + i * step, step, d - i < FEW ? d - i : FEW,
+                                     by ? by + i : by, out + r * stride + i);
     else if (step == (int64_t)sizeof(T))
         for (int64_t r = 0; r < count; r++)
             convert_row<T, E, F>(x[r], sizeof(T), d, by, out + r * stride);

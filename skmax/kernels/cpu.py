@@ -33,12 +33,23 @@ _LINE = 64
 # What reading a value of X costs, in multiply-adds: passes over 100,000 x 50 took 3.0 ms with 2
 # classes and 3.6 with 5.
 _READ = 3
+# Predictions copy the weights first: of more weights than so many for fewer rows than so many, a
+# product by BLAS takes 0.5 to 1 of the time (10 to 100 rows; 38,400 to 5,000,000 weights); for
+# 1,000 rows and more, 1.2 to 2.2 times as long, since kernels make probabilities of logits at once.
+# And the fewest rows of a part, if there is one for each thread.
+_FEW_WEIGHTS, _FEW_ROWS, _ROWS_OF_A_PART = 1 << 15, 128, 64
 
 
 def serves(data: Rows) -> bool:
     """Whether such rows are what `core.cpp` computes with."""
     is_dense = data.is_on_disk or isinstance(data.X, np.ndarray)
     return is_dense and library.function("epoch") is not None
+
+
+def predicts(data: Rows, coef: np.ndarray) -> bool:
+    """Whether `predictions` for such rows, by such weights, are the fastest."""
+    is_product = coef.size > _FEW_WEIGHTS and data.n_samples < _FEW_ROWS
+    return serves(data) and not is_product
 
 
 # Rows
@@ -329,8 +340,9 @@ def predictions(
     weights["coef"] = _padded(coef, data.dtype)
     finite, done = True, 0
     for piece in _pieces(data, order):
-        cost = len(piece) * d * (weights["k"] + _READ)
-        rows = piece.parts(max(1, min(MOST_PARTS, len(piece), cost // WORTH_A_THREAD)))
+        n, cost = len(piece), len(piece) * d * (weights["k"] + _READ)
+        most = max(n_threads(), n // _ROWS_OF_A_PART)  # since each reads all weights
+        rows = piece.parts(max(1, min(MOST_PARTS, n, most, cost // WORTH_A_THREAD)))
         job, jobs = Job(piece.fields(), weights), []
         for some in rows:
             jobs.append(job.copy(some, {"out": out[done : done + some["n"]]}))
