@@ -56,19 +56,21 @@ _PER_STEP, _PER_WEIGHT = 2e-6, 2e-10
 # The most entries of all matrices of a stack's curvature: with more, classes share one. With more
 # features, or more entries even so, features stand alone.
 MOST_ENTRIES, _MOST_FEATURES = 1 << 25, 2000
-# Seconds of a core that Newton's method takes: per row and class, and per multiply-add of a
-# Hessian, of which factoring it costs so many times the cube of its size. Those of L-BFGS: in any
-# case, and in so many passes. On tables of 200 to 100,000 rows, 5 to 100 features and 2 to 10
-# classes, Newton was 1.1 to 3.7 times as fast to a bound of 1e-4 where this says so, but for
-# three (0.7 to 0.9), and L-BFGS 0.8 to 1.3 times as fast elsewhere. And the most unknowns that a
-# Hessian may have.
-_NEWTON_PER_LOGIT, _NEWTON_PER_PRODUCT, _FACTOR = 1.3e-7, 1e-10, 5
-_LBFGS_SECONDS, _LBFGS_PASSES, _MOST_UNKNOWNS = 3.5e-3, 35, 10_000
+# Seconds of a core that Newton's method takes: in any case; per row and class; and per multiply-add
+# of a Hessian, of which factoring it costs so many times the cube of its size. Those of L-BFGS: in
+# any case; and in so many iterations, in each of which a matrix of a class costs so much per entry.
+# On 33 tables of 150 to 100,000 rows, 2 to 300 features and 2 to 40 classes, what this chooses took
+# 1.02 times as long as the better one on kinds that L-BFGS takes few iterations for, at most 1.5
+# times, and 1.4 times where features are skewed and correlated: there, L-BFGS takes 8 to 1,000, and
+# up to 8 times as long, and Newton 3 to 130. And the most unknowns that a Hessian may have.
+_NEWTON_SECONDS, _NEWTON_PER_LOGIT, _NEWTON_PER_PRODUCT, _FACTOR = 2.3e-3, 1.3e-7, 1e-10, 2
+_LBFGS_SECONDS, _LBFGS_STEPS, _PER_ENTRY, _MOST_UNKNOWNS = 3.5e-3, 14, 4.5e-9, 10_000
 # Where there are more features than rows: what a basis of the rows takes, in multiply-adds, times
-# their number squared and that of the features; and how many times as long L-BFGS takes. On 15 such
-# tables of 50 to 500 rows, 300 to 20,000 features and 2 to 5 classes, Newton was 1 to 6 times as
-# fast where this says so, and L-BFGS 1.1 to 2.5 times as fast elsewhere, but for one (0.65).
-_BASIS, _WIDE = 5, 3
+# their number squared and that of the features; the passes of L-BFGS; and how many times as long it
+# takes. On 15 such tables of 50 to 500 rows, 300 to 20,000 features and 2 to 5 classes, Newton was
+# 1 to 6 times as fast where this says so, and L-BFGS 1.1 to 2.5 times as fast elsewhere, but for
+# one (0.65).
+_BASIS, _WIDE_PASSES, _WIDE = 5, 35, 3
 # The most values of such tables (4 GB), of which Newton's method makes a few more arrays.
 _MOST_OF_WIDE = 1 << 29
 # Multiply-adds of a product with X up to which the proximal Newton method serves under L1, where
@@ -180,13 +182,16 @@ def _newton_pays(params: Hyperparameters, size: Size) -> bool:
         return size.n_rows * size.values_per_row * size.n_classes <= _MOST_UNDER_L1
     q, n, k = unknowns(size), size.n_rows, size.n_classes
     products = n * q**2 * k / (2 * (k - 1)) + _FACTOR * q**3
-    others = _LBFGS_SECONDS + _LBFGS_PASSES * _seconds_of_pass(size)
     if size.n_features > n:
         products += _BASIS * n**2 * size.n_features
+        others = _LBFGS_SECONDS + _WIDE_PASSES * _seconds_of_pass(size)
         if blocks_per_model(1, k, size.n_features + 1):
             others += _seconds_of_matrices(size, n, 1)
         others *= _WIDE
-    seconds = n * k * _NEWTON_PER_LOGIT + products * _NEWTON_PER_PRODUCT
+    else:
+        of_matrices = _PER_ENTRY * k * (size.n_features + 1) ** 2
+        others = _LBFGS_SECONDS + _LBFGS_STEPS * (_seconds_of_iteration(size) + of_matrices)
+    seconds = _NEWTON_SECONDS + n * k * _NEWTON_PER_LOGIT + products * _NEWTON_PER_PRODUCT
     return seconds <= others and q <= _MOST_UNKNOWNS and not size.is_on_disk
 
 
