@@ -154,6 +154,8 @@ KINDS: dict[str, Kind] = {
     **_tables("correlated", ("1k", 5), ("10k", 2), ("10k", 20), ("100k", 5)),
     **_tables("hostile", ("1k", 2), ("10k", 5), ("100k", 2)),
     "gaussians 10k x 1000 10": partial(table, 10_000, 1000, 10),
+    "500 x 200 2": partial(table, 500, 200, 2),
+    "1k x 100 3": partial(table, 1000, 100, 3),
     "wide 200 x 2000 2": partial(table, 200, 2000, 2),
     "wide 100 x 10k 3": partial(table, 100, 10_000, 3),
     "fashion float32": partial(fashion, "float32"),
