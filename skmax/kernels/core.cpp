@@ -316,7 +316,7 @@ void convert(const char* const* x, int64_t count, int64_t step, int64_t d, const
              F* out, int64_t stride) {
     const E* by = (const E*)shift;
     constexpr int64_t FEW = 64 / sizeof(F);
-    if (step > 64)
+    if (step > 64 || step < -64)
         for (int64_t i = 0; i < d; i += FEW)
             for (int64_t r = 0; r < count; r++)
                 convert_row<T, E, F>(x[r] + i * step, step, d - i < FEW ? d - i : FEW,
