@@ -157,9 +157,9 @@ class Problem:
 
     @cached_property
     def largest_weight(self) -> float:
-        """The largest weight of a row."""
+        """The largest weight of a row that takes part."""
         weight = self.sample_weight
-        return 1.0 if weight is None else float(self.backend.to_numpy(weight).max())
+        return 1.0 if weight is None else float(self.backend.to_numpy(weight)[self.order].max())
 
     def rows_of(self, array: Array, index: Any) -> Array:
         """Rows of an array that has one for each row of X, at an index that `Rows.pieces` gave."""

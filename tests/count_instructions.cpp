@@ -1,5 +1,6 @@
 // What test_instructions.py counts the instructions of, on images of bytes: an epoch of one model; or,
-// with an argument, predictions for rows that are laid out by rows, or for "columns" by columns.
+// with an argument, predictions for rows that are laid out by "rows" or by "columns", or that are
+// "strided", with other values between theirs.
 
 #include "../skmax/kernels/core.cpp"
 
@@ -33,10 +34,13 @@ int main(int n_arguments, char** arguments) {
     job.loss = &loss, job.correct = &correct, job.columns = &column;
 
     if (n_arguments > 1) {
-        bool by_columns = !strcmp(arguments[1], "columns");
-        if (by_columns) job.row_bytes = 1, job.value_bytes = n;
+        const int64_t few = 256, step = 80;
+        std::vector<uint8_t> wide(few * d * step, 1);
+        job.n = few, job.X = (const char*)wide.data();
+        if (!strcmp(arguments[1], "columns")) job.row_bytes = 1, job.value_bytes = few;
+        if (!strcmp(arguments[1], "strided")) job.row_bytes = step * d, job.value_bytes = step;
         job.x_rows = job.t_rows = nullptr, job.k_coef = k, job.method = 2;
-        job.out = aligned(n * k, 0), job.all_finite = 1;
+        job.out = aligned(few * k, 0), job.all_finite = 1;
         return skmax_predict_avx2(&job) || !job.all_finite;
     }
     int failed = skmax_epoch_avx2(&job);

@@ -69,5 +69,5 @@ def test_kernels_take_as_many_instructions_as_before(gcc, tmp_path):
         f"{found:,} instructions, {100 * change:+.1f} %. If that is meant, set INSTRUCTIONS[{gcc}] "
         f"to {found:_} in tests/test_instructions.py, and say why in the commit."
     )
-    by_rows, by_columns = (count("predict", layout) for layout in ("rows", "columns"))
-    assert by_rows < by_columns < 4 * by_rows
+    by_rows, *others = (count("predict", layout) for layout in ("rows", "columns", "strided"))
+    assert max(others) < 8 * by_rows  # which are converted as vectors

@@ -597,6 +597,45 @@ def test_halves_lose_nothing_of_numbers_that_are_far_apart(emulated, seed, heavy
         assert off <= 5 * usual + (5e-5 if heavy > 1 else 1e-6)
 
 
+@pytest.mark.parametrize("in_order", [True, False])
+@pytest.mark.parametrize("kind", ["held out", "of weight 0"])
+def test_halves_take_their_scale_from_rows_that_count(emulated, kind, in_order):
+    """However large others are: infinite here, once they are scaled."""
+    shape = SHAPE | {"n": 130, "d": 66, "k": 65, "rare": ("weights",)}
+    backend, results = CupyBackend(), []
+    for run in (halves.full_pass, objective.full_pass):
+        precision = np.float32 if run is halves.full_pass else np.float64
+        problem, state, _ = make_case(backend, 0, **shape, precision=precision)
+        weight, others = problem.sample_weight.copy(), np.arange(100, 108)
+        problem.data.X[others] = np.float32(1e36) if run is halves.full_pass else 0
+        weight[others] = 0 if kind == "of weight 0" else 1e8
+        last = 130 if kind == "of weight 0" else 100
+        order = np.arange(3, last) if in_order else np.random.default_rng(0).permutation(last)
+        problem = replace(problem, order=order, sample_weight=weight)
+        results.append(run(problem, state.coef, state.intercept, gradient=True))
+    for found, expected in zip(*results, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+
+
+def test_halves_of_rows_without_any_weight_sum_to_nothing(emulated):
+    """As those of a worker may be."""
+    problem, state, _ = make_case(CupyBackend(), 0, **SHAPE | {"rare": ("weights",)})
+    problem = replace(problem, sample_weight=0 * problem.sample_weight)
+    for sums in halves.full_pass(problem, state.coef, state.intercept, gradient=True):
+        np.testing.assert_array_equal(sums, 0)
+
+
+def test_halves_leave_wide_data_to_others(emulated):
+    """Data that are trained on in float32 may be validated on in float64."""
+    backend, X = CupyBackend(), np.random.default_rng(0).normal(size=(40, 20)) + 100
+    problem, *_ = make_case(backend, 0, **SHAPE)
+    data = source(X, backend, np.float64, shuffled=False)
+    data = data.with_(shift=np.full(20, 100.0), dtype=np.float32)
+    with of_any_size():
+        assert kernels.full_pass(problem) is halves.full_pass
+        assert kernels.full_pass(replace(problem, data=data)) is residual.full_pass
+
+
 def test_the_pass_by_halves_says_where_weights_are_no_numbers(emulated):
     """As those of a step that went too far may be: the line search goes by that."""
     problem, state, _ = make_case(CupyBackend(), 0, **SHAPE | {"k": 70, "n": 80, "d": 66})

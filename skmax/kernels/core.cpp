@@ -492,7 +492,8 @@ struct Kernel {
         n_upcoming = most(0, least(next - last, tile));
         upcoming_row = upcoming_byte = upcoming_step = 0, upcoming_size = row_size;
         for (int64_t r = 0; r < n_upcoming; r++) places[r] = row(last + r);
-        if (job.value_bytes > LINE) {  // what lies between the values of a row is of other rows
+        // What lies between the values of a row is of other rows.
+        if (job.value_bytes > LINE && job.value_bytes > job.row_bytes) {
             upcoming_step = job.value_bytes, upcoming_size = n_upcoming * job.row_bytes;
             n_upcoming = job.x_rows || upcoming_size <= 0 ? 0 : d;
         } else if (n_upcoming && places[n_upcoming - 1] - places[0] == (n_upcoming - 1) * row_size) {

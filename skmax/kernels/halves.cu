@@ -5,6 +5,7 @@
 // type of X, where that is defined.
 
 constexpr int WARP = 32, WARPS = 4, LARGEST = 15, MOST = 126;
+constexpr float BOUND = 65504;
 
 // The power of two that brings what is at most so large there: 0 for what is zero or no number.
 __device__ inline int exponent_for(float largest) {
@@ -20,13 +21,17 @@ __device__ inline int exponent_for(float largest) {
 __device__ inline float to_real(half value) { return to_float(value); }
 template <typename T> __device__ inline float to_real(T value) { return static_cast<float>(value); }
 
-// The largest modulus of each feature in parts of the rows.
+// The largest modulus of each feature in parts of the rows that have a weight.
 extern "C" __global__ void __launch_bounds__(WARP * WARPS) largest(
-    const DATA *X,       // rows of d values
+    const DATA *X,           // rows of d values
+    const long long *index,  // (n) which of them, or null:
+    long long start,         // those from here on
     int n, int d,
-    const float *shift,  // (d,), or null
+    const float *shift,      // (d,), or null
+    const float *weight,     // (rows of X, u), or null: all have one
+    int u,
     int n_parts,
-    float *parts)        // (n_parts, d), out
+    float *parts)            // (n_parts, d), out
 {
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
     const int tiles = (d + WARP - 1) / WARP, f = blockIdx.x % tiles * WARP + lane;
@@ -38,8 +43,12 @@ extern "C" __global__ void __launch_bounds__(WARP * WARPS) largest(
     if (f < d) {
 #pragma unroll 8
         for (int i = first + warp; i < last; i += WARPS) {
-            const float x = fabsf(to_real(X[size_t(i) * d + f]) - less);
-            top = x > top ? x : top;
+            const size_t row = index ? index[i] : start + i;
+            const float x = fabsf(to_real(X[row * d + f]) - less);
+            bool counts = !weight;
+            if (weight)
+                for (int j = 0; j < u; ++j) counts |= weight[row * u + j] > 0;
+            top = counts && x > top ? x : top;
         }
     }
     float *const shared = reinterpret_cast<float *>(shared_memory);  // (WARPS, WARP)
@@ -70,6 +79,8 @@ extern "C" __global__ void __launch_bounds__(WARP * WARPS) halve_rows(
             float x = f < d ? to_real(row[f]) : 0.0f;
             if (shift && f < d) x -= shift[f];
             if (f < d) x *= power_of_two(exponent[f]);
+            // A row without a weight may be larger than a half can be.
+            x = x > BOUND ? BOUND : x < -BOUND ? -BOUND : x;
             to[f] = upper_half(x);
             if (n_halves > 1) to[width + f] = lower_half(x);
         }

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from operator import add
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -18,12 +17,14 @@ from skmax.backends.array_api import dtype_name
 from skmax.backends.cupy import address
 from skmax.backends.device_code import Unit, kernel
 from skmax.data.device import DeviceRows
+from skmax.data.rows import start_of_range
 from skmax.kernels import residual
 from skmax.kernels.cuda import DATA, MOST_ROWS, argument
 from skmax.problem import Problem
 
 SOURCES = "primitives.cuh", "halves.cuh", "halves.cu"
-# Types whose values have no more bits than a half.
+# Types of X, and those whose values have no more bits than a half.
+_TYPES = {name: type_ for name, type_ in DATA.items() if name != "float64"}
 _SHORT = ("bool", "uint8", "int8", "float16")
 # Compute capabilities, times ten, of devices whose tensor cores multiply 16 bits ten times as fast
 # as others 32: those for servers. On others, they do so two to four times as fast.
@@ -40,8 +41,8 @@ _ALIGNMENT = 8
 _BYTES, _SUMMED = 1 << 29, 1 << 11
 # As the source has them; about how many blocks keep any device busy, and the fewest rows of one.
 _WARP, _THREADS, _BLOCKS, _FEWEST_ROWS = 32, 128, 4096, 64
-# The largest derivative is brought to 2 to this power.
-_LARGEST = 14
+# The largest derivative is brought to 2 to this power, if its own is no more than so far from 0.
+_LARGEST, _MOST = 14, 100
 # Of cuBLAS: types of data, and how it computes.
 _FLOAT, _HALF, _COMPUTE_FLOAT, _ANY_ALGORITHM = 0, 2, 68, -1
 _AS_IT_IS, _TRANSPOSED = 0, 1
@@ -53,7 +54,7 @@ def serves(problem: Problem) -> bool:
     return (
         isinstance(data, DeviceRows)
         and data.is_all_there
-        and dtype_name(data.X) in DATA
+        and dtype_name(data.X) in _TYPES
         and data.n_samples <= MOST_ROWS
         and np.dtype(data.dtype) == np.float32
         and int(data.backend.device.compute_capability) in _CAPABILITIES
@@ -87,9 +88,9 @@ def full_pass(
 ) -> tuple[Array, ...]:
     """See `skmax.objective.full_pass`. It returns before the device is done."""
     data: Any = problem.data
-    k, width, exponent = coef.shape[1], _Width.of(problem), _exponents(data)
+    k, width, exponent = coef.shape[1], _Width.of(problem), _exponents(problem)
     weights, scale = _weights(data, coef, exponent, width)
-    factor = 2.0**_LARGEST / 2.0 ** np.ceil(np.log2(problem.largest_weight))
+    factor = _factor(problem)
     values = residual.of_problem(problem, intercept) | {"scale": scale, "unit": np.float32(factor)}
     totals: list[Any] = []
     for index, n_rows in _pieces(problem, width):
@@ -113,7 +114,8 @@ def _pieces(problem: Problem, width: _Width) -> Iterator[tuple[Any, int]]:
     data, n = problem.data, len(problem.order)
     of_row = 2 * _n_halves(data) * width.features + 8 * width.logits
     of_products = 8 * width.logits * width.features // _SUMMED  # a row's share of them
-    size = max(1, _BYTES // ((of_row + of_products) * _SUMMED)) * _SUMMED
+    size = max(_WARP, _BYTES // (of_row + of_products))
+    size = size // _SUMMED * _SUMMED or size
     for i, index in enumerate(data.indices(problem.order, size)):
         yield index, min(size, n - i * size)
 
@@ -123,21 +125,40 @@ def _n_halves(data: Any) -> int:
     return 1 if dtype_name(data.X) in _SHORT and data.subtrahend is None else 2
 
 
-_known: WeakKeyDictionary[Any, Array] = WeakKeyDictionary()
+def _exponents(problem: Problem) -> Array:
+    """The powers of two (d,) that bring features of its rows to the range of halves.
+
+    Those of every pass anew: it takes a fortieth of one.
+    """
+    data: Any = problem.data
+    empty, weight = data.backend.cupy.empty, problem.sample_weight
+    n, d = len(problem.order), data.n_features
+    tiles, start = -(-d // _WARP), start_of_range(problem.order)
+    which: tuple[Any, Any] = (None, np.int64(start or 0))
+    if start is None:
+        which = (data.backend.asarray(problem.order, np.int64), np.int64(0))
+    n_parts = max(1, min(-(-n // _FEWEST_ROWS), _BLOCKS // tiles))
+    parts, found = empty((n_parts, d), np.float32), empty((d,), np.int32)
+    of_rows = (
+        data.X,
+        *which,
+        n,
+        d,
+        data.subtrahend,
+        weight,
+        1 if weight is None else weight.shape[1],
+    )
+    name = dtype_name(data.X)
+    _launch(data, "largest", tiles * n_parts, 4 * _THREADS, *of_rows, n_parts, parts, of=name)
+    _launch(data, "exponents", -(-d // _THREADS), 0, parts, n_parts, d, found)
+    return found
 
 
-def _exponents(data: Any) -> Array:
-    """The powers of two (d,) that bring features to the range of halves."""
-    if data not in _known:
-        empty, (n, d) = data.backend.cupy.empty, data.X.shape
-        tiles = -(-d // _WARP)
-        n_parts = max(1, min(-(-n // _FEWEST_ROWS), _BLOCKS // tiles))
-        parts, found = empty((n_parts, d), np.float32), empty((d,), np.int32)
-        of_rows = data.X, n, d, data.subtrahend, n_parts, parts
-        _launch(data, "largest", tiles * n_parts, 4 * _THREADS, *of_rows, of=dtype_name(data.X))
-        _launch(data, "exponents", -(-d // _THREADS), 0, parts, n_parts, d, found)
-        _known[data] = found
-    return _known[data]
+def _factor(problem: Problem) -> float:
+    """A power of two that brings the largest derivatives to the range of halves."""
+    if not problem.largest_weight > 0:  # there is no derivative but zero
+        return 1.0
+    return 2.0 ** (_LARGEST - np.clip(np.ceil(np.log2(problem.largest_weight)), -_MOST, _MOST))
 
 
 def _weights(data: Any, coef: Array, exponent: Array, width: _Width) -> tuple[Array, Array]:
@@ -252,9 +273,9 @@ def _launch(
 
 def unit(of: str | None) -> Unit:
     """What is compiled for a type of X; None: what does not depend on it."""
-    return Unit(SOURCES, ("-std=c++17", *([] if of is None else [f"-DDATA={DATA[of]}"])))
+    return Unit(SOURCES, ("-std=c++17", *([] if of is None else [f"-DDATA={_TYPES[of]}"])))
 
 
 def units() -> list[Unit]:
     """What is compiled ahead: all."""
-    return list(dict.fromkeys(unit(of) for of in (None, *DATA) if of != "float64"))
+    return list(dict.fromkeys(unit(of) for of in (None, *_TYPES)))
