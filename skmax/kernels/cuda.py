@@ -223,6 +223,13 @@ def argument(value: Any) -> Any:
     return cupy.ascontiguousarray(value)  # a kernel sees no strides
 
 
+def which(index: Any) -> tuple[Any, Any]:
+    """What a kernel is given for an index of `Rows.pieces`: that, or where its range begins."""
+    if isinstance(index, slice):
+        return None, np.int64(index.start)
+    return index, np.int64(0)
+
+
 def of_state(state: State, prefix: str = "") -> dict[str, Any]:
     """A kernel's arguments for a state, each with a prefix."""
     return {

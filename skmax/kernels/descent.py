@@ -12,7 +12,7 @@ import numpy as np
 
 from skmax.backends import Array
 from skmax.backends.device_code import Unit, kernel
-from skmax.kernels.cuda import argument
+from skmax.kernels.cuda import argument, which
 from skmax.problem import Problem
 
 # As the source has them, and the most pairs.
@@ -118,11 +118,11 @@ def curvatures(problem: Problem, coef: Array, intercept: Array, X: Array, index:
     """
     (m, k, d), backend, weight = coef.shape, problem.backend, problem.sample_weight
     logits = X @ backend.xp.reshape(coef, (m * k, d)).T
-    known, in_order = np.sum(~problem.masked, axis=1), isinstance(index, slice)
+    known = np.sum(~problem.masked, axis=1)
     _launch(
         *(backend, "curvatures", problem.data.dtype, -(-len(X) * m // _WARPS), logits, intercept),
-        *(backend.asarray(known / (known - 1), np.float64), None if in_order else index),
-        *(np.int64(index.start if in_order else 0), weight, problem.columns_there),
+        *(backend.asarray(known / (known - 1), np.float64), *which(index)),
+        *(weight, problem.columns_there),
         *(len(X), m, k, 1 if weight is None else weight.shape[1]),
     )
     return backend.xp.reshape(logits, (-1, m, k))

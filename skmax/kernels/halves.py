@@ -17,9 +17,8 @@ from skmax.backends.array_api import dtype_name
 from skmax.backends.cupy import address
 from skmax.backends.device_code import Unit, kernel
 from skmax.data.device import DeviceRows
-from skmax.data.rows import start_of_range
 from skmax.kernels import residual
-from skmax.kernels.cuda import DATA, MOST_ROWS, argument
+from skmax.kernels.cuda import DATA, MOST_ROWS, argument, which
 from skmax.problem import Problem
 
 SOURCES = "primitives.cuh", "halves.cuh", "halves.cu"
@@ -128,26 +127,16 @@ def _n_halves(data: Any) -> int:
 def _exponents(problem: Problem) -> Array:
     """The powers of two (d,) that bring features of its rows to the range of halves.
 
-    Those of every pass anew: it takes a fortieth of one.
+    Those of every pass anew: it reads X once more, and a pass reads and writes as much many times.
     """
     data: Any = problem.data
     empty, weight = data.backend.cupy.empty, problem.sample_weight
     n, d = len(problem.order), data.n_features
-    tiles, start = -(-d // _WARP), start_of_range(problem.order)
-    which: tuple[Any, Any] = (None, np.int64(start or 0))
-    if start is None:
-        which = (data.backend.asarray(problem.order, np.int64), np.int64(0))
+    tiles, (index,) = -(-d // _WARP), data.indices(problem.order, n)
     n_parts = max(1, min(-(-n // _FEWEST_ROWS), _BLOCKS // tiles))
     parts, found = empty((n_parts, d), np.float32), empty((d,), np.int32)
-    of_rows = (
-        data.X,
-        *which,
-        n,
-        d,
-        data.subtrahend,
-        weight,
-        1 if weight is None else weight.shape[1],
-    )
+    u = 1 if weight is None else weight.shape[1]
+    of_rows = data.X, *which(index), n, d, data.subtrahend, weight, u
     name = dtype_name(data.X)
     _launch(data, "largest", tiles * n_parts, 4 * _THREADS, *of_rows, n_parts, parts, of=name)
     _launch(data, "exponents", -(-d // _THREADS), 0, parts, n_parts, d, found)
@@ -173,11 +162,10 @@ def _weights(data: Any, coef: Array, exponent: Array, width: _Width) -> tuple[Ar
 
 def _rows(data: Any, index: Any, n: int, exponent: Array, width: _Width) -> Array:
     """Halves (n, 1 or 2, features) of rows of X."""
-    n_halves, in_order = _n_halves(data), isinstance(index, slice)
+    n_halves = _n_halves(data)
     halves = data.backend.cupy.empty((n, n_halves, width.features), np.float16)
-    which = (None, np.int64(index.start)) if in_order else (index, np.int64(0))
     blocks = min(_BLOCKS, -(-n * _WARP // _THREADS))
-    of_rows = data.X, *which, n, width.d, width.features, data.subtrahend, exponent
+    of_rows = data.X, *which(index), n, width.d, width.features, data.subtrahend, exponent
     _launch(data, "halve_rows", blocks, 0, *of_rows, n_halves, halves, of=dtype_name(data.X))
     return halves
 

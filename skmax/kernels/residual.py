@@ -14,7 +14,7 @@ import numpy as np
 from skmax.backends import Array
 from skmax.backends.device_code import Unit, kernel
 from skmax.data.device import DeviceRows
-from skmax.kernels.cuda import WARP, Device, argument
+from skmax.kernels.cuda import WARP, Device, argument, which
 from skmax.problem import Problem
 
 SOURCES = "primitives.cuh", "halves.cuh", "residual.cu"
@@ -138,13 +138,13 @@ def compare(problem: Problem, logits: Array, index: Any, values: dict[str, Any])
     shared, groups = _shared_bytes(k, threads), threads // _lanes(k)
     blocks = max(1, min(-(-b // groups), device.blocks(shared, _HELD[held]) // m))
     sums = backend.xp.empty((blocks, k + 2, m), dtype=backend.xp.float64)
-    in_order = isinstance(index, slice)
+    indices, first = which(index)
     values = values | {
         "logits": logits,
         "n": np.int32(b),
         "width": np.int32(logits.shape[1]),
-        "index": None if in_order else index,
-        "first": np.int64(index.start if in_order else 0),
+        "index": indices,
+        "first": first,
         "groups": np.int32(groups),
         "sums": sums,
     }
