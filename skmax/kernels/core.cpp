@@ -389,7 +389,7 @@ struct Kernel {
     typedef typename T::Doubles Doubles;
     static constexpr int LANES = BYTES / sizeof(F);
     // Bytes of the rows of a tile, of features that `dot` takes at once, and of the logits.
-    static constexpr int64_t TILE = 1 << 18, CHUNK = 1 << 13, LOGITS = 1 << 20;
+    static constexpr int64_t TILE = 1 << 18, CHUNK = 1 << 12, LOGITS = 1 << 20;
     static constexpr int64_t LINE = 64;  // of a cache, in bytes
     // Rows whose gradient is summed in the precision of the weights: no tile has more.
     static constexpr int64_t SUMMED = 512;
@@ -432,7 +432,7 @@ struct Kernel {
     // Rows that are floats already, and of which few weights make something, need not be copied.
     // Vectors go beyond the end of a row, where weights are zero: that must be another row of X.
     void find_in_place() {
-        bool same = !job.starts && job.type == (sizeof(F) == 8 ? 10 : 9) && !job.shift && k_x <= MOST;
+        bool same = !job.starts && job.type == (sizeof(F) == 8 ? 10 : 9) && !job.shift && k_x <= 2 * MOST;
         same &= job.value_bytes == (int64_t)sizeof(F);
         if (!same || (job.row_bytes != row_size && d % LANES)) return;
         for (int64_t r = 0; r < job.n; r++) {
