@@ -398,15 +398,69 @@ def test_far_features_of_small_deviation_and_more_features_than_rows():
         assert end.gap[0] <= 1e-10 or end.loss[0] <= 1e-7
 
 
-def test_products_of_features_or_none():
-    """With more features, there are too many products; the weights are the same."""
-    X, y = load_digits(return_X_y=True)
-    X, y = X[::6], y[::6]
-    expected = solve(Newton(), pose(X, y, 0.01), tol=1e-10)[-1].state.coef
+@pytest.fixture(scope="module")
+def _many_threads():
+    """Threads are worth it however little there is to do."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("skmax.solvers.newton._MOST", 0)
-        found = solve(Newton(), pose(X, y, 0.01), tol=1e-10)[-1].state.coef
-    np.testing.assert_allclose(found, expected, rtol=1e-7, atol=1e-9)
+        patch.setattr("skmax.kernels.newton.WORTH_A_THREAD", 1)
+        patch.setattr("skmax.kernels.newton.n_threads", lambda: 3)
+        yield
+
+
+@pytest.mark.usefixtures("_many_threads")
+@settings(max_examples=80)
+@given(
+    *(st.integers(*ends) for ends in [(0, 2**32 - 1), (12, 700), (1, 70), (2, 9), (1, 4)]),
+    *(st.booleans() for _ in range(4)),
+)
+def test_compiled_or_not_newton_descends_the_same_way(
+    seed, n, d, k, m, is_soft, is_weighted, fit_intercept, smooth
+):
+    """Objectives, gradients, Hessians, steps, and what a step foresees, to rounding errors."""
+    rng = np.random.default_rng(seed)
+    X, y = rng.normal(size=(n, d)), np.append(np.arange(k), rng.integers(k, size=n))[:n]
+    masked = np.zeros((m, k), dtype=bool)
+    weight, columns = folds(n, k, m, rng) if is_weighted else None, np.arange(m)
+    if k > 2 and is_weighted:
+        masked[rng.integers(m), rng.integers(k)] = True
+        weight[:k] += 1
+        weight = np.where(masked[:, y].T, 0, weight)
+    targets = rng.dirichlet(np.ones(k), size=n) if is_soft and not masked.any() else y
+    problem = pose(
+        X, targets, 10 ** rng.uniform(-2, 2, m), weight=weight, masked=masked,
+        columns=columns if is_weighted else None, smoothing=0.1 * smooth,
+        fit_intercept=fit_intercept,
+    )  # fmt: skip
+    compiled = Newton().begin(problem, State.start(problem))._descent
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("skmax.kernels.newton_descent", lambda: None)
+        expected = Newton().begin(problem, State.start(problem))._descent
+    assert type(compiled) is not type(expected)
+    V = rng.normal(size=compiled.V.shape) * 2 / np.sqrt(d)
+    for descent in (compiled, expected):
+        descent.go_to(V.copy())
+
+    def close(found, known, rtol=1e-9):
+        scale = np.abs(known).max(initial=1e-3)
+        np.testing.assert_allclose(found, known, rtol=rtol, atol=rtol * scale)
+
+    def same():
+        for name in ("V", "value", "loss", "accuracy", "gradient", "of_loss"):
+            close(getattr(compiled, name), getattr(expected, name))
+        for one, other in zip(compiled.at(V / 2), expected.at(V / 2), strict=True):
+            close(one, other)
+
+    same()
+    for exact, alike in [(True, False), (False, False), (True, True), (False, True)]:
+        H, known = (each.hessian(exact=exact, alike=alike) for each in (compiled, expected))
+        close(np.triu(H), np.triu(known), 1e-11 if exact else 1e-5)
+    step = rng.normal(size=V.shape) + 3 * expected.gradient
+    promised = np.sum(step * expected.gradient, axis=(1, 2))
+    found = [each.go(step, promised, foresee=True) for each in (compiled, expected)]
+    np.testing.assert_array_equal(*found)
+    for one, other in zip(compiled.foreseen, expected.foreseen, strict=True):
+        close(one, other)
+    same()
 
 
 # Proximal Newton

@@ -27,6 +27,7 @@ from skmax.kernels import (
     halves,
     host_descent,
     many_classes,
+    newton,
     residual,
     sparse,
     sparse_rows,
@@ -126,6 +127,11 @@ def second_moments(backend: Backend) -> SecondMoments | None:
 def solved(backend: Backend) -> Solved | None:
     """The kernel for linear systems of matrices that are factored; None: the backend serves."""
     return host_descent.solved if host_descent.serves(backend) else None
+
+
+def newton_descent() -> Any:
+    """What Newton's method does with all rows; None: the reference serves."""
+    return newton.Descent if newton.serves() else None
 
 
 def predictions(data: Rows, coef: Any) -> Predictions | None:

@@ -1101,3 +1101,4 @@ SKMAX_SPARSE(epoch, SparseEpoch, epoch())
 
 #include "descent.h"
 #include "coordinate_descent.h"
+#include "newton.h"

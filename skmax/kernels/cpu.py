@@ -5,8 +5,7 @@ Calls release the interpreter, so that threads share the models of an epoch, or 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -22,14 +21,15 @@ from skmax.kernels.job import (
     MOST_PARTS,
     TYPES,
     Job,
+    empty_rows,
     n_parts,
     outputs_of,
+    padded_rows,
+    stride_of,
     targets_of,
 )
 from skmax.problem import BatchSums, Problem, State, Steps
 
-# Bytes of a line of the cache, which holds whole vectors.
-_LINE = 64
 # What reading a value of X costs, in multiply-adds: passes over 100,000 x 50 took 3.0 ms with 2
 # classes and 3.6 with 5.
 _READ = 3
@@ -87,7 +87,7 @@ class _Piece:
         data = self.data
         fields = {
             "d": data.n_features,
-            "stride": _stride(data.n_features, data.dtype),
+            "stride": stride_of(data.n_features, data.dtype),
             "row_bytes": self.X.strides[0],
             "value_bytes": self.X.strides[1],
             "type": TYPES[self.X.dtype],
@@ -137,33 +137,6 @@ def _pieces(data: Rows, order: np.ndarray | None, unit: int = 1) -> Iterator[_Pi
         first += len(X)
 
 
-# Weights and targets
-
-
-def _stride(d: int, dtype: Any) -> int:
-    """From one row to the next, in values: an odd number of lines, which spreads over a cache."""
-    values = _LINE // np.dtype(dtype).itemsize
-    return (-(-d // values) | 1) * values
-
-
-def _padded(rows: np.ndarray, dtype: Any) -> np.ndarray:
-    """A copy of rows (..., d) as `core.cpp` has them: aligned, the rest of the stride is zero."""
-    *shape, d = rows.shape
-    padded = _empty(shape, d, dtype)
-    padded[..., :d] = rows
-    padded[..., d:] = 0
-    return padded
-
-
-def _empty(shape: Sequence[int], d: int, dtype: Any) -> np.ndarray:
-    """Memory for rows of d values, (*shape, stride)."""
-    stride, itemsize = _stride(d, dtype), np.dtype(dtype).itemsize
-    size = itemsize * stride * math.prod(shape)
-    memory = np.empty(size + _LINE, np.uint8)
-    start = -memory.ctypes.data % _LINE
-    return memory[start : start + size].view(dtype).reshape(*shape, stride)
-
-
 # Epochs
 
 
@@ -193,12 +166,12 @@ def _weights(problem: Problem, state: State, steps: Steps) -> dict[str, np.ndarr
     mean = np.zeros((m, d), dtype) if problem.mean is None else problem.mean[:, 0]
     scale = np.ones((m, d), dtype) if problem.inverse_scale is None else problem.inverse_scale[:, 0]
     return {
-        "coef": _padded(state.coef, dtype),
-        "coef_velocity": _padded(state.coef_velocity, dtype),
+        "coef": padded_rows(state.coef, dtype),
+        "coef_velocity": padded_rows(state.coef_velocity, dtype),
         "intercept": (state.intercept + _products(state.coef, mean)).astype(dtype),
         "intercept_velocity": np.array(state.intercept_velocity, dtype),
-        "mean": _padded(mean, dtype),
-        "inverse_scale": _padded(scale, dtype),
+        "mean": padded_rows(mean, dtype),
+        "inverse_scale": padded_rows(scale, dtype),
         "momentum": steps.momentum.astype(dtype),
         "l2": problem.l2.astype(dtype),
         "l1": problem.l1.astype(dtype),
@@ -230,7 +203,7 @@ def full_pass(
     """What `skmax.objective.full_pass` does, in threads that share the rows."""
     (m, k, d), dtype = coef.shape, problem.data.dtype
     fields = targets_of(problem) | {
-        "coef": _padded(coef, dtype),
+        "coef": padded_rows(coef, dtype),
         "intercept": np.ascontiguousarray(intercept, dtype),
     }
     sums = {"loss": np.zeros(m), "correct": np.zeros(m)}
@@ -283,7 +256,7 @@ def curvatures(
     piece = _Piece(problem.data, X, None, index, is_stored=False)
     out = np.empty((len(X), m, k), dtype)
     weights = {
-        "coef": _padded(coef, dtype),
+        "coef": padded_rows(coef, dtype),
         "intercept": np.ascontiguousarray(intercept, dtype),
         "out": out,
     }
@@ -303,7 +276,7 @@ def second_moments(
     X = np.ascontiguousarray(X)
     if weight is not None:
         weight = np.ascontiguousarray(weight, dtype)
-    mean, scale, sums = np.zeros(d, dtype), np.ones(d, dtype), _empty((k, d + 1), d + 1, dtype)
+    mean, scale, sums = np.zeros(d, dtype), np.ones(d, dtype), empty_rows((k, d + 1), d + 1, dtype)
     if problem.mean is not None:
         mean = np.ascontiguousarray(problem.mean[model, 0])
     if problem.inverse_scale is not None:
@@ -337,7 +310,7 @@ def predictions(
     """What `skmax.objective.predictions` does, in threads that share the rows."""
     (k_coef, d), n = coef.shape, data.n_samples if order is None else len(order)
     out, weights = outputs_of(data, intercept, method, k_coef, n)
-    weights["coef"] = _padded(coef, data.dtype)
+    weights["coef"] = padded_rows(coef, data.dtype)
     finite, done = True, 0
     for piece in _pieces(data, order):
         n, cost = len(piece), len(piece) * d * (weights["k"] + _READ)

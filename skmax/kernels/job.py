@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,8 @@ TYPES = {
 } | {np.dtype(bool): 0}
 EXACT = {np.dtype("f4"): 0, np.dtype("f8"): 1, np.dtype("i8"): 2}
 METHODS = ("decision_function", "predict", "predict_proba", "predict_log_proba")
+# Bytes of a line of the cache, which holds whole vectors.
+_LINE = 64
 # The most parts of all rows that threads share, and the most bytes of their sums; and what a value
 # of these costs, in multiply-adds: it is set to zero, summed, and added to the others.
 MOST_PARTS, _MOST_BYTES_OF_SUMS, _PER_SUM = 16, 1 << 26, 32
@@ -94,6 +98,30 @@ class Job(ctypes.Structure):
             It has no memory left.
         """
         library.call(name, self)
+
+
+def stride_of(d: int, dtype: Any) -> int:
+    """From one row to the next, in values: an odd number of lines, which spreads over a cache."""
+    values = _LINE // np.dtype(dtype).itemsize
+    return (-(-d // values) | 1) * values
+
+
+def padded_rows(rows: np.ndarray, dtype: Any) -> np.ndarray:
+    """A copy of rows (..., d) as `core.cpp` has them: aligned, the rest of the stride is zero."""
+    *shape, d = rows.shape
+    padded = empty_rows(shape, d, dtype)
+    padded[..., :d] = rows
+    padded[..., d:] = 0
+    return padded
+
+
+def empty_rows(shape: Sequence[int], d: int, dtype: Any) -> np.ndarray:
+    """Memory for rows of d values, (*shape, stride)."""
+    stride, itemsize = stride_of(d, dtype), np.dtype(dtype).itemsize
+    size = itemsize * stride * math.prod(shape)
+    memory = np.empty(size + _LINE, np.uint8)
+    start = -memory.ctypes.data % _LINE
+    return memory[start : start + size].view(dtype).reshape(*shape, stride)
 
 
 def n_parts(n_rows: int, cost: float, n_sums: int) -> int:

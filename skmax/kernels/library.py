@@ -20,7 +20,7 @@ from typing import Any
 VARIABLE = "SKMAX_INSTRUCTION_SET"
 _REMEDY = "install g++ or clang, and then skmax again"
 # As CMakeLists.txt has them.
-_SOURCES = "core.cpp", "sparse.h", "descent.h", "coordinate_descent.h"
+_SOURCES = "core.cpp", "sparse.h", "descent.h", "coordinate_descent.h", "newton.h"
 
 
 @cache

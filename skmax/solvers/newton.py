@@ -14,15 +14,17 @@ without. A first axis of 1 stands for one of m.
 from __future__ import annotations
 
 import operator
-from functools import lru_cache
-from typing import NamedTuple
+from functools import cached_property, lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.linalg import lapack
 from scipy.special import entr
 
+from skmax import kernels
 from skmax.data import dense
 from skmax.duality import Dual
+from skmax.kernels.job import empty_rows
 from skmax.problem import MASKED_LOGIT, Epoch, Problem, State
 from skmax.solvers.full_batch import FullBatch
 from skmax.solvers.predictions import in_common_coordinates, targets_of
@@ -33,6 +35,15 @@ from skmax.solvers.predictions import in_common_coordinates, targets_of
 _FLAT, _FEW_TRIALS, _MOST_TRIALS, _ROUNDING = 0.2, 3, 40, 1e-14
 # By how much a step may grow in a trial, and how near it may come to what is known to be wrong.
 _LONGER, _INSIDE = 4.0, 0.05
+# All of them, for the compiled code.
+_SEARCH = {
+    "flat": _FLAT,
+    "few_trials": _FEW_TRIALS,
+    "most_trials": _MOST_TRIALS,
+    "rounding": _ROUNDING,
+    "longer": _LONGER,
+    "inside": _INSIDE,
+}
 # What a step promised must be below this share of the objective for a look at the bound, which
 # costs half an iteration on iris; until then, all that is known is the entropy of the targets. On
 # 68 tables, 1e-4 made 321 iterations and 60 looks, 3e-3 270 and 60, 1e-2 263 and 67, 3e-2 262 and
@@ -49,10 +60,6 @@ _NEARER = 0.5
 # Added to the Hessian's diagonal: a share of it, and of the largest that it could be. Collinear
 # features need it. Where the matrix is not positive even so, a hundred times as much.
 _RIDGE, _LEAST_RIDGE, _MORE_RIDGE = 1e-12, 1e-17, 100.0
-# Products of two features are made once for all iterations if they are at most so many per block of
-# the Hessian, and in all (64 MB). Then 2,205 rows of 11 features and 7 classes take 3.9 ms instead
-# of 4.7; with 1 << 17 per block, 1,482 of 39 would take 11.8 ms instead of 7.8.
-_FEWEST_BLOCKS, _PER_BLOCK, _MOST = 3, 1 << 14, 1 << 23
 # Features whose largest values differ by more are no part of the same basis, in which the smaller
 # ones would be lost to rounding errors; these are what coordinates are, as a share of their row,
 # that are less; and values that are less have no squares to speak of.
@@ -79,15 +86,17 @@ class Newton(FullBatch):
 
 
 class _Table:
-    """The rows of a problem, features first.
+    """The rows of a problem.
 
     Weights under L2 are combinations of rows. So where there are more features than rows, what
     counts are the coordinates of rows in a basis of what they span: they are the features here.
 
     Attributes
     ----------
+    rows : ndarray of shape (n, stride)
+        The features, centred and scaled, a column of ones for the intercept, and zeros.
     Z : ndarray of shape (p, n)
-        The features, centred and scaled, and a row of ones for the intercept.
+        What is not beyond: a view.
     basis : ndarray of shape (p - 1, d) or None
         What the features are coordinates for: orthonormal. None: they are those of X.
     mean : ndarray of shape (d,)
@@ -114,19 +123,24 @@ class _Table:
         if d > n:
             X = X - self.mean
             X[:, ~varies] = 0.0
-            spanned, self.basis, self.scale = _spanned(X)
-            self.Z, varies = np.vstack([spanned, np.empty(n)]), self.scale > 0
+            X, self.basis, self.scale = _spanned(X)
+            varies = self.scale > 0
             self.scale = np.where(varies, self.scale, 1.0)
         else:
-            self.Z, self.scale = np.empty((d + 1, n)), 1 / np.where(varies, inverse, 1.0)
-            np.subtract(X.T, self.mean[:, None], out=self.Z[:-1])
-            self.Z[:-1] *= inverse[:, None]
-        self.Z[-1] = problem.fit_intercept
+            self.scale = 1 / np.where(varies, inverse, 1.0)
+        p = X.shape[1] + 1
+        self.rows = empty_rows((n,), p, np.float64)
+        self.Z = self.rows[:, :p].T
+        if self.basis is not None:
+            self.rows[:, : p - 1] = X
+        else:
+            np.subtract(X, self.mean, out=self.rows[:, : p - 1])
+            self.rows[:, : p - 1] *= inverse
+        self.rows[:, p - 1] = problem.fit_intercept
+        self.rows[:, p:] = 0.0
         self.varies = np.append(varies, problem.fit_intercept)
         self.label, self.target = targets_of(problem)
         self.soft = problem.targets.ndim == 2
-        self._products: np.ndarray | None = None
-        self._single: np.ndarray | None = None
         self._source = problem.data, problem.order, problem.targets, problem.fit_intercept
 
     def weights(self, coef: np.ndarray) -> np.ndarray:
@@ -143,33 +157,6 @@ class _Table:
         parts = problem.data, problem.order, problem.targets, problem.fit_intercept
         return all(map(operator.is_, self._source, parts))
 
-    def moments(self, weight: np.ndarray, *, exact: bool) -> np.ndarray:
-        """Second moments (m, b, p, p) of Z, where weights (m, b, n) are those of rows.
-
-        Where they need not be exact, they may be as good as single precision makes them.
-        """
-        Z, (p, n), flat = self.Z, self.Z.shape, weight.reshape(-1, weight.shape[2])
-        i, j, places = _triangle(p)
-        if len(flat) >= _FEWEST_BLOCKS and len(i) * n <= min(_MOST, _PER_BLOCK * len(flat)):
-            if self._products is None:
-                self._products = Z[i] * Z[j]
-            sums = (flat @ self._products.T)[:, places]
-        else:
-            if not exact:
-                if self._single is None:
-                    self._single = Z.astype(np.float32)
-                Z = self._single
-            sums = np.stack([_second_moments(Z, row) for row in flat], dtype=np.float64)
-        return sums.reshape(*weight.shape[:2], p, p)
-
-
-def _second_moments(Z: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    if weight.min() < 0:
-        return (Z * weight.astype(Z.dtype, copy=False)) @ Z.T
-    root = np.sqrt(weight).astype(Z.dtype, copy=False)
-    rooted = Z * root  # so BLAS sees that the product is symmetric: half the work
-    return rooted @ rooted.T
-
 
 def _read(problem: Problem) -> np.ndarray:
     """The rows of a problem, less the shift of its data, float64."""
@@ -182,17 +169,17 @@ def _read(problem: Problem) -> np.ndarray:
 
 
 def _spanned(X: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Coordinates (r, n) of rows (n, d), their basis (r, d), and what they were divided by (r,).
+    """Coordinates (n, r) of rows (n, d), their basis (r, d), and what they were divided by (r,).
 
-    With X' = Q R, the basis is Q', and the coordinates are R. Where rows depend on each other, some
+    With X' = Q R, the basis is Q', and the coordinates are R'. Where rows depend on each other, some
     are zero. Of fewer features than rows, these are their own basis.
     """
     (n, d), largest = X.shape, np.maximum(X.max(axis=0), -X.min(axis=0))
     if not np.isfinite(largest).all():  # a mean that is no number: the objective shall be none
-        return np.full((1, n), np.nan), np.zeros((1, d)), np.ones(1)
+        return np.full((n, 1), np.nan), np.zeros((1, d)), np.ones(1)
     left, coordinates, bases, scales = largest > _LEAST_VALUE, [], [], []
     if not left.any():
-        return np.zeros((1, n)), np.zeros((1, d)), np.zeros(1)
+        return np.zeros((n, 1)), np.zeros((1, d)), np.zeros(1)
     while left.any():
         unit = largest[left].max()
         alike = left & (largest > unit / _SAME_UNITS)
@@ -213,16 +200,16 @@ def _spanned(X: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         bases.append(basis)
         scales.append(unit * length)
     basis = bases[0] if len(bases) == 1 else np.vstack(bases)
-    return np.vstack(coordinates), basis, np.concatenate(scales)
+    return np.vstack(coordinates).T, basis, np.concatenate(scales)
 
 
 @lru_cache(maxsize=64)
-def _triangle(size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Indices (i, j) of an upper triangle, and where each entry of a symmetric matrix is in it."""
+def _triangle(size: int) -> np.ndarray:
+    """Where each entry of a symmetric matrix is in its upper triangle."""
     i, j = np.triu_indices(size)
     places = np.empty((size, size), dtype=int)
     places[i, j] = places[j, i] = np.arange(len(i))
-    return i, j, places
+    return places
 
 
 class _Logits(NamedTuple):
@@ -303,12 +290,25 @@ class _Multinomial:
             self.basis = np.zeros((len(masked), k, k - 1))
             for basis, known in zip(self.basis, ~masked, strict=True):
                 basis[known, : known.sum() - 1] = _contrasts(known.sum())
-        self._transposed = self.basis.transpose(0, 2, 1)
-        self._weight = weight[:, None]
-        self._weighted_target = (target * self._weight).reshape(-1, k * target.shape[2])
-        self._of_target = self._transposed @ target
-        a, b, _ = _triangle(k - 1)
-        self._products = self._transposed[:, a] * self._transposed[:, b]
+        self._target, self._weight = target, weight[:, None]
+
+    @cached_property
+    def _weighted_target(self) -> np.ndarray:
+        target = self._target
+        return (target * self._weight).reshape(-1, target.shape[1] * target.shape[2])
+
+    @cached_property
+    def _transposed(self) -> np.ndarray:
+        return self.basis.transpose(0, 2, 1)
+
+    @cached_property
+    def _of_target(self) -> np.ndarray:
+        return self._transposed @ self._target
+
+    @cached_property
+    def _products(self) -> np.ndarray:
+        a, b = np.triu_indices(self.basis.shape[2])
+        return self._transposed[:, a] * self._transposed[:, b]
 
     def of(self, U: np.ndarray) -> _Logits:
         """See `_Binary`."""
@@ -363,6 +363,120 @@ def _contrasts(k: int) -> np.ndarray:
     return basis / np.sqrt(np.arange(1, k) * np.arange(2, k + 1))
 
 
+class Descent:
+    """Where a stack of models is, what the objective is like there, and the way on.
+
+    `skmax.kernels.newton` does the same in compiled code.
+
+    Parameters
+    ----------
+    table : _Table
+        The rows.
+    loss : _Binary or _Multinomial
+        What is minimised of the logits.
+    penalty : ndarray of shape (m, r, p)
+        What is added to the Hessian's diagonal.
+    score : ndarray of shape (1 or m, n)
+        The shares of rows in the accuracy.
+
+    Attributes
+    ----------
+    V : ndarray of shape (m, r, p)
+        The weights.
+    value, loss, accuracy : ndarray of shape (m,)
+        The objective there, its part without the penalty, and the accuracy.
+    gradient, of_loss : ndarray of shape (m, r, p)
+        Its gradient, and the same part of that.
+    foreseen : tuple of ndarray of shapes (m,) and (m, r, p)
+        The entropy of the probabilities that the last step promised where it began, and the
+        gradient of the loss that they would have.
+    """
+
+    def __init__(self, table: _Table, loss: Any, penalty: np.ndarray, score: np.ndarray):
+        self._table, self._loss, self._penalty, self._score = table, loss, penalty, score
+
+    def go_to(self, V: np.ndarray) -> None:
+        """Be at V."""
+        self.V, self._U = V, V @ self._table.Z
+        self.value, self._logits = self._evaluate(V, self._U)
+        self._turn(self._loss.residual(self._logits))
+
+    def _evaluate(self, V: np.ndarray, U: np.ndarray) -> tuple[np.ndarray, _Logits]:
+        """The objective at V, and what is known of the logits B U, where U is V Z."""
+        logits = self._loss.of(U)
+        return logits.loss + _dot(self._penalty * V, V) / 2, logits
+
+    def _turn(self, residual: np.ndarray) -> None:
+        """Learn the gradient from that by U."""
+        self.of_loss = residual @ self._table.Z.T
+        self.gradient = self.of_loss + self._penalty * self.V
+
+    @property
+    def loss(self) -> np.ndarray:
+        """See above."""
+        return self._logits.loss
+
+    @property
+    def accuracy(self) -> np.ndarray:
+        """See above."""
+        return self._accuracy(self._logits)
+
+    def _accuracy(self, logits: _Logits) -> np.ndarray:
+        right = self._loss.label(logits) == self._table.label
+        return np.vecdot(right, self._score)
+
+    def at(self, V: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The objective and the accuracy at V, without going there."""
+        value, logits = self._evaluate(V, V @ self._table.Z)
+        return value, self._accuracy(logits)
+
+    def hessian(self, *, exact: bool, alike: bool) -> np.ndarray:
+        """The Hessian of the loss, (m, r p, r p), or what is above its diagonal, and that.
+
+        Where it need not be `exact`, it may be as good as single precision makes it. Where contrasts
+        are `alike`, and do not interact, that of the first is all: (m, p, p).
+        """
+        (m, r, p), Z = self.V.shape, self._table.Z
+        Z = Z if exact else Z.astype(np.float32)
+        curvature = self._loss.curvature(self._logits)[:, : 1 if alike else None]
+        flat = curvature.reshape(-1, curvature.shape[-1]).astype(Z.dtype, copy=False)
+        moments = np.stack([(Z * weight) @ Z.T for weight in flat], dtype=np.float64)
+        moments = moments.reshape(m, -1, p, p)
+        if alike:
+            return moments[:, 0]
+        return moments[:, _triangle(r)].transpose(0, 1, 3, 2, 4).reshape(m, r * p, r * p)
+
+    def go(self, step: np.ndarray, promised: np.ndarray, *, foresee: bool) -> np.ndarray:
+        """Go against steps to about where the objective is least; which models have gone.
+
+        `promised` is the slope there, and `foresee` whether to learn what is `foreseen`.
+        """
+        change = step @ self._table.Z
+        if foresee:
+            entropy, residual = self._loss.foreseen(self._logits, -change)
+            self.foreseen = entropy, residual @ self._table.Z.T
+        start, before, enough = self.V, self._U, self.value * (1 + _ROUNDING)
+        lines: list[_Line] = []
+        self.V, self._U = start - step, before - change
+        for trial in range(_MOST_TRIALS):
+            self.value, self._logits = self._evaluate(self.V, self._U)
+            residual = self._loss.residual(self._logits)
+            slope = -_dot(residual, change) - _dot(self._penalty * self.V, step)
+            done = self.value <= enough
+            if trial < _FEW_TRIALS:
+                done &= np.abs(slope) <= _FLAT * promised
+            if np.count_nonzero(done) == len(done):
+                self._turn(residual)
+                return done
+            lines = lines or [_Line(at_start) for at_start in (-promised).tolist()]
+            for model in np.flatnonzero(~done):
+                lines[model].turn(float(slope[model]))
+            length = np.array([line.at for line in lines])[:, None, None]
+            self.V, self._U = start - length * step, before - length * change
+        self.go_to(np.where(done[:, None, None], self.V, start))
+        return done
+
+
 class _Bounds(Dual):
     """Those of `Dual`, in the coordinates of a table, without L1."""
 
@@ -397,14 +511,14 @@ class _Search:
         self._rates = np.full(problem.n_models, np.nan)
         self._table = table
         self._enter(problem)
-        self._V = self._contrasts_of(state)
+        V = self._contrasts_of(state)
         self._lower = self._bounds.entropy_of_targets
-        self._stay()
-        worse = ~(self._value <= np.log(np.sum(~problem.masked, axis=1)))
-        if worse.any() and self._V.any():  # weights far away, where the Hessian says nothing
-            self._V[worse] = 0.0
-            self._stay()
-        self._gap = self._value - self._lower
+        self._descent.go_to(V)
+        worse = ~(self._descent.value <= np.log(np.sum(~problem.masked, axis=1)))
+        if worse.any() and V.any():  # weights far away, where the Hessian says nothing
+            V[worse] = 0.0
+            self._descent.go_to(V)
+        self._gap = self._descent.value - self._lower
         self._is_near = False
 
     def _enter(self, problem: Problem) -> None:
@@ -416,7 +530,7 @@ class _Search:
             added = to_numpy(problem.smoothing).astype(np.float64)[:, :, None]
             target = (1 - added.sum(axis=1, keepdims=True)) * target + added
         index = problem.backend.asarray(problem.order)
-        weight, self._score_weight = (
+        weight, score = (
             np.full((1, n), 1 / n) if of_rows is None else to_numpy(of_rows).T.astype(float) / n
             for of_rows in (problem.weights(index), problem.weights(index, of_scores=True))
         )
@@ -427,15 +541,23 @@ class _Search:
             problem.backend.zeros(shape, problem.data.dtype)
             for shape in ((*problem.masked.shape, len(table.mean)), problem.masked.shape)
         )
-        self._penalise(problem)
+        penalty = self._penalty()
+        self._diagonal = penalty.reshape(len(penalty), -1)
+        run = kernels.newton_descent()
+        if run is None:
+            self._descent = Descent(table, self._loss, penalty, score)
+            return
+        rows = {"target": target, "weight": weight, "score": score, "label": table.label}
+        of_models = {"basis": self._loss.basis, "penalty": penalty, "masked": problem.masked}
+        self._descent = run(problem.backend, table.rows, _SEARCH, **rows, **of_models)
 
-    def _penalise(self, problem: Problem) -> None:
+    def _penalty(self) -> np.ndarray:
         """What is added to the Hessian's diagonal: the penalty, and 1 for weights without a use."""
         used = np.any(self._loss.basis, axis=1)[..., None] & self._table.varies
         l2 = np.concatenate([self._bounds.l2, np.zeros_like(self._bounds.l2[..., :1])], axis=2)
-        self._penalty = np.where(used, self._loss.length * l2, 1.0)
-        shape = len(problem.masked), self._loss.basis.shape[2], self._penalty.shape[2]
-        self._diagonal = np.broadcast_to(self._penalty, shape).reshape(len(problem.masked), -1)
+        penalty = np.where(used, self._loss.length * l2, 1.0)
+        shape = len(self._problem.masked), self._loss.basis.shape[2], penalty.shape[2]
+        return np.ascontiguousarray(np.broadcast_to(penalty, shape))
 
     def _contrasts_of(self, state: State) -> np.ndarray:
         coef, intercept = (
@@ -446,126 +568,72 @@ class _Search:
         weights = np.concatenate([self._table.weights(coef), there[..., None]], axis=2)
         return self._loss.basis.transpose(0, 2, 1) @ weights / self._loss.length
 
-    def _evaluate(self, V: np.ndarray, U: np.ndarray) -> tuple[np.ndarray, _Logits]:
-        """The objective at V, and what is known of the logits B U, where U is V Z."""
-        logits = self._loss.of(U)
-        return logits.loss + _dot(self._penalty * V, V) / 2, logits
-
-    def _stay(self) -> None:
-        """Learn what the objective is like where the models are."""
-        self._U = self._V @ self._table.Z
-        self._value, self._logits = self._evaluate(self._V, self._U)
-        self._turn(self._loss.residual(self._logits))
-
-    def _turn(self, residual: np.ndarray) -> None:
-        """Learn the gradient from that by U."""
-        self._of_loss = residual @ self._table.Z.T
-        self._gradient = self._of_loss + self._penalty * self._V
-
     def advance(self) -> None:
         """One step of every model that finds one; the others have stalled."""
+        descent, gap = self._descent, self._gap
         step = self._newton_step()
-        promised = _dot(self._gradient, step)
-        before, gap, change = self._logits, self._gap, step @ self._table.Z
-        found = self._line_search(step, change, promised)
-        if np.count_nonzero(promised < _NEAR * self._value):
-            self._bound(before, change)
+        promised = _dot(descent.gradient, step)
+        is_near = bool((promised < _NEAR * descent.value).any())
+        found = descent.go(step, promised, foresee=is_near)
+        if is_near:
+            self._bound()
         else:
-            self._gap = self._value - self._lower
-        self._is_near = bool((promised < _SINGLE * self._value).any())
-        over = (promised <= _ROUNDING * self._value) & (self._gap > _NEARER * gap)
+            self._gap = descent.value - self._lower
+        self._is_near = bool((promised < _SINGLE * descent.value).any())
+        over = (promised <= _ROUNDING * descent.value) & (self._gap > _NEARER * gap)
         self._stalled = ~found | over
 
     def _newton_step(self) -> np.ndarray:
         """The inverse Hessian times the gradient."""
-        m, r, p = self._V.shape
-        if r > 1 and not self._V.any():
-            return self._first_step()
-        moments = self._table.moments(self._loss.curvature(self._logits), exact=self._is_near)
-        if r > 1:
-            moments = moments[:, _triangle(r)[2]].transpose(0, 1, 3, 2, 4)
-        H = moments.reshape(m, r * p, r * p)
-        gradient = self._gradient.reshape(m, -1)
+        gradient = self._descent.gradient
+        m, r, p = gradient.shape
+        # Where all weights are zero, contrasts do not interact, and are alike.
+        alike = r > 1 and not self._descent.V.any()
+        H = self._descent.hessian(exact=self._is_near, alike=alike)
         step = np.empty_like(gradient)
-        for model in range(m):
-            step[model] = _solve(H[model], self._diagonal[model], gradient[model])
-        return step.reshape(m, r, p)
-
-    def _first_step(self) -> np.ndarray:
-        """The same where all weights are zero: there, contrasts do not interact, and are alike."""
-        (m, _, p), gradient = self._V.shape, self._gradient
-        H = self._table.moments(self._loss.curvature(self._logits)[:, :1], exact=self._is_near)
-        step = np.empty_like(gradient)
-        for model in range(m):
-            diagonal = self._diagonal[model, :p]
-            step[model] = _solve(H[model, 0], diagonal, gradient[model].T).T
+        for j in range(m):
+            if alike:
+                step[j] = _solve(H[j], self._diagonal[j, :p], gradient[j].T).T
+            else:
+                step[j] = _solve(H[j], self._diagonal[j], gradient[j].reshape(-1)).reshape(r, p)
         return step
 
-    def _line_search(
-        self, step: np.ndarray, change: np.ndarray, promised: np.ndarray
-    ) -> np.ndarray:
-        """Go along steps to about where the objective is least; which models have gone.
-
-        `change` is what a step makes of U.
-        """
-        start, before, enough = self._V, self._U, self._value * (1 + _ROUNDING)
-        lines: list[_Line] = []
-        self._V, self._U = start - step, before - change
-        for trial in range(_MOST_TRIALS):
-            self._value, self._logits = self._evaluate(self._V, self._U)
-            residual = self._loss.residual(self._logits)
-            slope = -_dot(residual, change) - _dot(self._penalty * self._V, step)
-            done = self._value <= enough
-            if trial < _FEW_TRIALS:
-                done &= np.abs(slope) <= _FLAT * promised
-            if np.count_nonzero(done) == len(done):
-                self._turn(residual)
-                return done
-            lines = lines or [_Line(at_start) for at_start in (-promised).tolist()]
-            for model in np.flatnonzero(~done):
-                lines[model].turn(float(slope[model]))
-            length = np.array([line.at for line in lines])[:, None, None]
-            self._V, self._U = start - length * step, before - length * change
-        self._V = np.where(done[:, None, None], self._V, start)
-        self._stay()
-        return done
-
-    def _bound(self, before: _Logits, change: np.ndarray) -> None:
+    def _bound(self) -> None:
         """Learn how far the optimum can be from here at most.
 
         For the probabilities that a whole step foresaw, what the dual loses with the length of
         the gradient is next to nothing: the linearised gradient is zero there.
         """
-        basis, length = self._loss.basis, self._loss.length
-        entropy, residual = self._loss.foreseen(before, -change)
-        gradient = basis @ (residual @ self._table.Z.T) / length
-        lower = self._bounds.of_dual(entropy, gradient)
+        basis, length, descent = self._loss.basis, self._loss.length, self._descent
+        entropy, slope = descent.foreseen
+        lower = self._bounds.of_dual(entropy, basis @ slope / length)
         self._lower = np.fmax(self._lower, lower)
-        self._gap = self._value - self._lower
-        if not self._proven and (self._gap > _TIGHT * self._value).any():
-            here = self._logits.loss, basis @ self._V, basis @ self._of_loss / length
-            self._gap = np.fmin(self._gap, self._value - self._bounds.bound_nearby(*here))
+        self._gap = descent.value - self._lower
+        if not self._proven and (self._gap > _TIGHT * descent.value).any():
+            here = descent.loss, basis @ descent.V, basis @ descent.of_loss / length
+            self._gap = np.fmin(self._gap, descent.value - self._bounds.bound_nearby(*here))
 
     def epoch(self) -> Epoch:
         """Where the stack is."""
-        state, value, logits = self._state(), self._value, self._logits
+        state, descent = self._state(), self._descent
+        value, accuracy = descent.value.copy(), descent.accuracy.copy()
+        gap = self._gap
         if state.coef.dtype != self._problem.backend.dtype(np.float64):  # weights have been rounded
-            rounded = self._contrasts_of(state)
-            value, logits = self._evaluate(rounded, rounded @ self._table.Z)
-        right = self._loss.label(logits) == self._table.label
+            value, accuracy = descent.at(self._contrasts_of(state))
+            gap = self._gap + (value - descent.value)
         return Epoch(
             self._models,
             state,
             value,
-            np.vecdot(right, self._score_weight),
+            accuracy,
             diverged=~np.isfinite(value),
             learning_rate=self._rates,
-            gap=self._gap + (value - self._value),
+            gap=gap,
             stalled=self._stalled,
         )
 
     def _state(self) -> State:
-        problem, weights = self._problem, self._loss.basis @ self._V
+        problem, weights = self._problem, self._loss.basis @ self._descent.V
         coef = self._table.coef(weights[..., :-1])
         intercept = weights[..., -1] - coef @ self._table.mean
         intercept[problem.masked] = MASKED_LOGIT
@@ -574,11 +642,11 @@ class _Search:
 
     def select(self, staying: np.ndarray) -> None:
         """Go on with some of the models, at the host indices `staying`."""
-        self._models, self._V = self._models[staying], self._V[staying]
+        self._models, V = self._models[staying], self._descent.V[staying]
         self._rates = self._rates[staying]
         self._lower, self._gap = self._lower[staying], self._gap[staying]
         self._enter(self._problem.select(staying))
-        self._stay()
+        self._descent.go_to(V)
 
 
 class _Line:
@@ -620,13 +688,16 @@ def _entropy(P: np.ndarray) -> np.ndarray:
 
 
 def _solve(matrix: np.ndarray, added: np.ndarray, gradient: np.ndarray) -> np.ndarray:
-    """The solution of a symmetric system, with as much added to its diagonal as that needs."""
+    """The solution of a symmetric system, with as much added to its diagonal as that needs.
+
+    Of the matrix, only what is not below the diagonal counts.
+    """
     diagonal = matrix.reshape(-1)[:: len(matrix) + 1]
     diagonal += added
     ridge = _RIDGE * diagonal + _LEAST_RIDGE
     while True:
         diagonal += ridge
-        _, step, info = lapack.dposv(matrix.T, gradient)
+        _, step, info = lapack.dposv(matrix.T, gradient, lower=1)
         if info == 0:
             return step
         ridge *= _MORE_RIDGE

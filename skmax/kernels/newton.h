@@ -1,0 +1,403 @@
+// Newton's method for a stack of models that share few features: part of core.cpp. What it does, and
+// in which letters, is told in `skmax/solvers/newton.py`. All arrays over rows have `padded` of them,
+// of which those beyond n weigh nothing, and are all double.
+
+// What is asked for. `skmax/kernels/newton.py` has the same fields in the same order.
+struct Models {
+    int64_t first, last;            // which models
+    int64_t k, r, p, n, padded;     // classes, contrasts, features and the intercept, rows
+    int64_t stride;                 // from one row of Z to the next, in values: zero from p on
+    int64_t few_trials, most_trials, r_there;  // r_there: of the Hessian that is asked for
+    double flat, rounding, longer, inside;
+    const double* Z;                // (n, stride)
+    const double *basis, *offset;   // (m, k, r), (m, k)
+    const double *target, *weight, *score;          // (1 or m, k, padded), (1 or m, padded)
+    int64_t of_target, of_weight, of_score;         // from those of a model to the next: 0 if all share
+    const int64_t* label;           // (padded)
+    const double* penalty;          // (m, r, p)
+    double *V, *U, *P;              // (m, r, p), (m, r, padded), (m, k, padded)
+    double *value, *loss, *accuracy;  // (m)
+    double *gradient, *of_loss;       // (m, r, p)
+    const double *step, *promised;    // (m, r, p), (m)
+    int64_t* found;                   // (m)
+    double *entropy, *foreseen;       // (m), (m, r, p); or null
+    double* hessian;  // (m, r_there p, r_there p), of which the upper triangle is written
+};
+
+namespace SKMAX_SET {
+namespace {
+
+// Where a convex function of a length is flat, by secants of its slope within a bracket.
+struct Line {
+    double longer, inside, slope;
+    double at = 1, last = 0, low = 0, high = INFINITY;
+    void turn(double here) {
+        double change = here - slope, secant;
+        (here < 0 ? low : high) = at;  // or no number
+        secant = change > 0 && change < INFINITY ? at - here * (at - last) / change : low;
+        double width = (high < longer * at ? high : longer * at) - low;
+        double least = low + inside * width, most = low + (1 - inside) * width;
+        last = at, slope = here;
+        at = secant < least ? least : secant > most ? most : secant;
+    }
+};
+
+// A matrix of weights of pairs of features, of rows that are converted: their upper triangle.
+template <class T>
+struct Squares : Kernel<T> {
+    typedef Kernel<T> Base;
+    typedef typename T::F F;
+    typedef typename T::V V;
+    using Base::arena, Base::LANES, Base::rows, Base::stride;
+    static constexpr int64_t TILE = 1 << 16;  // bytes of rows of a tile, with which a sum is gone over
+
+    const Models& of;
+    int64_t n_pairs;
+    F *Y, *Q, *sums;
+    double *shares, *weights;
+
+    Squares(const Models& models, const Job& job)
+        : Base(job, 1, true), of(models), n_pairs(models.r_there * (models.r_there + 1) / 2) {
+        rows = most(GROUP, least(TILE / (stride * sizeof(F)) / GROUP * GROUP, of.padded));
+    }
+    bool allocate() {
+        for (int round = 0; round < 2; round++) {
+            Y = arena.template take<F>(rows * stride);
+            Q = arena.template take<F>(rows * stride);
+            sums = arena.template take<F>(n_pairs * of.p * stride);
+            shares = arena.template take<double>(of.r_there * rows);
+            weights = arena.template take<double>(rows);
+            if (!round && !arena.allocate()) return false;
+        }
+        memset(Y, 0, sizeof(F) * rows * stride);
+        return true;
+    }
+
+    int hessians() {
+        if (!allocate()) return 1;
+        for (int64_t j = of.first; j < of.last; j++) {
+            for (int64_t first = 0; first < of.n; first += rows) {
+                int64_t count = least(rows, of.n - first);
+                for (int64_t i = 0; i < count; i++)
+                    for (int64_t f = 0; f < of.p; f++)
+                        Y[i * stride + f] = (F)of.Z[(first + i) * of.stride + f];
+                share(j, first);
+                int64_t pair = 0;
+                for (int64_t a = 0; a < of.r_there; a++)
+                    for (int64_t b = a; b < of.r_there; b++, pair++) {
+                        weigh(j, a, b, first);
+                        for (int64_t i = 0; i < count; i++)
+                            for (int64_t f = 0; f < stride; f += LANES)
+                                this->store(Q + i * stride + f,
+                                            this->load(Y + i * stride + f) * (F)weights[i]);
+                        add(count, sums + pair * of.p * stride, first > 0);
+                    }
+            }
+            write(j);
+        }
+        return 0;
+    }
+
+    // What contrasts make of the probabilities of rows from `first` on.
+    void share(int64_t j, int64_t first) {
+        const double *B = of.basis + j * of.k * of.r, *P = of.P + j * of.k * of.padded + first;
+        int64_t count = least(rows, of.padded - first);
+        memset(shares, 0, sizeof(double) * of.r_there * rows);
+        for (int64_t a = 0; a < of.r_there; a++)
+            for (int64_t c = 0; c < of.k; c++) {
+                double factor = B[c * of.r + a];
+                if (factor == 0) continue;
+                for (int64_t i = 0; i < count; i++)
+                    shares[a * rows + i] += factor * P[c * of.padded + i];
+            }
+    }
+    // Second derivatives of the loss by two contrasts a <= b. All classes that are in the first have
+    // the same part in the second.
+    void weigh(int64_t j, int64_t a, int64_t b, int64_t first) {
+        const double *B = of.basis + j * of.k * of.r, *P = of.P + j * of.k * of.padded + first;
+        const double* w = of.weight + j * of.of_weight + first;
+        int64_t count = least(rows, of.padded - first);
+        const double *x = shares + a * rows, *y = shares + b * rows;
+        if (a < b) {
+            double common = 0;
+            for (int64_t c = 0; c < of.k && common == 0; c++)
+                if (B[c * of.r + a] != 0) common = B[c * of.r + b];
+            for (int64_t i = 0; i < count; i++) weights[i] = w[i] * x[i] * (common - y[i]);
+            return;
+        }
+        for (int64_t i = 0; i < count; i++) weights[i] = -x[i] * x[i];
+        for (int64_t c = 0; c < of.k; c++) {
+            double square = B[c * of.r + a] * B[c * of.r + a];
+            if (square == 0) continue;
+            for (int64_t i = 0; i < count; i++) weights[i] += square * P[c * of.padded + i];
+        }
+        for (int64_t i = 0; i < count; i++) weights[i] *= w[i];
+    }
+
+    // Sums of y q' over rows of Y and Q, at least of the upper triangle.
+    void add(int64_t count, F* to, bool add) {
+        const int64_t width = VECTORS * LANES;
+        for (int64_t j = 0; j < of.p; j += width)
+            for (int64_t i = 0; i < least(of.p, j + width); i += MOST)
+                if (j + width <= stride) square_of<VECTORS>(i, j, count, to, add);
+                else
+                    for (int64_t v = j; v < rounded_up(of.p, LANES); v += LANES)
+                        square_of<1>(i, v, count, to, add);
+    }
+    template <int N>
+    void square_of(int64_t i, int64_t j, int64_t count, F* to, bool add) {
+        switch (least(MOST, of.p - i)) {
+            case 1: return square<1, N>(i, j, count, to, add);
+            case 2: return square<2, N>(i, j, count, to, add);
+            case 3: return square<3, N>(i, j, count, to, add);
+            case 4: return square<4, N>(i, j, count, to, add);
+            case 5: return square<5, N>(i, j, count, to, add);
+            case 6: return square<6, N>(i, j, count, to, add);
+        }
+    }
+    template <int C, int N>
+    void square(int64_t i, int64_t j, int64_t count, F* to, bool add) {
+        V sum[C][N] = {};
+        for (int64_t row = 0; row < count * stride; row += stride)
+            Base::template add_row<C, N>(Q + row + j, Y + row + i, 1, sum);
+        UNROLL for (int c = 0; c < C; c++) UNROLL for (int v = 0; v < N; v++) {
+            F* at = to + (i + c) * stride + j + v * LANES;
+            this->store(at, add ? this->load(at) + sum[c][v] : sum[c][v]);
+        }
+    }
+
+    void write(int64_t j) {
+        const int64_t p = of.p, q = of.r_there * p;
+        const F* block = sums;
+        for (int64_t a = 0; a < of.r_there; a++)
+            for (int64_t b = a; b < of.r_there; b++, block += p * stride) {
+                double* to = of.hessian + j * q * q + a * p * q + b * p;
+                for (int64_t f = 0; f < p; f++)
+                    for (int64_t g = f; g < p; g++) {
+                        to[f * q + g] = block[f * stride + g];
+                        if (a < b) to[g * q + f] = block[f * stride + g];
+                    }
+            }
+    }
+};
+
+struct Newton : Kernel<Twofold> {
+    typedef I UnalignedI __attribute__((aligned(8), may_alias));
+    const Models& of;
+    double *change, *slopes, *weights, *sums;  // (r, padded), twice, and (r, stride), twice
+    V *of_contrasts, *of_classes;              // of a few rows
+    const double** places;
+
+    Newton(const Models& models, const Job& job) : Kernel<Twofold>(job, 1, true), of(models) {
+        tile = of.padded;
+    }
+    bool allocate() {
+        for (int round = 0; round < 2; round++) {
+            change = arena.take<double>(of.r * of.padded);
+            slopes = arena.take<double>(of.r * of.padded);
+            weights = arena.take<double>(of.r * stride);
+            sums = arena.take<double>(of.r * stride);
+            of_contrasts = arena.take<V>(of.r);
+            of_classes = arena.take<V>(of.k);
+            places = arena.take<const double*>(of.padded);
+            if (!round && !arena.allocate()) return false;
+        }
+        memset(weights, 0, sizeof(double) * of.r * stride);
+        for (int64_t i = 0; i < of.padded; i++) places[i] = of.Z + (i < of.n ? i : 0) * stride;
+        return true;
+    }
+    static void store_any(double* p, V v) { *(Unaligned*)p = v; }
+    const double* basis(int64_t j) const { return of.basis + j * of.k * of.r; }
+    const double* target(int64_t j) const { return of.target + j * of.of_target; }
+    const double* weight(int64_t j) const { return of.weight + j * of.of_weight; }
+    double* probability(int64_t j) const { return of.P + j * of.k * of.padded; }
+    double* logit(int64_t j) const { return of.U + j * of.r * of.padded; }
+
+    // Products with the rows, of which a tile stays in the cache
+
+    template <class Do>
+    void in_tiles(Do act) {
+        int64_t rows = most(GROUP, TILE / (stride * sizeof(double)) / GROUP * GROUP);
+        for (int64_t first = 0; first < of.n; first += rows) act(first, least(rows, of.n - first));
+    }
+    void to_rows(const double* given, double* out) {
+        for (int64_t a = 0; a < of.r; a++)
+            memcpy(weights + a * stride, given + a * of.p, sizeof(double) * of.p);
+        in_tiles([&](int64_t first, int64_t count) {
+            forward(places + first, count, weights, of.r, out + first);
+        });
+    }
+    void from_rows(double* out) {  // of the slopes
+        in_tiles([&](int64_t first, int64_t count) {
+            backward(places + first, count, slopes + first, of.r, sums, first > 0);
+        });
+        for (int64_t a = 0; a < of.r; a++)
+            memcpy(out + a * of.p, sums + a * stride, sizeof(double) * of.p);
+    }
+
+    // What contrasts make of what some rows have of classes, less the targets.
+    void slopes_of(int64_t j, int64_t i) {
+        const double* B = basis(j);
+        V w = load_any(weight(j) + i);
+        for (int64_t c = 0; c < of.k; c++) of_classes[c] -= load_any(target(j) + c * of.padded + i);
+        for (int64_t a = 0; a < of.r; a++) {
+            V sum = {};
+            for (int64_t c = 0; c < of.k; c++) sum += B[c * of.r + a] * of_classes[c];
+            store_any(slopes + a * of.padded + i, sum * w);
+        }
+    }
+
+    // The loss at a length of the change from U, and what belongs to it; the slope by the length.
+    double evaluate(int64_t j, double length) {
+        const double *B = basis(j), *offset = of.offset + j * of.k, *U = logit(j);
+        double* P = probability(j);
+        V loss = {}, right = {}, along = {};
+        for (int64_t i = 0; i < of.padded; i += LANES) {
+            for (int64_t a = 0; a < of.r; a++) {
+                of_contrasts[a] = load_any(U + a * of.padded + i);
+                if (length != 0) of_contrasts[a] -= length * load_any(change + a * of.padded + i);
+            }
+            V top = splat(-INFINITY), sum = {}, linear = {}, w = load_any(weight(j) + i);
+            I label = {};
+            for (int64_t c = 0; c < of.k; c++) {
+                V z = splat(offset[c]);
+                for (int64_t a = 0; a < of.r; a++) z += B[c * of.r + a] * of_contrasts[a];
+                I above = z > top;
+                top = above ? z : top;
+                label = above ? I{} + (Whole)c : label;
+                of_classes[c] = z;
+            }
+            for (int64_t c = 0; c < of.k; c++) {
+                V z = below(of_classes[c], top);
+                linear += load_any(target(j) + c * of.padded + i) * z;
+                of_classes[c] = exponential(z);
+                sum += of_classes[c];
+            }
+            V share = 1 / sum;
+            for (int64_t c = 0; c < of.k; c++) {
+                of_classes[c] *= share;
+                store_any(P + c * of.padded + i, of_classes[c]);
+            }
+            loss += w * (Twofold::logarithm(sum) - linear);
+            I same = label == *(const UnalignedI*)(of.label + i);
+            right += same ? load_any(of.score + j * of.of_score + i) : V{};
+            slopes_of(j, i);
+            for (int64_t a = 0; length != 0 && a < of.r; a++)
+                along += load_any(slopes + a * of.padded + i) * load_any(change + a * of.padded + i);
+        }
+        of.loss[j] = sum_of(loss), of.accuracy[j] = sum_of(right);
+        return -sum_of(along);
+    }
+    // The objective at a length of the step from V; its slope by the length.
+    double objective(int64_t j, double length) {
+        const int64_t size = of.r * of.p;
+        const double *from = of.V + j * size, *penalty = of.penalty + j * size;
+        double slope = evaluate(j, length), ridge = 0;
+        for (int64_t i = 0; i < size; i++) {
+            double step = length != 0 ? of.step[j * size + i] : 0, v = from[i] - length * step;
+            ridge += penalty[i] * v * v, slope -= penalty[i] * v * step;
+        }
+        of.value[j] = of.loss[j] + ridge / 2;
+        return slope;
+    }
+    void turn(int64_t j) {
+        const int64_t size = of.r * of.p;
+        from_rows(of.of_loss + j * size);
+        for (int64_t i = j * size; i < (j + 1) * size; i++)
+            of.gradient[i] = of.of_loss[i] + of.penalty[i] * of.V[i];
+    }
+
+    int stay() {
+        if (!allocate()) return 1;
+        for (int64_t j = of.first; j < of.last; j++) {
+            to_rows(of.V + j * of.r * of.p, logit(j));
+            objective(j, 0);
+            turn(j);
+        }
+        return 0;
+    }
+    int go() {
+        if (!allocate()) return 1;
+        for (int64_t j = of.first; j < of.last; j++) {
+            to_rows(of.step + j * of.r * of.p, change);
+            if (of.entropy) foresee(j);
+            of.found[j] = search(j);
+            turn(j);
+        }
+        return 0;
+    }
+    // Go as far as is good; whether there is such a length.
+    bool search(int64_t j) {
+        const double promised = of.promised[j], enough = of.value[j] * (1 + of.rounding);
+        Line line{of.longer, of.inside, -promised};
+        for (int64_t trial = 0; trial < of.most_trials; trial++) {
+            double slope = objective(j, line.at);
+            bool done = of.value[j] <= enough;
+            if (trial < of.few_trials) done &= fabs(slope) <= of.flat * promised;
+            if (done) {
+                double *V = of.V + j * of.r * of.p, *U = logit(j);
+                const double* step = of.step + j * of.r * of.p;
+                for (int64_t i = 0; i < of.r * of.p; i++) V[i] -= line.at * step[i];
+                for (int64_t i = 0; i < of.r * of.padded; i++) U[i] -= line.at * change[i];
+                return true;
+            }
+            line.turn(slope);
+        }
+        objective(j, 0);
+        return false;
+    }
+    // The entropy of the probabilities that a whole step makes, linearised, and the slope there.
+    void foresee(int64_t j) {
+        const double *B = basis(j), *P = probability(j);
+        V entropy = {};
+        for (int64_t i = 0; i < of.padded; i += LANES) {
+            V mean = {}, sum = {};
+            for (int64_t a = 0; a < of.r; a++)
+                of_contrasts[a] = -load_any(change + a * of.padded + i);
+            for (int64_t c = 0; c < of.k; c++) {
+                V z = {};
+                for (int64_t a = 0; a < of.r; a++) z += B[c * of.r + a] * of_contrasts[a];
+                mean += load_any(P + c * of.padded + i) * z;
+                of_classes[c] = z;
+            }
+            for (int64_t c = 0; c < of.k; c++) {
+                V q = load_any(P + c * of.padded + i) * (1 + of_classes[c] - mean);
+                of_classes[c] = q > 0 ? q : V{};
+                sum += of_classes[c];
+            }
+            V of_row = {};
+            for (int64_t c = 0; c < of.k; c++) {
+                V q = of_classes[c] /= sum;
+                of_row += q * Twofold::logarithm(1 / (q < 1e-300 ? splat(1e-300) : q));
+            }
+            entropy += of_row * load_any(weight(j) + i);
+            slopes_of(j, i);
+        }
+        of.entropy[j] = sum_of(entropy);
+        from_rows(of.foreseen + j * of.r * of.p);
+    }
+};
+
+// What the rows are to `Kernel`.
+template <class T>
+inline Job rows_of(const Models& models) {
+    constexpr int64_t VALUES = 64 / sizeof(typename T::F);
+    Job job = {};
+    job.k = job.m = job.k_coef = 1;
+    job.d = job.stride = ((models.p + VALUES - 1) / VALUES | 1) * VALUES;
+    return job;
+}
+
+}  // namespace
+}  // namespace SKMAX_SET
+
+#define SKMAX_NEWTON(name, Class, T, call)                                      \
+    SKMAX_EXPORT(name)(const Models* models) {                                  \
+        using namespace SKMAX_SET;                                              \
+        Job job = rows_of<T>(*models);                                          \
+        return Class(*models, job).call;                                        \
+    }
+SKMAX_NEWTON(newton_stay, Newton, Twofold, stay())
+SKMAX_NEWTON(newton_go, Newton, Twofold, go())
+SKMAX_NEWTON(newton_hessian, Squares<Twofold>, Twofold, hessians())
+SKMAX_NEWTON(newton_hessian_in_single, Squares<Single>, Single, hessians())

@@ -1,0 +1,138 @@
+"""What Newton's method does with all rows, on the CPU: `newton.h`, of the core."""
+
+from __future__ import annotations
+
+import ctypes
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from skmax.backends import Backend
+from skmax.backends.threads import WORTH_A_THREAD, n_threads
+from skmax.kernels import library
+from skmax.problem import MASKED_LOGIT
+
+# Rows are padded to a multiple of what any vector has.
+_GROUP = 16
+
+
+class Models(ctypes.Structure):
+    """What `newton.h` declares, where each field is explained."""
+
+    _fields_ = [
+        *[
+            (name, ctypes.c_int64)
+            for name in (
+                "first", "last", "k", "r", "p", "n", "padded", "stride", "few_trials",
+                "most_trials", "r_there",
+            )
+        ],
+        *[(name, ctypes.c_double) for name in ("flat", "rounding", "longer", "inside")],
+        *[(name, ctypes.c_void_p) for name in ("Z", "basis", "offset", "target", "weight", "score")],
+        *[(name, ctypes.c_int64) for name in ("of_target", "of_weight", "of_score")],
+        *[
+            (name, ctypes.c_void_p)
+            for name in (
+                "label", "penalty", "V", "U", "P", "value", "loss", "accuracy", "gradient",
+                "of_loss", "step", "promised", "found", "entropy", "foreseen", "hessian",
+            )
+        ],
+    ]  # fmt: skip
+
+
+def serves() -> bool:
+    """Whether there is a compiled core."""
+    return library.function("newton_go") is not None
+
+
+class Descent:
+    """See `skmax.solvers.newton.Descent`."""
+
+    def __init__(
+        self, backend: Backend, rows: np.ndarray, search: dict[str, Any], **of: np.ndarray
+    ):
+        (m, r, p), k, (n, stride) = of["penalty"].shape, of["basis"].shape[1], rows.shape
+        of["basis"] = np.broadcast_to(of["basis"], (m, k, r))
+        of["offset"] = np.where(of.pop("masked"), MASKED_LOGIT, 0.0)
+        padded = -(-n // _GROUP) * _GROUP
+        self._backend, self._shape, self._cost = backend, (m, r, p), n * r * p
+        self.V = np.empty((m, r, p))
+        self.gradient, self.of_loss = np.empty((m, r, p)), np.empty((m, r, p))
+        self.value, self.loss, self.accuracy = np.empty(m), np.empty(m), np.empty(m)
+        self._found = np.empty(m, np.int64)
+        self.foreseen = np.empty(m), np.empty((m, r, p))
+        for name in ("target", "weight", "score", "label"):
+            array = of[name]
+            there = np.zeros((*array.shape[:-1], padded), array.dtype)
+            there[..., :n] = array
+            of[name] = there
+        self._of = of | {
+            "Z": rows,
+            "U": np.empty((m, r, padded)),
+            "P": np.empty((m, k, padded)),
+            "found": self._found,
+            **{name: getattr(self, name) for name in ("V", "gradient", "of_loss")},
+            **{name: getattr(self, name) for name in ("value", "loss", "accuracy")},
+        }
+        self._of = {name: np.ascontiguousarray(array) for name, array in self._of.items()}
+        shared = {
+            f"of_{name}": 0 if len(of[name]) == 1 else of[name][0].size
+            for name in ("target", "weight", "score")
+        }
+        sizes = {"k": k, "r": r, "p": p, "n": n, "padded": padded, "stride": stride}
+        pointers = {name: array.ctypes.data for name, array in self._of.items()}
+        self._models = Models(**sizes, **search, **shared, **pointers)
+
+    def _run(self, name: str, cost: float, **arrays: np.ndarray) -> None:
+        """Call a function of the core, in threads that share the models."""
+        for field, array in arrays.items():
+            setattr(self._models, field, array.ctypes.data)
+        m, models = self._shape[0], self._models
+        n = int(min(n_threads(), m, m * cost // WORTH_A_THREAD)) if m > 1 else 1
+        if n <= 1:
+            models.first, models.last = 0, m
+            library.call(name, models)
+            return
+        jobs = []
+        for first, last in pairwise(m * part // n for part in range(n + 1)):
+            job = Models.from_buffer_copy(models)
+            job.first, job.last = first, last
+            jobs.append(job)
+        self._backend.each(lambda job: library.call(name, job), jobs, m * cost)
+
+    def go_to(self, V: np.ndarray) -> None:
+        """See `skmax.solvers.newton.Descent.go_to`."""
+        self.V[...] = V
+        self._run("newton_stay", self._cost)
+
+    def hessian(self, *, exact: bool, alike: bool) -> np.ndarray:
+        """See `skmax.solvers.newton.Descent.hessian`."""
+        m, r, p = self._shape
+        self._models.r_there = r = 1 if alike else r
+        H = np.empty((m, r * p, r * p))
+        name = "newton_hessian" if exact else "newton_hessian_in_single"
+        self._run(name, self._cost * p * (r + 1) / 4, hessian=H)
+        return H
+
+    def go(self, step: np.ndarray, promised: np.ndarray, *, foresee: bool) -> np.ndarray:
+        """See `skmax.solvers.newton.Descent.go`."""
+        self._models.entropy = self._models.foreseen = None
+        given = {"step": np.ascontiguousarray(step), "promised": promised}
+        if foresee:
+            given |= dict(zip(("entropy", "foreseen"), self.foreseen, strict=True))
+        self._run("newton_go", 2 * self._cost, **given)
+        return self._found > 0
+
+    def at(self, V: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """See `skmax.solvers.newton.Descent.at`."""
+        there = object.__new__(Descent)
+        there.__dict__.update(self.__dict__)
+        changed = ("V", "U", "P", "value", "loss", "accuracy", "gradient", "of_loss")
+        there._of = self._of | {name: np.empty_like(self._of[name]) for name in changed}
+        there._models = Models.from_buffer_copy(self._models)
+        for name in changed:
+            setattr(there._models, name, there._of[name].ctypes.data)
+        there.V = there._of["V"]
+        there.go_to(V)
+        return there._of["value"], there._of["accuracy"]
