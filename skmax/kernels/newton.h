@@ -49,21 +49,24 @@ struct Squares : Kernel<T> {
     typedef typename T::F F;
     typedef typename T::V V;
     using Base::arena, Base::LANES, Base::rows, Base::stride;
-    static constexpr int64_t TILE = 1 << 16;  // bytes of rows of a tile, with which a sum is gone over
+    // Bytes of the rows of a tile, which all pairs of contrasts go over, and of a part of it, which is
+    // near while the sums of a pair are.
+    static constexpr int64_t TILE = 1 << 18, PART = 1 << 14;
 
     const Models& of;
-    int64_t n_pairs;
+    int64_t n_pairs, part;
     F *Y, *Q, *sums;
     double *shares, *weights;
 
     Squares(const Models& models, const Job& job)
         : Base(job, 1, true), of(models), n_pairs(models.r_there * (models.r_there + 1) / 2) {
         rows = most(GROUP, least(TILE / (stride * sizeof(F)) / GROUP * GROUP, of.padded));
+        part = most(GROUP, PART / (stride * sizeof(F)) / GROUP * GROUP);
     }
     bool allocate() {
         for (int round = 0; round < 2; round++) {
             Y = arena.template take<F>(rows * stride);
-            Q = arena.template take<F>(rows * stride);
+            Q = arena.template take<F>(part * stride);
             sums = arena.template take<F>(n_pairs * of.p * stride);
             shares = arena.template take<double>(of.r_there * rows);
             weights = arena.template take<double>(rows);
@@ -82,15 +85,12 @@ struct Squares : Kernel<T> {
                     for (int64_t f = 0; f < of.p; f++)
                         Y[i * stride + f] = (F)of.Z[(first + i) * of.stride + f];
                 share(j, first);
-                int64_t pair = 0;
+                F* to = sums;
                 for (int64_t a = 0; a < of.r_there; a++)
-                    for (int64_t b = a; b < of.r_there; b++, pair++) {
+                    for (int64_t b = a; b < of.r_there; b++, to += of.p * stride) {
                         weigh(j, a, b, first);
-                        for (int64_t i = 0; i < count; i++)
-                            for (int64_t f = 0; f < stride; f += LANES)
-                                this->store(Q + i * stride + f,
-                                            this->load(Y + i * stride + f) * (F)weights[i]);
-                        add(count, sums + pair * of.p * stride, first > 0);
+                        for (int64_t i = 0; i < count; i += part)
+                            add(i, least(part, count - i), to, first + i > 0);
                     }
             }
             write(j);
@@ -134,32 +134,38 @@ struct Squares : Kernel<T> {
         for (int64_t i = 0; i < count; i++) weights[i] *= w[i];
     }
 
-    // Sums of y q' over rows of Y and Q, at least of the upper triangle.
-    void add(int64_t count, F* to, bool add) {
-        const int64_t width = VECTORS * LANES;
-        for (int64_t j = 0; j < of.p; j += width)
-            for (int64_t i = 0; i < least(of.p, j + width); i += MOST)
-                if (j + width <= stride) square_of<VECTORS>(i, j, count, to, add);
-                else
-                    for (int64_t v = j; v < rounded_up(of.p, LANES); v += LANES)
-                        square_of<1>(i, v, count, to, add);
+    // To sums of y q', at least of the upper triangle, those of some rows.
+    void add(int64_t first, int64_t count, F* to, bool add) {
+        const F* y = Y + first * stride;
+        for (int64_t i = 0; i < count; i++)
+            for (int64_t f = 0; f < stride; f += LANES)
+                this->store(Q + i * stride + f,
+                            this->load(y + i * stride + f) * (F)weights[first + i]);
+        for (int64_t i = 0; i < of.p; i += MOST)
+            for (int64_t j = i / LANES * LANES; j < of.p; j += VECTORS * LANES)
+                switch (least(VECTORS, (of.p - j + LANES - 1) / LANES)) {
+                    case 1: square_of<1>(y, i, j, count, to, add); break;
+                    case 2: square_of<2>(y, i, j, count, to, add); break;
+                    case 3: square_of<VECTORS - 1>(y, i, j, count, to, add); break;
+                    case 4: square_of<VECTORS>(y, i, j, count, to, add); break;
+                }
     }
     template <int N>
-    void square_of(int64_t i, int64_t j, int64_t count, F* to, bool add) {
+    void square_of(const F* y, int64_t i, int64_t j, int64_t count, F* to, bool add) {
         switch (least(MOST, of.p - i)) {
-            case 1: return square<1, N>(i, j, count, to, add);
-            case 2: return square<2, N>(i, j, count, to, add);
-            case 3: return square<3, N>(i, j, count, to, add);
-            case 4: return square<4, N>(i, j, count, to, add);
-            case 5: return square<5, N>(i, j, count, to, add);
-            case 6: return square<6, N>(i, j, count, to, add);
+            case 1: return square<1, N>(y, i, j, count, to, add);
+            case 2: return square<2, N>(y, i, j, count, to, add);
+            case 3: return square<3, N>(y, i, j, count, to, add);
+            case 4: return square<4, N>(y, i, j, count, to, add);
+            case 5: return square<5, N>(y, i, j, count, to, add);
+            case 6: return square<6, N>(y, i, j, count, to, add);
         }
     }
     template <int C, int N>
-    void square(int64_t i, int64_t j, int64_t count, F* to, bool add) {
+    void square(const F* y, int64_t i, int64_t j, int64_t count, F* to, bool add) {
         V sum[C][N] = {};
         for (int64_t row = 0; row < count * stride; row += stride)
-            Base::template add_row<C, N>(Q + row + j, Y + row + i, 1, sum);
+            Base::template add_row<C, N>(Q + row + j, y + row + i, 1, sum);
         UNROLL for (int c = 0; c < C; c++) UNROLL for (int v = 0; v < N; v++) {
             F* at = to + (i + c) * stride + j + v * LANES;
             this->store(at, add ? this->load(at) + sum[c][v] : sum[c][v]);

@@ -29,7 +29,10 @@ class Models(ctypes.Structure):
             )
         ],
         *[(name, ctypes.c_double) for name in ("flat", "rounding", "longer", "inside")],
-        *[(name, ctypes.c_void_p) for name in ("Z", "basis", "offset", "target", "weight", "score")],
+        *[
+            (name, ctypes.c_void_p)
+            for name in ("Z", "basis", "offset", "target", "weight", "score")
+        ],
         *[(name, ctypes.c_int64) for name in ("of_target", "of_weight", "of_score")],
         *[
             (name, ctypes.c_void_p)

@@ -164,15 +164,15 @@ def _read(problem: Problem) -> np.ndarray:
     float64 = backend.dtype(np.float64)
     if data.dtype != float64:
         data = data.with_(shift=data.shift, dtype=float64)
-    rows = backend.to_numpy(dense(data.rows(backend.asarray(problem.order))))
-    return rows.astype(np.float64, copy=False)
+    ((_, rows),) = data.pieces(problem.order, len(problem.order))
+    return backend.to_numpy(dense(rows)).astype(np.float64, copy=False)
 
 
 def _spanned(X: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Coordinates (n, r) of rows (n, d), their basis (r, d), and what they were divided by (r,).
+    """Coordinates (n, r) of rows (n, d), a basis (r, d), and what they were divided by (r,).
 
-    With X' = Q R, the basis is Q', and the coordinates are R'. Where rows depend on each other, some
-    are zero. Of fewer features than rows, these are their own basis.
+    With X' = Q R, the basis is Q', and the coordinates are R'. Where rows depend on each other,
+    some are zero. Of fewer features than rows, these are their own basis.
     """
     (n, d), largest = X.shape, np.maximum(X.max(axis=0), -X.min(axis=0))
     if not np.isfinite(largest).all():  # a mean that is no number: the objective shall be none
@@ -433,8 +433,8 @@ class Descent:
     def hessian(self, *, exact: bool, alike: bool) -> np.ndarray:
         """The Hessian of the loss, (m, r p, r p), or what is above its diagonal, and that.
 
-        Where it need not be `exact`, it may be as good as single precision makes it. Where contrasts
-        are `alike`, and do not interact, that of the first is all: (m, p, p).
+        Where it need not be `exact`, it may be as good as single precision makes it. Where
+        contrasts are `alike`, and do not interact, that of the first is all: (m, p, p).
         """
         (m, r, p), Z = self.V.shape, self._table.Z
         Z = Z if exact else Z.astype(np.float32)
