@@ -42,37 +42,54 @@ struct Line {
     }
 };
 
-// A matrix of weights of pairs of features, of rows that are converted: their upper triangle.
+// Hessians: for each pair of contrasts, sums of products of two features over rows, times weights. Of
+// few features, all products are made once for all pairs, and the sums are a product of matrices.
 template <class T>
-struct Squares : Kernel<T> {
+struct Hessian : Kernel<T> {
     typedef Kernel<T> Base;
     typedef typename T::F F;
     typedef typename T::V V;
-    using Base::arena, Base::LANES, Base::rows, Base::stride;
-    // Bytes of the rows of a tile, which all pairs of contrasts go over, and of a part of it, which is
-    // near while the sums of a pair are.
+    using Base::arena, Base::LANES, Base::rows, Base::stride, Base::tile;
+    // Bytes of the rows of a tile, which all pairs go over, and of a part of it, which is near while
+    // the sums of a pair are.
     static constexpr int64_t TILE = 1 << 18, PART = 1 << 14;
+    // So few features are few, if there are so many pairs. 1,000 x 20 with 20 classes took 5 ms
+    // instead of 12 for four Hessians.
+    static constexpr int64_t FEW = 32, PAIRS = 3;
+    // What is nothing beside 1, of features and of weights: products must not lose their precision,
+    // which takes a hundred times as long.
+    static constexpr double NO_VALUE = sizeof(F) == 4 ? 1e-10 : 0, NO_WEIGHT = NO_VALUE * 1e-15;
 
     const Models& of;
-    int64_t n_pairs, part;
-    F *Y, *Q, *sums;
-    double *shares, *weights;
+    const int64_t n_pairs;
+    const bool by_products;
+    int64_t part, width;        // of rows, and of the sums of a pair
+    F *Y, *Q, *sums, *weights;  // (rows, stride), (part, stride), (n_pairs, width), (n_pairs, rows)
+    double* shares;             // (r_there, rows)
+    const F** places;
 
-    Squares(const Models& models, const Job& job)
-        : Base(job, 1, true), of(models), n_pairs(models.r_there * (models.r_there + 1) / 2) {
-        rows = most(GROUP, least(TILE / (stride * sizeof(F)) / GROUP * GROUP, of.padded));
+    Hessian(const Models& models, const Job& job)
+        : Base(job, 1, true),
+          of(models),
+          n_pairs(models.r_there * (models.r_there + 1) / 2),
+          by_products(models.p <= FEW && n_pairs >= PAIRS) {
+        if (by_products) this->d = stride = rounded_up(of.p * (of.p + 1) / 2, LANES);
+        width = by_products ? stride : of.p * stride;
+        rows = tile = most(GROUP, least(TILE / (stride * sizeof(F)) / GROUP * GROUP, of.padded));
         part = most(GROUP, PART / (stride * sizeof(F)) / GROUP * GROUP);
     }
     bool allocate() {
         for (int round = 0; round < 2; round++) {
             Y = arena.template take<F>(rows * stride);
-            Q = arena.template take<F>(part * stride);
-            sums = arena.template take<F>(n_pairs * of.p * stride);
+            Q = arena.template take<F>(by_products ? of.p : part * stride);
+            sums = arena.template take<F>(n_pairs * width);
+            weights = arena.template take<F>(n_pairs * rows);
             shares = arena.template take<double>(of.r_there * rows);
-            weights = arena.template take<double>(rows);
+            places = arena.template take<const F*>(rows);
             if (!round && !arena.allocate()) return false;
         }
         memset(Y, 0, sizeof(F) * rows * stride);
+        for (int64_t i = 0; i < rows; i++) places[i] = Y + i * stride;
         return true;
     }
 
@@ -81,27 +98,35 @@ struct Squares : Kernel<T> {
         for (int64_t j = of.first; j < of.last; j++) {
             for (int64_t first = 0; first < of.n; first += rows) {
                 int64_t count = least(rows, of.n - first);
-                for (int64_t i = 0; i < count; i++)
-                    for (int64_t f = 0; f < of.p; f++)
-                        Y[i * stride + f] = (F)of.Z[(first + i) * of.stride + f];
-                share(j, first);
-                F* to = sums;
-                for (int64_t a = 0; a < of.r_there; a++)
-                    for (int64_t b = a; b < of.r_there; b++, to += of.p * stride) {
-                        weigh(j, a, b, first);
-                        for (int64_t i = 0; i < count; i += part)
-                            add(i, least(part, count - i), to, first + i > 0);
-                    }
+                for (int64_t i = 0; i < count; i++) read_row(of.Z + (first + i) * of.stride, i);
+                weigh(j, first);
+                if (by_products) {
+                    this->backward(places, count, weights, n_pairs, sums, first > 0);
+                    continue;
+                }
+                for (int64_t pair = 0; pair < n_pairs; pair++)
+                    for (int64_t i = 0; i < count; i += part)
+                        add(i, least(part, count - i), pair, first + i > 0);
             }
             write(j);
         }
         return 0;
     }
+    void read_row(const double* z, int64_t i) {
+        F* y = by_products ? Q : Y + i * stride;
+        for (int64_t f = 0; f < of.p; f++) y[f] = fabs(z[f]) < NO_VALUE ? 0 : (F)z[f];
+        if (!by_products) return;
+        F* to = Y + i * stride;
+        for (int64_t f = 0; f < of.p; to += of.p - f, f++)
+            for (int64_t g = f; g < of.p; g++) to[g - f] = y[f] * y[g];
+    }
 
-    // What contrasts make of the probabilities of rows from `first` on.
-    void share(int64_t j, int64_t first) {
+    // Second derivatives of the losses of rows by pairs of contrasts a <= b. All classes that are in
+    // the first have the same part in the second.
+    void weigh(int64_t j, int64_t first) {
         const double *B = of.basis + j * of.k * of.r, *P = of.P + j * of.k * of.padded + first;
-        int64_t count = least(rows, of.padded - first);
+        const double* w = of.weight + j * of.of_weight + first;
+        const int64_t count = least(rows, of.padded - first);
         memset(shares, 0, sizeof(double) * of.r_there * rows);
         for (int64_t a = 0; a < of.r_there; a++)
             for (int64_t c = 0; c < of.k; c++) {
@@ -110,37 +135,35 @@ struct Squares : Kernel<T> {
                 for (int64_t i = 0; i < count; i++)
                     shares[a * rows + i] += factor * P[c * of.padded + i];
             }
+        F* to = weights;
+        for (int64_t a = 0; a < of.r_there; a++)
+            for (int64_t b = a; b < of.r_there; b++, to += rows) {
+                const double *x = shares + a * rows, *y = shares + b * rows;
+                if (a < b) {
+                    double common = 0;
+                    for (int64_t c = 0; c < of.k && common == 0; c++)
+                        if (B[c * of.r + a] != 0) common = B[c * of.r + b];
+                    for (int64_t i = 0; i < count; i++)
+                        to[i] = not_tiny(w[i] * x[i] * (common - y[i]));
+                    continue;
+                }
+                for (int64_t i = 0; i < count; i++) {
+                    double square = 0;
+                    for (int64_t c = 0; c < of.k; c++)
+                        square += B[c * of.r + a] * B[c * of.r + a] * P[c * of.padded + i];
+                    to[i] = not_tiny(w[i] * (square - x[i] * x[i]));
+                }
+            }
     }
-    // Second derivatives of the loss by two contrasts a <= b. All classes that are in the first have
-    // the same part in the second.
-    void weigh(int64_t j, int64_t a, int64_t b, int64_t first) {
-        const double *B = of.basis + j * of.k * of.r, *P = of.P + j * of.k * of.padded + first;
-        const double* w = of.weight + j * of.of_weight + first;
-        int64_t count = least(rows, of.padded - first);
-        const double *x = shares + a * rows, *y = shares + b * rows;
-        if (a < b) {
-            double common = 0;
-            for (int64_t c = 0; c < of.k && common == 0; c++)
-                if (B[c * of.r + a] != 0) common = B[c * of.r + b];
-            for (int64_t i = 0; i < count; i++) weights[i] = w[i] * x[i] * (common - y[i]);
-            return;
-        }
-        for (int64_t i = 0; i < count; i++) weights[i] = -x[i] * x[i];
-        for (int64_t c = 0; c < of.k; c++) {
-            double square = B[c * of.r + a] * B[c * of.r + a];
-            if (square == 0) continue;
-            for (int64_t i = 0; i < count; i++) weights[i] += square * P[c * of.padded + i];
-        }
-        for (int64_t i = 0; i < count; i++) weights[i] *= w[i];
-    }
+    static F not_tiny(double weight) { return fabs(weight) < NO_WEIGHT ? 0 : (F)weight; }
 
-    // To sums of y q', at least of the upper triangle, those of some rows.
-    void add(int64_t first, int64_t count, F* to, bool add) {
-        const F* y = Y + first * stride;
+    // To the sums of a pair, at least of the upper triangle, those of some rows.
+    void add(int64_t first, int64_t count, int64_t pair, bool add) {
+        const F *y = Y + first * stride, *weight = weights + pair * rows + first;
+        F* to = sums + pair * width;
         for (int64_t i = 0; i < count; i++)
             for (int64_t f = 0; f < stride; f += LANES)
-                this->store(Q + i * stride + f,
-                            this->load(y + i * stride + f) * (F)weights[first + i]);
+                this->store(Q + i * stride + f, this->load(y + i * stride + f) * weight[i]);
         for (int64_t i = 0; i < of.p; i += MOST)
             for (int64_t j = i / LANES * LANES; j < of.p; j += VECTORS * LANES)
                 switch (least(VECTORS, (of.p - j + LANES - 1) / LANES)) {
@@ -176,12 +199,14 @@ struct Squares : Kernel<T> {
         const int64_t p = of.p, q = of.r_there * p;
         const F* block = sums;
         for (int64_t a = 0; a < of.r_there; a++)
-            for (int64_t b = a; b < of.r_there; b++, block += p * stride) {
+            for (int64_t b = a; b < of.r_there; b++, block += width) {
                 double* to = of.hessian + j * q * q + a * p * q + b * p;
-                for (int64_t f = 0; f < p; f++)
+                const F* row = block;  // of the upper triangle
+                for (int64_t f = 0; f < p; row += by_products ? p - f : stride, f++)
                     for (int64_t g = f; g < p; g++) {
-                        to[f * q + g] = block[f * stride + g];
-                        if (a < b) to[g * q + f] = block[f * stride + g];
+                        double sum = row[by_products ? g - f : g];
+                        to[f * q + g] = sum;
+                        if (a < b) to[g * q + f] = sum;
                     }
             }
     }
@@ -405,5 +430,5 @@ inline Job rows_of(const Models& models) {
     }
 SKMAX_NEWTON(newton_stay, Newton, Twofold, stay())
 SKMAX_NEWTON(newton_go, Newton, Twofold, go())
-SKMAX_NEWTON(newton_hessian, Squares<Twofold>, Twofold, hessians())
-SKMAX_NEWTON(newton_hessian_in_single, Squares<Single>, Single, hessians())
+SKMAX_NEWTON(newton_hessian, Hessian<Twofold>, Twofold, hessians())
+SKMAX_NEWTON(newton_hessian_in_single, Hessian<Single>, Single, hessians())
