@@ -104,7 +104,8 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
         in an order that is always the same. "newton": Newton's method, for few weights or rows, to
         the optimum in full precision; with L1, proximal Newton. "auto": what is best for the
         data and the other parameters, and said in `solver_`: on small and middling data a solver
-        that goes to the optimum, on large data "sgd"; "sgd", too, wherever `learning_rate`,
+        that goes to the optimum (or "lbfgs", and "newton" from the iteration on at which it would
+        have cost less), on large data "sgd"; "sgd", too, wherever `learning_rate`,
         `schedule`, `batch_size`, `momentum`, `shuffle` or `early_stopping` is not at its default,
         of which "lbfgs" and "newton" take no notice, but for `early_stopping`.
     preconditioner : {"diagonal"} or None, default="diagonal"
@@ -165,7 +166,7 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
     classes_ : array of shape (n_classes,)
         Class labels, sorted; ``arange(n_classes)`` where y is a matrix.
     solver_ : str
-        The solver used: "sgd", "lbfgs" or "newton".
+        The solver used: "sgd", "lbfgs" or "newton"; of two, the last.
     n_iter_ : int
         Epochs run, or iterations made; trial steps that were rejected do not count.
     learning_rate_ : float
@@ -438,7 +439,7 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
         def attributes(weights: Any = watch.record.weights) -> dict[str, Any]:
             return {
                 **learned,
-                "solver_": method.solver,
+                "solver_": method.solver_of(watch.record.n_iter(0)),
                 **fitted.curves(watch),
                 **fitted.coefficients(X, problem, weights(0)),
                 "_continuation": fitted.Continuation(rng, seen).to_dict(),
@@ -456,7 +457,8 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
         fitted.publish(self, attributes(watch.weights))
         callbacks.end()
         n_classes = int(np.sum(~problem.masked))
-        warn_unless_good(watch.ending(0), params, method.solver, n_classes, warm=warm)
+        solver = method.solver_of(watch.record.n_iter(0))
+        warn_unless_good(watch.ending(0), params, solver, n_classes, warm=warm)
         return self
 
     def _epochs(

@@ -56,15 +56,20 @@ _PER_STEP, _PER_WEIGHT = 2e-6, 2e-10
 # The most entries of all matrices of a stack's curvature: with more, classes share one. With more
 # features, or more entries even so, features stand alone.
 MOST_ENTRIES, _MOST_FEATURES = 1 << 25, 2000
-# Seconds of a core that Newton's method takes: in any case; per row and class; and per multiply-add
-# of a Hessian, of which factoring it costs so many times the cube of its size. Those of L-BFGS: in
-# any case; and in so many iterations, in each of which a matrix of a class costs so much per entry.
-# On 33 tables of 150 to 100,000 rows, 2 to 300 features and 2 to 40 classes, what this chooses took
-# 1.02 times as long as the better one on kinds that L-BFGS takes few iterations for, at most 1.5
-# times, and 1.4 times where features are skewed and correlated: there, L-BFGS takes 8 to 1,000, and
-# up to 8 times as long, and Newton 3 to 130. And the most unknowns that a Hessian may have.
-_NEWTON_SECONDS, _NEWTON_PER_LOGIT, _NEWTON_PER_PRODUCT, _FACTOR = 2.3e-3, 1.3e-7, 1e-10, 2
-_LBFGS_SECONDS, _LBFGS_STEPS, _PER_ENTRY, _MOST_UNKNOWNS = 3.5e-3, 14, 4.5e-9, 10_000
+# Seconds of a core that Newton's method takes: in any case; per row and class; per value of X; and
+# per multiply-add of a Hessian, of which factoring it costs so many times the cube of its size.
+# Those of L-BFGS: in any case; and in so many iterations, in each of which a matrix of a class
+# costs so much per entry. On 33 tables of 150 to 100,000 rows, 2 to 300 features and 2 to 40
+# classes, what this chooses took 1.03 times as long as the better one on kinds that L-BFGS takes
+# few iterations for, at most 1.6 times. And the most unknowns that a Hessian may have.
+_NEWTON_SECONDS, _NEWTON_PER_LOGIT, _NEWTON_PER_VALUE = 2e-3, 1.4e-7, 1e-8
+_NEWTON_PER_PRODUCT, _FACTOR = 2.5e-11, 3.6
+_LBFGS_SECONDS, _LBFGS_STEPS, _PER_ENTRY, _MOST_UNKNOWNS = 3.5e-3, 16, 4.5e-9, 10_000
+# Newton's method takes over where iterations of L-BFGS have cost as much as it does: where features
+# are skewed and correlated, they may be 1,000, and take 84 times as long; with this, 1.2 times on
+# such tables, and 6 times at most. It is for so many unknowns at most (72 MB), and values that it
+# holds of rows (512 MB).
+_UNKNOWNS_TO_TAKE_OVER, _VALUES_TO_TAKE_OVER = 3000, 1 << 26
 # Where there are more features than rows: what a basis of the rows takes, in multiply-adds, times
 # their number squared and that of the features; the passes of L-BFGS; and how many times as long it
 # takes. On 15 such tables of 50 to 500 rows, 300 to 20,000 features and 2 to 5 classes, Newton was
@@ -95,16 +100,24 @@ class Method:
     Attributes
     ----------
     solver : {"sgd", "lbfgs", "newton"}
-        What it ends with.
+        What minimises.
     max_iter : int
         Epochs of "sgd", iterations of the others; those of `first_epochs` included.
     first_epochs : int
         Epochs of SGD that come first.
+    newton_after : int or None
+        The iteration, those epochs included, after which Newton's method takes over.
     """
 
     solver: str
     max_iter: int
     first_epochs: int = 0
+    newton_after: int | None = None
+
+    def solver_of(self, n_iter: int) -> str:
+        """The solver of an iteration, the first of which is 1."""
+        is_over = self.newton_after is not None and n_iter > self.newton_after
+        return "newton" if is_over else self.solver
 
 
 def choose(params: Hyperparameters, size: Size, *, fresh: bool = True) -> Method:
@@ -132,7 +145,11 @@ def choose(params: Hyperparameters, size: Size, *, fresh: bool = True) -> Method
         max_iter = params.max_iter or _LBFGS_ITERATIONS
         worth = fresh and max_iter > FIRST_EPOCHS and _worth_sgd(size)
         worth = worth and params.preconditioner is not None
-        return Method(solver, max_iter, FIRST_EPOCHS if worth else 0)
+        first_epochs = FIRST_EPOCHS if worth else 0
+        after = None
+        if params.solver == "auto" and not params.has_lasso:
+            after = _lbfgs_iterations(size)
+        return Method(solver, max_iter, first_epochs, after and first_epochs + after)
     return Method(solver, params.max_iter or _epochs(size, batch_size(params, size.n_rows)))
 
 
@@ -180,19 +197,38 @@ def _check_unknowns(params: Hyperparameters, size: Size) -> None:
 def _newton_pays(params: Hyperparameters, size: Size) -> bool:
     if params.has_lasso:
         return size.n_rows * size.values_per_row * size.n_classes <= _MOST_UNDER_L1
-    q, n, k = unknowns(size), size.n_rows, size.n_classes
-    products = n * q**2 * k / (2 * (k - 1)) + _FACTOR * q**3
+    n = size.n_rows
     if size.n_features > n:
-        products += _BASIS * n**2 * size.n_features
         others = _LBFGS_SECONDS + _WIDE_PASSES * _seconds_of_pass(size)
-        if blocks_per_model(1, k, size.n_features + 1):
+        if blocks_per_model(1, size.n_classes, size.n_features + 1):
             others += _seconds_of_matrices(size, n, 1)
         others *= _WIDE
     else:
-        of_matrices = _PER_ENTRY * k * (size.n_features + 1) ** 2
-        others = _LBFGS_SECONDS + _LBFGS_STEPS * (_seconds_of_iteration(size) + of_matrices)
-    seconds = _NEWTON_SECONDS + n * k * _NEWTON_PER_LOGIT + products * _NEWTON_PER_PRODUCT
-    return seconds <= others and q <= _MOST_UNKNOWNS and not size.is_on_disk
+        others = _LBFGS_SECONDS + _LBFGS_STEPS * _seconds_of_lbfgs_iteration(size)
+    is_possible = unknowns(size) <= _MOST_UNKNOWNS and not size.is_on_disk
+    return is_possible and _seconds_of_newton(size) <= others
+
+
+def _seconds_of_newton(size: Size) -> float:
+    q, n, d, k = unknowns(size), size.n_rows, size.n_features, size.n_classes
+    products = n * q**2 * k / (2 * (k - 1)) + _FACTOR * q**3
+    if d > n:
+        products += _BASIS * n**2 * d
+    of_rows = n * (k * _NEWTON_PER_LOGIT + (min(d, n) + 1) * _NEWTON_PER_VALUE)
+    return _NEWTON_SECONDS + of_rows + products * _NEWTON_PER_PRODUCT
+
+
+def _seconds_of_lbfgs_iteration(size: Size) -> float:
+    of_matrices = _PER_ENTRY * size.n_classes * (size.n_features + 1) ** 2
+    return _seconds_of_iteration(size) + of_matrices
+
+
+def _lbfgs_iterations(size: Size) -> int | None:
+    """After how many iterations Newton's method takes over from L-BFGS; None: never."""
+    is_small = size.n_rows * (size.n_features + size.n_classes) <= _VALUES_TO_TAKE_OVER
+    if size.is_on_disk or not is_small or unknowns(size) > _UNKNOWNS_TO_TAKE_OVER:
+        return None
+    return int(_seconds_of_newton(size) / _seconds_of_lbfgs_iteration(size)) + 1
 
 
 def _affordable(params: Hyperparameters, size: Size) -> bool:

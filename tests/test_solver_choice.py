@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from sklearn.callback.tests._utils import RecordingCallback
 from sklearn.datasets import load_digits, load_iris
+from sklearn.exceptions import ConvergenceWarning
 
-from skmax import SoftmaxRegression
+from skmax import BatchedGridSearchCV, SoftmaxRegression
 from skmax.hyperparameters import Hyperparameters
 from skmax.policy import Size, choose, more_rows, rows_of_blocks
 
@@ -51,6 +52,44 @@ def test_what_is_best_for_data_of_a_size(size, solver, first_epochs):
     """As measured: `benchmarks/README.md`."""
     method = choose(Hyperparameters(), size)
     assert (method.solver, method.first_epochs) == (solver, first_epochs)
+
+
+def skewed(n=2000, d=5, k=40):
+    """Lognormal features of other scales, correlated; L-BFGS takes 1,000 iterations and more."""
+    rng = np.random.default_rng(0)
+    X = np.exp(1.5 * rng.normal(size=(n, d)) @ (np.eye(d) + 0.5)) * 10 ** rng.uniform(-3, 3, d)
+    Z = (X - X.mean(axis=0)) / X.std(axis=0)
+    y = np.argmax(2 * Z @ rng.normal(size=(d, k)) + rng.gumbel(size=(n, k)), axis=1)
+    y[:k] = np.arange(k)
+    return X, y
+
+
+def test_newton_takes_over_where_lbfgs_is_slow():
+    """As soon as it would have cost less; to the same optimum, alone and in a search."""
+    X, y = skewed()
+    model, newton = (SoftmaxRegression(solver=s).fit(X, y) for s in ("auto", "newton"))
+    after = choose(Hyperparameters(), Size(*X.shape, 40, X.shape[1])).newton_after
+    assert model.solver_ == "newton"
+    assert after < model.n_iter_ <= after + newton.n_iter_
+    assert model.loss_curve_[-1] == pytest.approx(newton.loss_curve_[-1], rel=1e-4)
+    assert np.all(np.diff(model.loss_curve_) <= 0)
+    few = SoftmaxRegression(max_iter=after)
+    with pytest.warns(ConvergenceWarning, match="L-BFGS"):
+        few.fit(X, y)
+    assert few.solver_ == "lbfgs"
+    with pytest.warns(ConvergenceWarning, match="Newton"):
+        assert few.set_params(max_iter=after + 1).fit(X, y).solver_ == "newton"
+
+
+def test_newton_takes_over_in_searches():
+    """Scores are those of tight fits."""
+    X, y = skewed(n=1000, k=20)
+    scores = []
+    for model in (SoftmaxRegression(), SoftmaxRegression(solver="newton", tol=1e-8)):
+        search = BatchedGridSearchCV(model, {"C": [0.1, 1, 10]}, cv=3).fit(X, y)
+        assert search.best_estimator_.solver_ == "newton"
+        scores.append(search.cv_results_["mean_test_score"])
+    np.testing.assert_allclose(*scores, atol=0.002)
 
 
 @pytest.mark.parametrize("n_classes", [2, 10, 1000])

@@ -214,8 +214,12 @@ class Stack:
         candidate, errors = self.tasks[j].candidate, self.watch.divergence.errors
         if j in errors:
             raise DivergedError(f"{errors[j]} Candidate: {candidate.parameters}")
-        n_classes, solver = int(np.sum(~self.problem.masked[j])), self.methods[j].solver
-        warn_unless_good(self.watch.ending(j), candidate.hyperparameters, solver, n_classes)
+        n_classes = int(np.sum(~self.problem.masked[j]))
+        ending, solver = self.watch.ending(j), self._solver(j)
+        warn_unless_good(ending, candidate.hyperparameters, solver, n_classes)
+
+    def _solver(self, j: int) -> str:
+        return self.methods[0].solver_of(self.watch.record.n_iter(j))
 
     @cached_property
     def _first(self) -> StackedModel:
@@ -236,7 +240,7 @@ class Stack:
         model.__dict__.update(
             self.data.attributes,
             classes_=self.classes(j),
-            solver_=self.methods[j].solver,
+            solver_=self._solver(j),
             **fitted.curves(self.watch, j),
             **fitted.coefficients(self.data.X, self.problem, weights, j, task.present),
         )

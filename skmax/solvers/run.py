@@ -71,9 +71,8 @@ def run(
 
     def solve(models: np.ndarray, start: State) -> Epochs:
         part = common.select(models)
-        if models[0] not in firsts:
-            return solver.epochs(part, start)
-        return _begun(method, solver, problem.select(models), start, n_rows[models], part)
+        of_part = method if models[0] in firsts else replace(method, first_epochs=0)
+        return _begun(of_part, solver, problem.select(models), start, n_rows[models], part)
 
     C = np.array([float(params.C) for params in parameters])
     return path(problem.backend, state, chains, C, solve)
@@ -95,8 +94,13 @@ def _begun(
 ) -> Epochs:
     """A full-batch solver at work, after the epochs of SGD that come first in a method.
 
-    `common` is the problem in the coordinates of the solver.
+    And before Newton's method, if that takes over. `common` is the problem in the coordinates of
+    both.
     """
+    if method.newton_after is not None:
+        others = replace(method, newton_after=None)
+        epochs = _begun(others, solver, problem, state, n_rows, common)
+        return followed(epochs, method.newton_after, common, Newton())
     if method.first_epochs == 0:
         return solver.epochs(common, state)
     # They take no notice of the parameters of SGD, and are deterministic.
