@@ -64,7 +64,7 @@ MOST_ENTRIES, _MOST_FEATURES = 1 << 25, 2000
 # few iterations for, at most 1.6 times. And the most unknowns that a Hessian may have.
 _NEWTON_SECONDS, _NEWTON_PER_LOGIT, _NEWTON_PER_VALUE = 2e-3, 1.4e-7, 1e-8
 _NEWTON_PER_PRODUCT, _FACTOR = 2.5e-11, 3.6
-_LBFGS_SECONDS, _LBFGS_STEPS, _PER_ENTRY, _MOST_UNKNOWNS = 3.5e-3, 16, 4.5e-9, 10_000
+_LBFGS_SECONDS, _LBFGS_STEPS, _PER_ENTRY, _MOST_UNKNOWNS = 3.5e-3, 18, 4.5e-9, 10_000
 # Newton's method takes over where iterations of L-BFGS have cost as much as it does: where features
 # are skewed and correlated, they may be 1,000, and take 84 times as long; with this, 1.2 times on
 # such tables, and 6 times at most. It is for so many unknowns at most (72 MB), and values that it

@@ -126,7 +126,7 @@ struct Hessian : Kernel<T> {
     void weigh(int64_t j, int64_t first) {
         const double *B = of.basis + j * of.k * of.r, *P = of.P + j * of.k * of.padded + first;
         const double* w = of.weight + j * of.of_weight + first;
-        const int64_t count = least(rows, of.padded - first);
+        const int64_t count = least(rows, of.n - first);
         memset(shares, 0, sizeof(double) * of.r_there * rows);
         for (int64_t a = 0; a < of.r_there; a++)
             for (int64_t c = 0; c < of.k; c++) {

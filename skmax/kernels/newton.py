@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -11,10 +12,13 @@ import numpy as np
 from skmax.backends import Backend
 from skmax.backends.threads import WORTH_A_THREAD, n_threads
 from skmax.kernels import library
+from skmax.kernels.job import n_parts
 from skmax.problem import MASKED_LOGIT
 
 # Rows are padded to a multiple of what any vector has.
 _GROUP = 16
+# An entry of a Hessian costs as much as so many sums of a pass: it is in new memory.
+_OF_AN_ENTRY = 8
 
 
 class Models(ctypes.Structure):
@@ -89,20 +93,23 @@ class Descent:
 
     def _run(self, name: str, cost: float, **arrays: np.ndarray) -> None:
         """Call a function of the core, in threads that share the models."""
-        for field, array in arrays.items():
-            setattr(self._models, field, array.ctypes.data)
         m, models = self._shape[0], self._models
-        n = int(min(n_threads(), m, m * cost // WORTH_A_THREAD)) if m > 1 else 1
-        if n <= 1:
-            models.first, models.last = 0, m
-            library.call(name, models)
-            return
-        jobs = []
-        for first, last in pairwise(m * part // n for part in range(n + 1)):
-            job = Models.from_buffer_copy(models)
-            job.first, job.last = first, last
-            jobs.append(job)
-        self._backend.each(lambda job: library.call(name, job), jobs, m * cost)
+        for field, array in arrays.items():
+            setattr(models, field, array.ctypes.data)
+        n = max(1, int(min(n_threads(), m, m * cost // WORTH_A_THREAD))) if m > 1 else 1
+        ends = [m * part // n for part in range(n + 1)]
+        self._call(name, [{"first": a, "last": b} for a, b in pairwise(ends)], m * cost)
+
+    def _call(self, name: str, fields: Sequence[dict[str, int]], cost: float) -> None:
+        """Call a function several times, with what is told of each time."""
+        if len(fields) == 1:
+            jobs = [self._models]
+        else:
+            jobs = [Models.from_buffer_copy(self._models) for _ in fields]
+        for job, some in zip(jobs, fields, strict=True):
+            for field, value in some.items():
+                setattr(job, field, value)
+        self._backend.each(lambda job: library.call(name, job), jobs, cost)
 
     def go_to(self, V: np.ndarray) -> None:
         """See `skmax.solvers.newton.Descent.go_to`."""
@@ -112,11 +119,32 @@ class Descent:
     def hessian(self, *, exact: bool, alike: bool) -> np.ndarray:
         """See `skmax.solvers.newton.Descent.hessian`."""
         m, r, p = self._shape
-        self._models.r_there = r = 1 if alike else r
-        H = np.empty((m, r * p, r * p))
+        models, n = self._models, self._models.n
+        models.r_there = r = 1 if alike else r
         name = "newton_hessian" if exact else "newton_hessian_in_single"
-        self._run(name, self._cost * p * (r + 1) / 4, hessian=H)
-        return H
+        cost = self._cost * p * (r + 1) / 4
+        parts = n_parts(n, cost, _OF_AN_ENTRY * (r * p) ** 2) if m == 1 else 1
+        H = np.empty((parts, m, r * p, r * p))
+        if parts == 1:
+            self._run(name, cost, hessian=H)
+            return H[0]
+        # Threads share the rows, each with sums of its own.
+        ends = [n * part // parts for part in range(parts + 1)]
+        rows = {field: getattr(models, field) for field in ("Z", "P", "weight")}
+        steps = {"Z": models.stride, "P": 1, "weight": 1}
+        self._call(
+            name,
+            [
+                {
+                    "n": last - first,
+                    "hessian": H[part].ctypes.data,
+                    **{of: at + H.itemsize * steps[of] * first for of, at in rows.items()},
+                }
+                for part, (first, last) in enumerate(pairwise(ends))
+            ],
+            cost,
+        )
+        return H.sum(axis=0)
 
     def go(self, step: np.ndarray, promised: np.ndarray, *, foresee: bool) -> np.ndarray:
         """See `skmax.solvers.newton.Descent.go`."""
