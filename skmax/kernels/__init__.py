@@ -5,7 +5,8 @@ The references, to which `tests/test_kernels.py` holds them, are `skmax.solvers.
 `skmax.objective` `full_pass`, `summed_penalty` and `predicted`. What L-BFGS does besides its passes
 is in `skmax.kernels.descent` and `host_descent`, and what it starts from in `cpu` and `descent`;
 `tests/test_descent.py` holds that to `skmax.solvers.coordinates`, `skmax.solvers.pairs`,
-`skmax.duality` and `skmax.solvers.curvature`.
+`skmax.duality` and `skmax.solvers.curvature`. What Newton's method does with all rows is in
+`newton`; `tests/test_newton.py` holds that to `skmax.solvers.newton.Descent`.
 """
 
 from __future__ import annotations

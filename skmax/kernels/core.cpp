@@ -1,6 +1,6 @@
 // Dense rows on the CPU: epochs of stochastic gradient descent, full passes, what the curvature is
 // made of, and predictions. Sparse rows are in sparse.h, what L-BFGS does with weights and gradients
-// in descent.h, and coordinate descent in coordinate_descent.h.
+// in descent.h, coordinate descent in coordinate_descent.h, and Newton's method in newton.h.
 //
 // This file is compiled once for each instruction set, SKMAX_SET, whose vectors have
 // SKMAX_VECTOR_BYTES bytes. It holds no state, starts no thread, and calls nothing but the allocator:
