@@ -1105,4 +1105,5 @@ def _pose_validation(problem: Problem, validation: Any) -> Problem | None:
 def _size(problem: Problem) -> Size:
     data = problem.data
     n, k = len(problem.order), problem.n_classes
-    return Size(n, data.n_features, k, data.values_per_row, data.is_on_disk)
+    is_wide = problem.backend.is_wide
+    return Size(n, data.n_features, k, data.values_per_row, data.is_on_disk, is_wide)

@@ -56,13 +56,14 @@ _PER_STEP, _PER_WEIGHT = 2e-6, 2e-10
 # The most entries of all matrices of a stack's curvature: with more, classes share one. With more
 # features, or more entries even so, features stand alone.
 MOST_ENTRIES, _MOST_FEATURES = 1 << 25, 2000
-# Seconds of a core that Newton's method takes: in any case; per row and class; per value of X; and
-# per multiply-add of a Hessian, of which factoring it costs so many times the cube of its size.
+# Seconds of a core that Newton's method takes: in any case; per row and class, and pair of classes
+# (3,000 x 2 with 50 to 400 of them); per value of X; and per multiply-add of a Hessian, of which
+# factoring it costs so many times the cube of its size.
 # Those of L-BFGS: in any case; and in so many iterations, in each of which a matrix of a class
 # costs so much per entry. On 33 tables of 150 to 100,000 rows, 2 to 300 features and 2 to 40
 # classes, what this chooses took 1.03 times as long as the better one on kinds that L-BFGS takes
 # few iterations for, at most 1.6 times. And the most unknowns that a Hessian may have.
-_NEWTON_SECONDS, _NEWTON_PER_LOGIT, _NEWTON_PER_VALUE = 2e-3, 1.4e-7, 1e-8
+_NEWTON_SECONDS, _NEWTON_PER_LOGIT, _NEWTON_PER_PAIR, _NEWTON_PER_VALUE = 2e-3, 1.2e-7, 2e-8, 1e-8
 _NEWTON_PER_PRODUCT, _FACTOR = 2.5e-11, 3.6
 _LBFGS_SECONDS, _LBFGS_STEPS, _PER_ENTRY, _MOST_UNKNOWNS = 3.5e-3, 18, 4.5e-9, 10_000
 # Newton's method takes over where iterations of L-BFGS have cost as much as it does: where features
@@ -91,6 +92,7 @@ class Size(NamedTuple):
     n_classes: int
     values_per_row: float
     is_on_disk: bool = False
+    is_wide: bool = False  # see `Backend`
 
 
 @dataclass(frozen=True)
@@ -214,7 +216,8 @@ def _seconds_of_newton(size: Size) -> float:
     products = n * q**2 * k / (2 * (k - 1)) + _FACTOR * q**3
     if d > n:
         products += _BASIS * n**2 * d
-    of_rows = n * (k * _NEWTON_PER_LOGIT + (min(d, n) + 1) * _NEWTON_PER_VALUE)
+    of_rows = n * (k * _NEWTON_PER_LOGIT + k**2 * _NEWTON_PER_PAIR)
+    of_rows += n * (min(d, n) + 1) * _NEWTON_PER_VALUE
     return _NEWTON_SECONDS + of_rows + products * _NEWTON_PER_PRODUCT
 
 
@@ -225,8 +228,9 @@ def _seconds_of_lbfgs_iteration(size: Size) -> float:
 
 def _lbfgs_iterations(size: Size) -> int | None:
     """After how many iterations Newton's method takes over from L-BFGS; None: never."""
-    is_small = size.n_rows * (size.n_features + size.n_classes) <= _VALUES_TO_TAKE_OVER
-    if size.is_on_disk or not is_small or unknowns(size) > _UNKNOWNS_TO_TAKE_OVER:
+    values = size.n_rows * (size.n_features + 6 * size.n_classes)
+    is_small = values <= _VALUES_TO_TAKE_OVER and unknowns(size) <= _UNKNOWNS_TO_TAKE_OVER
+    if not is_small or size.is_on_disk or size.is_wide:  # it would compute on the host
         return None
     return int(_seconds_of_newton(size) / _seconds_of_lbfgs_iteration(size)) + 1
 

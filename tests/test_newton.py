@@ -297,6 +297,23 @@ def test_models_of_a_stack_are_what_each_is_alone(k):
         np.testing.assert_allclose(intercept, alone.state.intercept[0], rtol=1e-5, atol=1e-5)
 
 
+def test_models_of_two_classes_stay_when_others_have_left():
+    """They go on as what they were: of three classes, one of which is not there."""
+    X, y = make_data(3)
+    masked = np.array([[False, False, False], [False, True, False]])
+    weight = np.stack([np.ones(len(y)), (y != 1).astype(float)], axis=1)
+    problem = pose(X, y, [0.01, 1e4], weight=weight, columns=np.array([0, 1]), masked=masked)
+    generator = Newton().epochs(problem, State.start(problem))
+    epoch = next(generator)
+    epoch = generator.send(np.array([True, False]))
+    while epoch.gap[0] > 1e-10 * epoch.loss[0] and not epoch.stalled[0]:
+        epoch = next(generator)
+    two = pose(X[y != 1], (y[y != 1] > 0).astype(int), 1e4)
+    alone = solve(Newton(), two, tol=1e-11)[-1]
+    assert epoch.models.tolist() == [1]
+    assert epoch.loss[0] == pytest.approx(alone.loss[0], rel=1e-6)
+
+
 def test_newton_goes_on_from_weights():
     X, y = make_data(3)
     problem = pose(X, y, 10.0)

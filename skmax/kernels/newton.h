@@ -75,7 +75,8 @@ struct Hessian : Kernel<T> {
           by_products(models.p <= FEW && n_pairs >= PAIRS) {
         if (by_products) this->d = stride = rounded_up(of.p * (of.p + 1) / 2, LANES);
         width = by_products ? stride : of.p * stride;
-        rows = tile = most(GROUP, least(TILE / (stride * sizeof(F)) / GROUP * GROUP, of.padded));
+        int64_t fits = TILE / (most(stride, n_pairs) * sizeof(F)) / GROUP * GROUP;
+        rows = tile = most(GROUP, least(fits, of.padded));
         part = most(GROUP, PART / (stride * sizeof(F)) / GROUP * GROUP);
     }
     bool allocate() {
@@ -288,7 +289,7 @@ struct Newton : Kernel<Twofold> {
                 of_contrasts[a] = load_any(U + a * of.padded + i);
                 if (length != 0) of_contrasts[a] -= length * load_any(change + a * of.padded + i);
             }
-            V top = splat(-INFINITY), sum = {}, linear = {}, w = load_any(weight(j) + i);
+            V top = splat(-INFINITY), others = {}, linear = {}, w = load_any(weight(j) + i);
             I label = {};
             for (int64_t c = 0; c < of.k; c++) {
                 V z = splat(offset[c]);
@@ -302,14 +303,15 @@ struct Newton : Kernel<Twofold> {
                 V z = below(of_classes[c], top);
                 linear += load_any(target(j) + c * of.padded + i) * z;
                 of_classes[c] = exponential(z);
-                sum += of_classes[c];
+                others += label == I{} + (Whole)c ? V{} : of_classes[c];
             }
-            V share = 1 / sum;
+            V sum = 1 + others, share = 1 / sum;
             for (int64_t c = 0; c < of.k; c++) {
                 of_classes[c] *= share;
                 store_any(P + c * of.padded + i, of_classes[c]);
             }
-            loss += w * (Twofold::logarithm(sum) - linear);
+            // What a sum near 1 has lost of the others, its logarithm gets back.
+            loss += w * (Twofold::logarithm(sum) + (others - (sum - 1)) * share - linear);
             I same = label == *(const UnalignedI*)(of.label + i);
             right += same ? load_any(of.score + j * of.of_score + i) : V{};
             slopes_of(j, i);

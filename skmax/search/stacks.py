@@ -309,7 +309,10 @@ def _stacks(tasks: list[Task], data: TrainingData, error_score: Any) -> Iterator
         k, longest = len(data.targets.classes), max(map(len, chains))
         kept_bytes = column_bytes // len(chains) + 8 * (longest - 1) * k * (d + 1)
         wide = members[0].is_wide
-        limit = max_models(solver, k, d + 1, batch or n, kept_bytes, is_wide=wide)
+        solvers = {solver, "newton"} if members[0].method.newton_after else {solver}
+        limit = min(
+            max_models(solver, k, d + 1, batch or n, kept_bytes, is_wide=wide) for solver in solvers
+        )
         for positions in np.array_split(np.arange(len(chains)), -(-len(chains) // limit)):
             yield [task for position in positions for task in chains[position]]
 
@@ -327,9 +330,9 @@ def _stack_key(task: Task, data: TrainingData) -> tuple[Any, ...]:
     params, n, targets = task.candidate.hyperparameters, len(task.share.order), data.targets
     rows = data.rows_for(task.candidate.estimator)
     k = len(targets.classes)
-    size = Size(n, rows.n_features, k, rows.values_per_row, rows.is_on_disk)
-    task.method, batch = choose(params, size), batch_size(params, n)
     task.is_wide = rows.backend.is_wide
+    size = Size(n, rows.n_features, k, rows.values_per_row, rows.is_on_disk, task.is_wide)
+    task.method, batch = choose(params, size), batch_size(params, n)
     # Batches that hold all rows of a fold hold all rows of the data.
     key: tuple[Any, ...] = task.method.solver, 0 if batch == n else batch, -(-n // batch)
     key = *key, task.method.first_epochs, task.candidate.kind

@@ -510,6 +510,8 @@ class _Search:
         self._models, self._proven = np.arange(problem.n_models), proven
         self._rates = np.full(problem.n_models, np.nan)
         self._table = table
+        # Once for all: weights of contrasts are what they are even if few models stay.
+        self._is_binary = bool((~problem.masked).sum(axis=1).max() == 2)
         self._enter(problem)
         V = self._contrasts_of(state)
         self._lower = self._bounds.entropy_of_targets
@@ -534,8 +536,8 @@ class _Search:
             np.full((1, n), 1 / n) if of_rows is None else to_numpy(of_rows).T.astype(float) / n
             for of_rows in (problem.weights(index), problem.weights(index, of_scores=True))
         )
-        two = (~problem.masked).sum(axis=1).max() == 2
-        self._loss = (_Binary if two else _Multinomial)(target, weight, problem.masked)
+        kind = _Binary if self._is_binary else _Multinomial
+        self._loss = kind(target, weight, problem.masked)
         self._bounds = _Bounds(problem, table, target, weight)
         self._velocities = tuple(
             problem.backend.zeros(shape, problem.data.dtype)

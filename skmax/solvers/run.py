@@ -40,7 +40,7 @@ def run(
     Parameters
     ----------
     methods : sequence of Method, of length m
-        They agree on the solver and on `first_epochs`.
+        They agree on the solver and on `first_epochs`, and `newton_after` is that of the first.
     parameters : sequence of Hyperparameters, of length m
         They agree on the batch size and whether to shuffle.
     problem : Problem
@@ -64,15 +64,16 @@ def run(
     if method.solver == "sgd":
         max_iter = [method.max_iter for method in methods]
         return _sgd(max_iter, parameters, problem, state, rng, n_rows)
-    solver = _full_batch(method, problem)
+    solver, newton = _full_batch(method, problem), Newton()
     if chains is None:
-        return _begun(method, solver, problem, state, n_rows, problem)
+        return _begun(method, solver, newton, problem, state, n_rows, problem)
     common, firsts = with_common_coordinates(problem, chains), {chain[0] for chain in chains}
 
     def solve(models: np.ndarray, start: State) -> Epochs:
         part = common.select(models)
         of_part = method if models[0] in firsts else replace(method, first_epochs=0)
-        return _begun(of_part, solver, problem.select(models), start, n_rows[models], part)
+        whole = problem.select(models)
+        return _begun(of_part, solver, newton, whole, start, n_rows[models], part)
 
     C = np.array([float(params.C) for params in parameters])
     return path(problem.backend, state, chains, C, solve)
@@ -87,6 +88,7 @@ def _full_batch(method: Method, problem: Problem) -> FullBatch:
 def _begun(
     method: Method,
     solver: FullBatch,
+    newton: Newton,
     problem: Problem,
     state: State,
     n_rows: np.ndarray,
@@ -99,8 +101,8 @@ def _begun(
     """
     if method.newton_after is not None:
         others = replace(method, newton_after=None)
-        epochs = _begun(others, solver, problem, state, n_rows, common)
-        return followed(epochs, method.newton_after, common, Newton())
+        epochs = _begun(others, solver, newton, problem, state, n_rows, common)
+        return followed(epochs, method.newton_after, common, newton)
     if method.first_epochs == 0:
         return solver.epochs(common, state)
     # They take no notice of the parameters of SGD, and are deterministic.
