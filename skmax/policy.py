@@ -63,7 +63,7 @@ MOST_ENTRIES, _MOST_FEATURES = 1 << 25, 2000
 # costs so much per entry. On 33 tables of 150 to 100,000 rows, 2 to 300 features and 2 to 40
 # classes, what this chooses took 1.03 times as long as the better one on kinds that L-BFGS takes
 # few iterations for, at most 1.6 times. And the most unknowns that a Hessian may have.
-_NEWTON_SECONDS, _NEWTON_PER_LOGIT, _NEWTON_PER_PAIR, _NEWTON_PER_VALUE = 2e-3, 1.2e-7, 2e-8, 1e-8
+_NEWTON_SECONDS, _NEWTON_PER_LOGIT, _NEWTON_PER_PAIR, _NEWTON_PER_VALUE = 2e-3, 1e-7, 2e-8, 1e-8
 _NEWTON_PER_PRODUCT, _FACTOR = 2.5e-11, 3.6
 _LBFGS_SECONDS, _LBFGS_STEPS, _PER_ENTRY, _MOST_UNKNOWNS = 3.5e-3, 18, 4.5e-9, 10_000
 # Newton's method takes over where iterations of L-BFGS have cost as much as it does: where features

@@ -420,6 +420,7 @@ def _many_threads():
     """Threads are worth it however little there is to do."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("skmax.kernels.newton.WORTH_A_THREAD", 1)
+        patch.setattr("skmax.kernels.newton._OF_AN_ENTRY", 1)
         patch.setattr("skmax.kernels.newton.n_threads", lambda: 3)
         yield
 
