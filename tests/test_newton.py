@@ -431,7 +431,7 @@ def _many_threads():
     *(st.integers(*ends) for ends in [(0, 2**32 - 1), (12, 700), (1, 70), (2, 9), (1, 4)]),
     *(st.booleans() for _ in range(4)),
 )
-def test_compiled_or_not_newton_descends_the_same_way(
+def test_newton_descends_on_the_cpu_as_the_reference_does(
     seed, n, d, k, m, is_soft, is_weighted, fit_intercept, smooth
 ):
     """Objectives, gradients, Hessians, steps, and what a step foresees, to rounding errors."""
