@@ -61,14 +61,14 @@ MOST_ENTRIES, _MOST_FEATURES = 1 << 25, 2000
 # factoring it costs so many times the cube of its size.
 # Those of L-BFGS: in any case; and in so many iterations, in each of which a matrix of a class
 # costs so much per entry. On 33 tables of 150 to 100,000 rows, 2 to 300 features and 2 to 40
-# classes, what this chooses took 1.03 times as long as the better one on kinds that L-BFGS takes
+# classes, what this chooses took 1.02 times as long as the better one on kinds that L-BFGS takes
 # few iterations for, at most 1.6 times. And the most unknowns that a Hessian may have.
 _NEWTON_SECONDS, _NEWTON_PER_LOGIT, _NEWTON_PER_PAIR, _NEWTON_PER_VALUE = 2e-3, 1e-7, 2e-8, 1e-8
 _NEWTON_PER_PRODUCT, _FACTOR = 2.5e-11, 3.6
 _LBFGS_SECONDS, _LBFGS_STEPS, _PER_ENTRY, _MOST_UNKNOWNS = 3.5e-3, 18, 4.5e-9, 10_000
 # Newton's method takes over where iterations of L-BFGS have cost as much as it does: where features
-# are skewed and correlated, they may be 1,000, and take 84 times as long; with this, 1.2 times on
-# such tables, and 6 times at most. It is for so many unknowns at most (72 MB), and values that it
+# are skewed and correlated, they may be 1,000, and take 84 times as long; with this, 1.3 times on
+# such tables, and 7 times at most. It is for so many unknowns at most (72 MB), and values that it
 # holds of rows (512 MB).
 _UNKNOWNS_TO_TAKE_OVER, _VALUES_TO_TAKE_OVER = 3000, 1 << 26
 # Where there are more features than rows: what a basis of the rows takes, in multiply-adds, times
