@@ -61,7 +61,8 @@ class Kernel:
     def __init__(self, code, options, name, *, cooperative=False):
         source = f'#include "{HERE / "emulated_cuda.h"}"\n{code}\n{LAUNCH.replace("KERNEL", name)}'
         command = [COMPILER, "-O1", "-shared", "-fPIC", "-ffp-contract=off", *options]
-        key = hashlib.sha256("\n".join([source, *command]).encode()).hexdigest()[:20]
+        parts = [source, (HERE / "emulated_cuda.h").read_text(), *command]
+        key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:20]
         folder = Path(tempfile.gettempdir()) / f"skmax-emulated-{HERE.stat().st_uid}"
         folder.mkdir(mode=0o700, exist_ok=True)
         library = folder / f"{key}.so"

@@ -1,5 +1,6 @@
 """Kernels for CUDA devices that were compiled ahead: what is stored, and what of it is taken."""
 
+import struct
 import types
 from zipfile import ZipFile
 
@@ -7,7 +8,7 @@ import pytest
 
 from skmax.backends import device_code
 from skmax.backends.device_code import ARCHITECTURES, Unit, kernels
-from skmax.kernels import build
+from skmax.kernels import build, cuda, sparse_rows
 
 FOLDER = kernels().joinpath("cubins")
 UNITS = build.units()
@@ -38,6 +39,51 @@ def test_what_is_stored_is_what_the_compiler_makes_of_it(archive, tmp_path):
     build._write(tmp_path / archive, stored)
     assert entries(tmp_path / archive) == stored
     assert (tmp_path / archive).read_bytes() == (FOLDER / archive).read_bytes()
+
+
+# What a kernel may have on its stack: a call to a slow path of a division or root, say.
+_OF_A_CALL = 8
+
+
+def resources(cubin):
+    """Of each kernel and function in an ELF file: bytes of its stack, and registers."""
+    (sections,) = struct.unpack_from("<Q", cubin, 40)
+    n_sections, of_names = struct.unpack_from("<HH", cubin, 60)
+    heads = [struct.unpack_from("<IIQQQQ", cubin, sections + 64 * i) for i in range(n_sections)]
+    found = {"stack": {}, "registers": {}}
+    for name, _, _, _, start, size in heads:
+        at = heads[of_names][4] + name
+        if cubin[at : cubin.index(b"\0", at)] != b".nv.info":
+            continue
+        end = start + size
+        while start < end:
+            form, attribute, n_bytes = struct.unpack_from("<BBH", cubin, start)
+            kind = {0x11: "stack", 0x2F: "registers"}.get(attribute)
+            if kind:
+                of, value = struct.unpack_from("<II", cubin, start + 4)
+                found[kind][of] = value
+            start += 4 + (n_bytes if form == 4 else 0)
+    return found
+
+
+@pytest.mark.parametrize("archive", build.archives())
+def test_what_is_stored_spills_no_registers(archive):
+    """They would be on the stack, as a few logits of rows are that the residuals index."""
+    most = {"residual.zip": 112}.get(archive, _OF_A_CALL)
+    for cubin in entries(FOLDER / archive).values():
+        of = resources(cubin)
+        assert len(of["stack"]) >= len(of["registers"]) >= 1
+        assert max(of["stack"].values()) <= most
+
+
+@pytest.mark.parametrize("module", [cuda, sparse_rows])
+def test_a_block_has_the_registers_that_it_takes(module):
+    for unit in module.units():
+        threads = dict(option.split("=") for option in unit.options if "=" in option)["-DTHREADS"]
+        for architecture in ARCHITECTURES:
+            if architecture >= unit.least:
+                of = resources(entries(FOLDER / unit.archive)[unit.name(architecture)])
+                assert max(of["registers"].values()) * int(threads) <= 1 << 16
 
 
 def test_only_what_has_changed_is_compiled(tmp_path, monkeypatch, capsys):

@@ -12,7 +12,6 @@ from test_kernels import (
     H100,
     assert_an_epoch_equals_the_reference,
     assert_it_repeats_the_reference,
-    assert_no_register_is_spilled,
     assert_threads_may_run_in_any_order,
     make_case,
     run,
@@ -21,7 +20,7 @@ from test_kernels import (
 from skmax import kernels
 from skmax.backends.cupy import CupyBackend
 from skmax.kernels import many_classes
-from skmax.kernels.many_classes import PARAMETERS, Build, Plan
+from skmax.kernels.many_classes import PARAMETERS, Plan
 
 RARE = [
     "soft", "smoothing", "weights", "scores", "own columns", "masked", "l1", "no intercept",
@@ -111,15 +110,6 @@ def test_arguments_are_in_the_order_of_the_parameters():
         r"sgd_epoch_of_many_classes\(([^)]*)\)", many_classes.units()[0].source()
     )
     assert tuple(re.findall(r"(\w+)(?:,|$)", parameters)) == PARAMETERS
-
-
-@pytest.mark.parametrize(
-    ("type_", "architecture"),
-    [("float", "sm_80"), ("float", "sm_100"), ("half", "sm_90"), ("double", "sm_90")],
-)
-def test_the_kernel_compiles_without_spilling_registers(type_, architecture):
-    build = Build("double" if type_ == "double" else "float", type_)
-    assert_no_register_is_spilled(build.unit(), architecture)
 
 
 @pytest.mark.gpu

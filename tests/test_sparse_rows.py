@@ -9,11 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_kernels import (
-    ARCHITECTURES,
     H100,
     assert_an_epoch_equals_the_reference,
     assert_it_repeats_the_reference,
-    assert_no_register_is_spilled,
     assert_threads_may_run_in_any_order,
     make_case,
     run,
@@ -22,7 +20,7 @@ from test_kernels import (
 from skmax import kernels
 from skmax.backends.cupy import CupyBackend
 from skmax.kernels import sparse_rows
-from skmax.kernels.sparse_rows import KEYS, PARAMETERS, Build, Plan
+from skmax.kernels.sparse_rows import KEYS, PARAMETERS, Plan
 from skmax.solvers.sgd import sgd_epoch
 
 RARE = [
@@ -165,14 +163,6 @@ def test_sparse_rows_are_its_own(emulated):
 def test_arguments_are_in_the_order_of_the_parameters(kernel, expected):
     (parameters,) = re.findall(rf"{kernel}\(([^)]*)\)", sparse_rows.units()[0].source())
     assert tuple(re.findall(r"(\w+)(?:,|$)", parameters)) == expected
-
-
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize(
-    "build", [Build.of(4, 20, 256), Build.of(4, 2, 256), Build.of(8, 20, 256)], ids=str
-)
-def test_the_kernel_compiles_without_spilling_registers(build, architecture):
-    assert_no_register_is_spilled(build.unit(), architecture, n_kernels=2)
 
 
 @pytest.mark.gpu
