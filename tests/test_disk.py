@@ -341,7 +341,7 @@ def hdf5_in_tiles(X, path):
 
 def zarr_array(X, path):
     zarr = pytest.importorskip("zarr")
-    array = zarr.create_array(path / "X.zarr", shape=X.shape, dtype=X.dtype, chunks=(30, 5))
+    array = zarr.create_array(path / "X.zarr", shape=X.shape, dtype=X.dtype, chunks=(150, 5))
     array[:] = X
     return array
 
