@@ -262,12 +262,12 @@ def test_partitions_of_y_need_not_be_those_of_x(known):
 
 @pytest.mark.filterwarnings("ignore:Sending large graph:UserWarning")
 def test_epochs_of_sgd_come_first_where_rows_are_many(client):
-    X, y = make_data(30_000, d=200, k=10)
+    X, y = make_data(30_000, d=200, k=15)
     dX, dy = parted(X.astype(np.float32), y, rows=5000)
     model = DaskSoftmaxRegression(client=client).fit(dX, dy)
     plain = SoftmaxRegression(solver="lbfgs").fit(X, y)
     assert np.isfinite(model.learning_rate_)
-    assert model.loss_curve_[2] < 0.2 * np.log(10)
+    assert model.loss_curve_[2] < 0.25 * np.log(15)
     assert model.loss_curve_[-1] == pytest.approx(plain.loss_curve_[-1], rel=1e-4)
     assert len(model.loss_curve_) == model.n_iter_
 

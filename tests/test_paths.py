@@ -224,6 +224,7 @@ def test_early_stopping_follows_no_path():
 
 def test_epochs_of_sgd_come_before_the_first_c_alone(monkeypatch):
     monkeypatch.setattr(policy, "_WORTH_SGD", 50)
+    monkeypatch.setattr(policy, "_CLASSES_FOR_SGD", 4)
     X, y = make_data(120, k=4)
     model = SoftmaxRegression(solver="lbfgs", tol=1e-9)
     one, other = (

@@ -41,7 +41,8 @@ def test_whoever_sets_what_only_sgd_knows_gets_sgd(params):
         (Size(10_000, 1000, 10, 1000), "lbfgs", 0),
         (Size(32_000, 15_000, 400, 15), "lbfgs", 0),  # sparse
         (Size(32_000, 384, 413, 384), "lbfgs", 3),  # fewer rows than weights
-        (Size(1_000_000, 20, 5, 20), "lbfgs", 3),
+        (Size(1_000_000, 20, 5, 20), "lbfgs", 0),
+        (Size(100_000, 50, 20, 50), "lbfgs", 3),
         (Size(100_000, 50, 2, 50), "lbfgs", 0),
         (Size(60_000, 784, 10, 784), "sgd", 0),
         (Size(1_000_000, 784, 10, 784), "sgd", 0),
