@@ -84,6 +84,8 @@ class LBFGS(FullBatch):
 class _Search:
     """A stack of models on its way down."""
 
+    _point: Point
+
     def __init__(self, problem: Problem, state: State, rough: Problem, *, proven: bool):
         m = problem.n_models
         self._models, self._passes, self._proven = np.arange(m), 0, proven
