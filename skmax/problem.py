@@ -191,15 +191,15 @@ class Problem:
         """The problem of at most n of the rows, chosen as `Rows.sample` has it."""
         return replace(self, order=self.data.sample(self.order, n, rng))
 
-    def with_rows(self, data: Rows) -> Problem:
-        """The same problem, with the same rows in another floating dtype."""
+    def in_precision(self, dtype: Any) -> Problem:
+        """The same problem, computed in another floating dtype."""
 
         def converted(array: Array | None) -> Array | None:
-            return None if array is None else self.backend.xp.astype(array, data.dtype)
+            return None if array is None else self.backend.xp.astype(array, dtype)
 
         return replace(
             self,
-            data=data,
+            data=self.data.with_(shift=self.data.shift, dtype=dtype),
             targets=self.targets if self.targets.ndim == 1 else converted(self.targets),
             sample_weight=converted(self.sample_weight),
             score_weight=converted(self.score_weight),

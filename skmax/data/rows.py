@@ -64,12 +64,6 @@ class Rows:
         """The same rows with another shift, and of another dtype if that is given."""
         return type(self)(self.backend, self.X, self.dtype if dtype is None else dtype, shift)
 
-    def copied(self, dtype: Any) -> Rows:
-        """The rows as they are now, without a shift, in an array of their own."""
-        ((_, X),) = self.pieces(np.arange(self.n_samples), self.n_samples)
-        X = self.backend.xp.astype(X, dtype)
-        return type(self)(self.backend, self.backend.xp.ascontiguousarray(X), dtype)
-
     def shifted(self, shift: np.ndarray | None) -> Rows:
         """The same rows with that shift: themselves, if neither has any."""
         return self if shift is self.shift is None else self.with_(shift=shift)

@@ -8,7 +8,6 @@ import numpy as np
 
 from skmax import kernels
 from skmax.backends import Array, rounding_unit
-from skmax.data import Rows
 from skmax.duality import Dual
 from skmax.objective import logits_of, residual, target_shares
 from skmax.problem import MASKED_LOGIT, Epoch, Problem, State
@@ -37,15 +36,14 @@ _SEEN, _LAST, _SETTLED = 5, 1e-6, 0.05
 # Rows that the length of a first step is chosen on: a share of them, so many at least and at most;
 # and how often the range of lengths is halved.
 _SHARE_OF_ROWS, _LEAST_ROWS, _MOST_ROWS, _HALVINGS = 1 / 8, 128, 1024, 6
-# Of data in double precision, passes are made in single precision, which takes 0.5 to 0.8 of the
-# time, until the gap is at most this share of the objective, or what a step promises this, or
-# weights are so large that rounding errors change a logit by so much.
+# Of data in double precision, passes are made in single precision until the gap is at most this
+# share of the objective, or what a step promises this, or weights are so large that rounding errors
+# change a logit by so much.
 _EXACT, _EXACT_STEP, _EXACT_LOGIT = 1e-4, 1e-6, 1e-5
-# The fewest products of a pass that are worth that (1,000 x 20 with 20 classes took 1.07 times as
-# long, 10,000 x 100 with 20 classes 0.87, Gaussians of 10,000 x 1,000 with 10 classes 0.65, 20,000
-# embeddings with 50 classes 0.7), and how small and large units may be; the most values that are
-# copied (1 GB): of more, each pass converts them.
-_MANY_PRODUCTS, _UNITS, _MOST_COPIED = 1 << 22, 1e15, 1 << 28
+# The fewest products of a pass, and rows of weights, that are worth that: where fewer, reading the
+# rows is what costs, and 10,000 x 100 with 2 classes takes 1.1 times as long; 20,000 embeddings
+# with 50 classes take 0.75. And how small and large units may be.
+_MANY_PRODUCTS, _MANY_ROWS, _UNITS = 1 << 22, 10, 1e15
 # The least share that a class counts as having at the start.
 _LEAST_SHARE = 1e-6
 
@@ -61,24 +59,9 @@ class LBFGS(FullBatch):
     Scalable training of L1-regularized log-linear models, ICML 2007.
     """
 
-    _source: Rows | None = None  # of which `_rows` are the same in single precision
-    _rows: Rows
-
     def begin(self, problem: Problem, state: State) -> _Search:
         """A stack of models that is to go down from a state."""
-        return _Search(problem, state, self._in_single(problem), proven=self.proven)
-
-    def _in_single(self, problem: Problem) -> Problem:
-        """The same problem in single precision, if that pays."""
-        data = problem.data
-        if not _single_pays(problem):
-            return problem
-        if self._source is not data:
-            single = data.backend.dtype(np.float32)
-            few = data.n_samples * data.n_features <= _MOST_COPIED
-            rows = data.copied(single) if few else data.with_(shift=data.shift, dtype=single)
-            self._source, self._rows = data, rows
-        return problem.with_rows(self._rows)
+        return _Search(problem, state, proven=self.proven)
 
 
 class _Search:
@@ -86,7 +69,7 @@ class _Search:
 
     _point: Point
 
-    def __init__(self, problem: Problem, state: State, rough: Problem, *, proven: bool):
+    def __init__(self, problem: Problem, state: State, *, proven: bool):
         m = problem.n_models
         self._models, self._passes, self._proven = np.arange(m), 0, proven
         self._exact = problem
@@ -99,8 +82,8 @@ class _Search:
         self._lower, self._waited = self._dual.entropy_of_targets, np.zeros(m, dtype=int)
         self._stalled, self._falls = np.zeros(m, dtype=bool), np.zeros((0, m))
         self._gap = self._point.value - self._lower
-        if rough is not problem:
-            self._enter(rough)
+        if _single_pays(problem):
+            self._enter(problem.in_precision(problem.backend.dtype(np.float32)))
             state = self._space.state(self._point.weights)
             self._point = replace(self._point, state=state)
         self._curvature = Curvature(self._problem, self._point.state, diagonal=lasso)
@@ -401,8 +384,9 @@ def _single_pays(problem: Problem) -> bool:
     single = backend.dtype(np.float32)
     if data.dtype == single or data.is_sparse or data.is_on_disk or backend.name != "numpy":
         return False
-    products = len(problem.order) * data.n_features * problem.n_models * problem.n_classes
-    if products < _MANY_PRODUCTS or problem.inverse_scale is None:
+    n_rows = problem.n_models * problem.n_classes
+    is_small = len(problem.order) * data.n_features * n_rows < _MANY_PRODUCTS
+    if is_small or n_rows < _MANY_ROWS or problem.inverse_scale is None:
         return False
     inverse = problem.inverse_scale[problem.inverse_scale > 0]
     if not inverse.size or inverse.min() < 1 / _UNITS or inverse.max() > _UNITS:
