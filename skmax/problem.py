@@ -191,23 +191,6 @@ class Problem:
         """The problem of at most n of the rows, chosen as `Rows.sample` has it."""
         return replace(self, order=self.data.sample(self.order, n, rng))
 
-    def in_precision(self, dtype: Any) -> Problem:
-        """The same problem, computed in another floating dtype."""
-
-        def converted(array: Array | None) -> Array | None:
-            return None if array is None else self.backend.xp.astype(array, dtype)
-
-        return replace(
-            self,
-            data=self.data.with_(shift=self.data.shift, dtype=dtype),
-            targets=self.targets if self.targets.ndim == 1 else converted(self.targets),
-            sample_weight=converted(self.sample_weight),
-            score_weight=converted(self.score_weight),
-            smoothing=converted(self.smoothing),
-            mean=converted(self.mean),
-            inverse_scale=converted(self.inverse_scale),
-        )
-
     def select(self, models: np.ndarray) -> Problem:
         """The problem of some of the models, at the host indices `models`."""
 

@@ -50,10 +50,9 @@ def test_the_optimum_is_that_of_logistic_regression(C, k, fit_intercept, precond
     np.testing.assert_allclose(model.predict_proba(X), reference.predict_proba(X), atol=1e-5)
 
 
-def many_rows(kind):
-    """Rows of double precision; passes in single precision may lead far with them, or not."""
+def difficult(kind):
     rng = np.random.default_rng(0)
-    X = rng.normal(size=(12_000, 40)) + 1
+    X = rng.normal(size=(3000, 40)) + 1
     logits = X @ rng.normal(size=(40, 10)) / 4
     y = np.argmax(logits + rng.gumbel(size=logits.shape), axis=1)
     if kind == "by columns":
@@ -62,8 +61,6 @@ def many_rows(kind):
         X *= 10.0 ** rng.uniform(-4, 4, 40)
     elif kind == "beyond single precision":
         X *= 10.0 ** np.where(np.arange(40) % 2, 60, 0)
-    elif kind == "near":
-        X += 30 * rng.normal(size=40)
     elif kind == "far":
         X += 1e6 * rng.normal(size=40)
     elif kind == "collinear":
@@ -72,19 +69,17 @@ def many_rows(kind):
 
 
 @pytest.mark.parametrize(
-    "kind",
-    ["plain", "by columns", "scales", "beyond single precision", "near", "far", "collinear"],
+    "kind", ["plain", "by columns", "scales", "beyond single precision", "far", "collinear"]
 )
 @pytest.mark.parametrize(
     "parameters",
     [{}, {"C": 1e4}, {"class_weight": "balanced", "label_smoothing": 0.1}],
     ids=str,
 )
-def test_of_double_precision_passes_in_single_precision_lead_to_the_same_optimum(kind, parameters):
-    X, y = many_rows(kind)
+def test_the_optimum_is_that_of_newton_on_difficult_data(kind, parameters):
+    X, y = difficult(kind)
     newton = SoftmaxRegression(solver="newton", tol=1e-10, **parameters).fit(X, y)
     model = SoftmaxRegression(solver="lbfgs", tol=1e-8, **parameters).fit(X, y)
-    assert model.coef_.dtype == np.float64
     assert model.loss_curve_[-1] <= newton.loss_curve_[-1] * (1 + 1e-8)
     if len(parameters) < 2:
         F = objective(model.coef_, model.intercept_, X, np.eye(10)[y], np.ones(len(X)), model.C)
@@ -92,17 +87,17 @@ def test_of_double_precision_passes_in_single_precision_lead_to_the_same_optimum
     np.testing.assert_allclose(model.predict_proba(X), newton.predict_proba(X), atol=1e-3)
 
 
-@pytest.mark.parametrize("max_iter", [1, 3])
-def test_weights_of_a_fit_that_is_cut_off_are_those_of_its_precision(max_iter):
-    X, y = many_rows("plain")
-    with pytest.warns(ConvergenceWarning):
-        model = SoftmaxRegression(solver="lbfgs", max_iter=max_iter).fit(X, y)
-    F = objective(model.coef_, model.intercept_, X, np.eye(10)[y], np.ones(len(X)))
-    assert model.coef_.dtype == np.float64
-    assert model.loss_curve_[-1] == pytest.approx(F, rel=1e-6)
-    with pytest.warns(ConvergenceWarning):
-        other = SoftmaxRegression(solver="lbfgs", max_iter=max_iter).fit(X, np.eye(10)[y])
-    np.testing.assert_allclose(other.coef_, model.coef_, atol=1e-5)
+def test_weak_penalties_on_separable_data_do_not_end_in_rounding_errors():
+    """Of a loss of 1e-7 per row, single precision knows nothing."""
+    rng = np.random.default_rng(5)
+    X = rng.normal(size=(200, 250))
+    y = np.argmax(X[:, :20] @ rng.normal(size=(20, 4)), axis=1)
+    for C in (1e4, 1e6):
+        model = SoftmaxRegression(solver="lbfgs", C=C).fit(X, y)
+        F = objective(model.coef_, model.intercept_, X, np.eye(4)[y], np.ones(len(X)), C)
+        assert model.loss_curve_[-1] == pytest.approx(F, rel=1e-6)
+        newton = SoftmaxRegression(solver="newton", C=C).fit(X, y)
+        assert F <= newton.loss_curve_[-1] * (1 + 1e-4)
 
 
 def easily_told_apart(n=4000, d=96, k=40):

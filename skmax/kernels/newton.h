@@ -42,6 +42,13 @@ struct Line {
     }
 };
 
+// Whether rows weigh nothing: a fold holds them out.
+inline bool all_zero(const double* weights, int64_t count) {
+    for (int64_t i = 0; i < count; i++)
+        if (weights[i] != 0) return false;
+    return true;
+}
+
 // Hessians: for each pair of contrasts, sums of products of two features over rows, times weights. Of
 // few features, all products are made once for all pairs, and the sums are a product of matrices.
 template <class T>
@@ -97,18 +104,22 @@ struct Hessian : Kernel<T> {
     int hessians() {
         if (!allocate()) return 1;
         for (int64_t j = of.first; j < of.last; j++) {
+            bool begun = false;
             for (int64_t first = 0; first < of.n; first += rows) {
                 int64_t count = least(rows, of.n - first);
+                if (all_zero(of.weight + j * of.of_weight + first, count)) continue;
                 for (int64_t i = 0; i < count; i++) read_row(of.Z + (first + i) * of.stride, i);
                 weigh(j, first);
                 if (by_products) {
-                    this->backward(places, count, weights, n_pairs, sums, first > 0);
-                    continue;
+                    this->backward(places, count, weights, n_pairs, sums, begun);
+                } else {
+                    for (int64_t pair = 0; pair < n_pairs; pair++)
+                        for (int64_t i = 0; i < count; i += part)
+                            add(i, least(part, count - i), pair, begun || i > 0);
                 }
-                for (int64_t pair = 0; pair < n_pairs; pair++)
-                    for (int64_t i = 0; i < count; i += part)
-                        add(i, least(part, count - i), pair, first + i > 0);
+                begun = true;
             }
+            if (!begun) memset(sums, 0, sizeof(F) * n_pairs * width);
             write(j);
         }
         return 0;
@@ -234,6 +245,7 @@ struct Newton : Kernel<Twofold> {
             places = arena.take<const double*>(of.padded);
             if (!round && !arena.allocate()) return false;
         }
+        memset(change, 0, sizeof(double) * of.r * of.padded);  // of rows that weigh nothing
         memset(weights, 0, sizeof(double) * of.r * stride);
         for (int64_t i = 0; i < of.padded; i++) places[i] = of.Z + (i < of.n ? i : 0) * stride;
         return true;
@@ -242,29 +254,44 @@ struct Newton : Kernel<Twofold> {
     const double* basis(int64_t j) const { return of.basis + j * of.k * of.r; }
     const double* target(int64_t j) const { return of.target + j * of.of_target; }
     const double* weight(int64_t j) const { return of.weight + j * of.of_weight; }
+    const double* score(int64_t j) const { return of.score + j * of.of_score; }
     double* probability(int64_t j) const { return of.P + j * of.k * of.padded; }
     double* logit(int64_t j) const { return of.U + j * of.r * of.padded; }
 
     // Products with the rows, of which a tile stays in the cache
 
     template <class Do>
-    void in_tiles(Do act) {
+    void in_tiles(int64_t j, Do act) {
         int64_t rows = most(GROUP, TILE / (stride * sizeof(double)) / GROUP * GROUP);
-        for (int64_t first = 0; first < of.n; first += rows) act(first, least(rows, of.n - first));
+        for (int64_t first = 0; first < of.n; first += rows) {
+            int64_t count = least(rows, of.n - first);
+            bool rest = all_zero(weight(j) + first, count) && all_zero(score(j) + first, count);
+            if (!rest) act(first, count);
+        }
     }
-    void to_rows(const double* given, double* out) {
+    void to_rows(int64_t j, const double* given, double* out) {
         for (int64_t a = 0; a < of.r; a++)
             memcpy(weights + a * stride, given + a * of.p, sizeof(double) * of.p);
-        in_tiles([&](int64_t first, int64_t count) {
+        in_tiles(j, [&](int64_t first, int64_t count) {
             forward(places + first, count, weights, of.r, out + first);
         });
     }
-    void from_rows(double* out) {  // of the slopes
-        in_tiles([&](int64_t first, int64_t count) {
-            backward(places + first, count, slopes + first, of.r, sums, first > 0);
+    void from_rows(int64_t j, double* out) {  // of the slopes
+        bool begun = false;
+        memset(sums, 0, sizeof(double) * of.r * stride);
+        in_tiles(j, [&](int64_t first, int64_t count) {
+            backward(places + first, count, slopes + first, of.r, sums, begun);
+            begun = true;
         });
         for (int64_t a = 0; a < of.r; a++)
             memcpy(out + a * of.p, sums + a * stride, sizeof(double) * of.p);
+    }
+
+    template <class Do>
+    void by_lanes(int64_t j, Do act) {
+        in_tiles(j, [&](int64_t first, int64_t count) {
+            for (int64_t i = first; i < first + count; i += LANES) act(i);
+        });
     }
 
     // What contrasts make of what some rows have of classes, less the targets.
@@ -284,7 +311,7 @@ struct Newton : Kernel<Twofold> {
         const double *B = basis(j), *offset = of.offset + j * of.k, *U = logit(j);
         double* P = probability(j);
         V loss = {}, right = {}, along = {};
-        for (int64_t i = 0; i < of.padded; i += LANES) {
+        by_lanes(j, [&](int64_t i) {
             for (int64_t a = 0; a < of.r; a++) {
                 of_contrasts[a] = load_any(U + a * of.padded + i);
                 if (length != 0) of_contrasts[a] -= length * load_any(change + a * of.padded + i);
@@ -313,11 +340,11 @@ struct Newton : Kernel<Twofold> {
             // What a sum near 1 has lost of the others, its logarithm gets back.
             loss += w * (Twofold::logarithm(sum) + (others - (sum - 1)) * share - linear);
             I same = label == *(const UnalignedI*)(of.label + i);
-            right += same ? load_any(of.score + j * of.of_score + i) : V{};
+            right += same ? load_any(score(j) + i) : V{};
             slopes_of(j, i);
             for (int64_t a = 0; length != 0 && a < of.r; a++)
                 along += load_any(slopes + a * of.padded + i) * load_any(change + a * of.padded + i);
-        }
+        });
         of.loss[j] = sum_of(loss), of.accuracy[j] = sum_of(right);
         return -sum_of(along);
     }
@@ -335,7 +362,7 @@ struct Newton : Kernel<Twofold> {
     }
     void turn(int64_t j) {
         const int64_t size = of.r * of.p;
-        from_rows(of.of_loss + j * size);
+        from_rows(j, of.of_loss + j * size);
         for (int64_t i = j * size; i < (j + 1) * size; i++)
             of.gradient[i] = of.of_loss[i] + of.penalty[i] * of.V[i];
     }
@@ -343,7 +370,7 @@ struct Newton : Kernel<Twofold> {
     int stay() {
         if (!allocate()) return 1;
         for (int64_t j = of.first; j < of.last; j++) {
-            to_rows(of.V + j * of.r * of.p, logit(j));
+            to_rows(j, of.V + j * of.r * of.p, logit(j));
             objective(j, 0);
             turn(j);
         }
@@ -352,7 +379,7 @@ struct Newton : Kernel<Twofold> {
     int go() {
         if (!allocate()) return 1;
         for (int64_t j = of.first; j < of.last; j++) {
-            to_rows(of.step + j * of.r * of.p, change);
+            to_rows(j, of.step + j * of.r * of.p, change);
             if (of.entropy) foresee(j);
             of.found[j] = search(j);
             turn(j);
@@ -383,7 +410,7 @@ struct Newton : Kernel<Twofold> {
     void foresee(int64_t j) {
         const double *B = basis(j), *P = probability(j);
         V entropy = {};
-        for (int64_t i = 0; i < of.padded; i += LANES) {
+        by_lanes(j, [&](int64_t i) {
             V mean = {}, sum = {};
             for (int64_t a = 0; a < of.r; a++)
                 of_contrasts[a] = -load_any(change + a * of.padded + i);
@@ -405,9 +432,9 @@ struct Newton : Kernel<Twofold> {
             }
             entropy += of_row * load_any(weight(j) + i);
             slopes_of(j, i);
-        }
+        });
         of.entropy[j] = sum_of(entropy);
-        from_rows(of.foreseen + j * of.r * of.p);
+        from_rows(j, of.foreseen + j * of.r * of.p);
     }
 };
 

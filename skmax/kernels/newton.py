@@ -82,8 +82,8 @@ class Descent:
             of[name] = there
         self._of = of | {
             "Z": rows,
-            "U": np.empty((m, r, padded)),
-            "P": np.empty((m, k, padded)),
+            "U": np.zeros((m, r, padded)),  # as what weighs nothing keeps them
+            "P": np.zeros((m, k, padded)),
             "found": self._found,
             **{name: getattr(self, name) for name in ("V", "gradient", "of_loss")},
             **{name: getattr(self, name) for name in ("value", "loss", "accuracy")},

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 
-from skmax import kernels
 from skmax.backends import Array, rounding_unit
 from skmax.duality import Dual
 from skmax.objective import logits_of, residual, target_shares
@@ -15,7 +12,6 @@ from skmax.solvers.coordinates import Coordinates, Point
 from skmax.solvers.curvature import Curvature
 from skmax.solvers.full_batch import FullBatch
 from skmax.solvers.pairs import inner, pairs
-from skmax.solvers.preconditioner import far
 
 # Pairs of steps and changes of the gradient that are remembered.
 _MEMORY = 10
@@ -36,14 +32,6 @@ _SEEN, _LAST, _SETTLED = 5, 1e-6, 0.05
 # Rows that the length of a first step is chosen on: a share of them, so many at least and at most;
 # and how often the range of lengths is halved.
 _SHARE_OF_ROWS, _LEAST_ROWS, _MOST_ROWS, _HALVINGS = 1 / 8, 128, 1024, 6
-# Of data in double precision, passes are made in single precision until the gap is at most this
-# share of the objective, or what a step promises this, or weights are so large that rounding errors
-# change a logit by so much.
-_EXACT, _EXACT_STEP, _EXACT_LOGIT = 1e-4, 1e-6, 1e-5
-# The fewest products of a pass, and rows of weights, that are worth that: where fewer, reading the
-# rows is what costs, and 10,000 x 100 with 2 classes takes 1.1 times as long; 20,000 embeddings
-# with 50 classes take 0.75. And how small and large units may be.
-_MANY_PRODUCTS, _MANY_ROWS, _UNITS = 1 << 22, 10, 1e15
 # The least share that a class counts as having at the start.
 _LEAST_SHARE = 1e-6
 
@@ -67,12 +55,9 @@ class LBFGS(FullBatch):
 class _Search:
     """A stack of models on its way down."""
 
-    _point: Point
-
     def __init__(self, problem: Problem, state: State, *, proven: bool):
         m = problem.n_models
         self._models, self._passes, self._proven = np.arange(m), 0, proven
-        self._exact = problem
         self._enter(problem)
         fresh = self._start(state)
         self._dual = Dual(problem, self._class_sums() if fresh else None)
@@ -82,11 +67,7 @@ class _Search:
         self._lower, self._waited = self._dual.entropy_of_targets, np.zeros(m, dtype=int)
         self._stalled, self._falls = np.zeros(m, dtype=bool), np.zeros((0, m))
         self._gap = self._point.value - self._lower
-        if _single_pays(problem):
-            self._enter(problem.in_precision(problem.backend.dtype(np.float32)))
-            state = self._space.state(self._point.weights)
-            self._point = replace(self._point, state=state)
-        self._curvature = Curvature(self._problem, self._point.state, diagonal=lasso)
+        self._curvature = Curvature(problem, self._point.state, diagonal=lasso)
         self._guess = _ScaledGuess(self._space, self._curvature, np.ones(m))
         self._turn()
         if fresh:
@@ -217,9 +198,6 @@ class _Search:
     def advance(self) -> None:
         """One step of every model that finds one; the others have stalled."""
         before, found = self._point, self._line_search()
-        if not found.all() and self._is_rough:
-            self._be_exact()
-            before, found = self._point, self._line_search()
         if not found.all() and len(self._pairs):  # what is remembered may be what is in the way
             self._pairs.clear()
             self._curvature.measure(self._problem, self._point.state, self._passes)
@@ -234,33 +212,6 @@ class _Search:
         nearer = fallen | (self._gap < 0.9 * gap)
         self._waited = np.where(nearer, 0, self._waited + 1)
         self._stalled |= self._waited >= _PATIENCE
-        if self._is_rough and self._single_ends():
-            self._be_exact()
-
-    @property
-    def _is_rough(self) -> bool:
-        """Whether passes are made in single precision, of data in double precision."""
-        return self._problem is not self._exact
-
-    def _single_ends(self) -> bool:
-        """Whether rounding errors of single precision are about to count."""
-        value, weights = self._point.value, self._point.weights
-        length = np.sqrt(self._dot(weights, weights))
-        return bool(
-            (self._gap <= _EXACT * value).any()
-            or (-self._slope <= _EXACT_STEP * value).any()
-            or length.max() * rounding_unit(self._problem.data.dtype) > _EXACT_LOGIT
-        )
-
-    def _be_exact(self) -> None:
-        """Go on in the precision of the data."""
-        self._enter(self._exact)
-        self._guess = _ScaledGuess(self._space, self._curvature, self._guess.scale)
-        self._point = self._space.evaluate(self._space.centered(self._point.weights))
-        self._passes += 1
-        self._turn()
-        self._lower = self._dual.entropy_of_targets  # rounding errors may have raised the others
-        self._bound()
 
     def _rounding(self, point: Point) -> np.ndarray:
         return 2 * rounding_unit(self._problem.data.dtype) * np.abs(point.value)
@@ -350,7 +301,7 @@ class _Search:
         point = self._point
         return Epoch(
             self._models,
-            Coordinates(self._exact).state(point.weights) if self._is_rough else point.state,
+            point.state,
             point.value,
             point.accuracy,
             diverged=~np.isfinite(point.value),
@@ -366,33 +317,9 @@ class _Search:
         self._waited, self._falls = self._waited[staying], self._falls[:, staying]
         self._point = self._point.select(self._problem.backend, staying)
         self._pairs, self._curvature = self._pairs.select(staying), self._curvature.select(staying)
-        is_exact, self._exact = not self._is_rough, self._exact.select(staying)
-        self._enter(self._exact if is_exact else self._problem.select(staying))
+        self._enter(self._problem.select(staying))
         self._guess = _ScaledGuess(self._space, self._curvature, self._guess.scale[staying])
         self._turn()
-
-
-def _single_pays(problem: Problem) -> bool:
-    """Whether passes in single precision are faster, and as good far from the optimum.
-
-    They are where the rows are in memory here, dense and of double precision, and no mean is so
-    many units away that it would cost digits.
-    """
-    data, backend = problem.data, problem.backend
-    if type(problem) is not Problem:  # its rows are on a cluster
-        return False
-    single = backend.dtype(np.float32)
-    if data.dtype == single or data.is_sparse or data.is_on_disk or backend.name != "numpy":
-        return False
-    n_rows = problem.n_models * problem.n_classes
-    is_small = len(problem.order) * data.n_features * n_rows < _MANY_PRODUCTS
-    if is_small or n_rows < _MANY_ROWS or problem.inverse_scale is None:
-        return False
-    inverse = problem.inverse_scale[problem.inverse_scale > 0]
-    if not inverse.size or inverse.min() < 1 / _UNITS or inverse.max() > _UNITS:
-        return False
-    mean = 0.0 if problem.mean is None else problem.mean * problem.inverse_scale
-    return bool(np.abs(mean).max() <= far(single)) and kernels.full_pass(problem) is not None
 
 
 class _ScaledGuess:
@@ -419,8 +346,7 @@ class _ScaledGuess:
 
     def unscaled(self, gradients: Array) -> Array:
         """See `skmax.solvers.pairs.FirstGuess`."""
-        guess = self._curvature.of(gradients)
-        return self._space.centered(self._space.xp.astype(guess, gradients.dtype, copy=False))
+        return self._space.centered(self._curvature.of(gradients))
 
     def rescaled(self, expected: np.ndarray) -> np.ndarray:
         """Learn what became of a change that was expected to lead so far down."""

@@ -181,7 +181,7 @@ def precondition(problem: Problem, moments: Moments) -> Problem:
     shift = None
     if not problem.fit_intercept:
         mean = np.zeros_like(mean)
-    elif np.any(np.abs(mean) * inverse_scale > far(data.dtype)) and moments.origin.any():
+    elif np.any(np.abs(mean) * inverse_scale > _far(data.dtype)) and moments.origin.any():
         shift, mean = moments.origin, moments.mean
     return replace(
         problem,
@@ -191,7 +191,7 @@ def precondition(problem: Problem, moments: Moments) -> Problem:
     )
 
 
-def far(dtype: object) -> float:
+def _far(dtype: object) -> float:
     """How many scales from zero a mean may be before a floating dtype loses digits that matter."""
     return rounding_unit(dtype) ** -0.25
 
