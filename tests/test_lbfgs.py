@@ -82,8 +82,8 @@ def test_the_optimum_is_that_of_newton_on_difficult_data(kind, parameters):
     model = SoftmaxRegression(solver="lbfgs", tol=1e-8, **parameters).fit(X, y)
     assert model.loss_curve_[-1] <= newton.loss_curve_[-1] * (1 + 1e-8)
     if len(parameters) < 2:
-        F = objective(model.coef_, model.intercept_, X, np.eye(10)[y], np.ones(len(X)), model.C)
-        assert model.loss_curve_[-1] == pytest.approx(F, rel=1e-10)
+        found = objective(model.coef_, model.intercept_, X, np.eye(10)[y], np.ones(len(X)), model.C)
+        assert model.loss_curve_[-1] == pytest.approx(found, rel=1e-10)
     np.testing.assert_allclose(model.predict_proba(X), newton.predict_proba(X), atol=1e-3)
 
 
@@ -94,10 +94,10 @@ def test_weak_penalties_on_separable_data_do_not_end_in_rounding_errors():
     y = np.argmax(X[:, :20] @ rng.normal(size=(20, 4)), axis=1)
     for C in (1e4, 1e6):
         model = SoftmaxRegression(solver="lbfgs", C=C).fit(X, y)
-        F = objective(model.coef_, model.intercept_, X, np.eye(4)[y], np.ones(len(X)), C)
-        assert model.loss_curve_[-1] == pytest.approx(F, rel=1e-6)
+        found = objective(model.coef_, model.intercept_, X, np.eye(4)[y], np.ones(len(X)), C)
+        assert model.loss_curve_[-1] == pytest.approx(found, rel=1e-6)
         newton = SoftmaxRegression(solver="newton", C=C).fit(X, y)
-        assert F <= newton.loss_curve_[-1] * (1 + 1e-4)
+        assert found <= newton.loss_curve_[-1] * (1 + 1e-4)
 
 
 def easily_told_apart(n=4000, d=96, k=40):
