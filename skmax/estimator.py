@@ -103,9 +103,9 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
         orthant-wise. On many dense rows of fifteen classes or more it begins with three epochs of
         SGD, in an order that is always the same. "newton": Newton's method, for few weights or
         rows, to the optimum in full precision; with L1, proximal Newton. "auto": what is best for
-        the data and the other parameters, and said in `solver_`: on small and middling data a solver
-        that goes to the optimum (or "lbfgs", and "newton" from the iteration on at which it would
-        have cost less), on large data "sgd"; "sgd", too, wherever `learning_rate`,
+        the data and the other parameters, and said in `solver_`: on small and middling data a
+        solver that goes to the optimum (or "lbfgs", and "newton" from the iteration on at which it
+        would have cost less), on large data "sgd"; "sgd", too, wherever `learning_rate`,
         `schedule`, `batch_size`, `momentum`, `shuffle` or `early_stopping` is not at its default,
         of which "lbfgs" and "newton" take no notice, but for `early_stopping`.
     preconditioner : {"diagonal"} or None, default="diagonal"
