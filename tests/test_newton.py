@@ -16,7 +16,7 @@ from sklearn.datasets import load_breast_cancer, load_digits, load_iris, load_wi
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from skmax import SoftmaxRegression
+from skmax import SoftmaxRegression, kernels
 from skmax.backends import float_dtype_for, resolve
 from skmax.data import source
 from skmax.hyperparameters import Hyperparameters
@@ -484,6 +484,20 @@ def test_newton_descends_on_the_cpu_as_the_reference_does(
     same()
 
 
+@settings(max_examples=60)
+@given(*(st.integers(*ends) for ends in [(0, 2**32 - 1), (1, 700), (1, 70), (1, 8)]))
+def test_a_hessian_on_the_cpu_is_that_of_the_cross_entropy(seed, n, p, k):
+    """Of all classes, or one row of weights for two."""
+    if (run := kernels.hessian()) is None:
+        pytest.skip("no compiled core")
+    rng = np.random.default_rng(seed)
+    X, weight = rng.normal(size=(n, p)), rng.uniform(size=n) * rng.integers(0, 2, n)
+    P = rng.dirichlet(np.ones(max(k, 2)), size=n).T[:k]
+    between = np.eye(k)[:, :, None] * P - P[:, None] * P
+    expected = np.einsum("abi,ip,iq->apbq", between * weight, X, X).reshape(k * p, k * p)
+    np.testing.assert_allclose(run(X, P, weight), np.triu(expected), rtol=1e-10, atol=1e-12 * n)
+
+
 # Proximal Newton
 
 
@@ -532,12 +546,18 @@ def test_proximal_newton_proves_optima_in_few_iterations(name):
     assert least * (1 - 1e-5) <= epochs[-1].loss[0] <= least * (1 + 1e-4)
 
 
-@settings(max_examples=100)
+@pytest.mark.parametrize("way", ["at once", "in pieces", "by pairs"])
+@settings(max_examples=40)
 @given(posed(l1_ratios=(0.4, 1.0), strengths=(0.03, 1.0, 30.0)))
-def test_proximal_newton_on_any_problem(case):
+def test_proximal_newton_on_any_problem(way, case):
     """The optimum of SciPy, or better; bounds hold; the loss is what the weights give."""
     problem, X, P, weight, C, l1_ratio, known = case
-    epochs = solve(ProximalNewton(proven=True), problem, most=60)
+    with pytest.MonkeyPatch.context() as patch:
+        if way == "by pairs":
+            patch.setattr("skmax.kernels.hessian", lambda: None)
+        if way == "in pieces":
+            patch.setattr("skmax.solvers.proximal_newton._VALUES_AT_ONCE", 64)
+        epochs = solve(ProximalNewton(proven=True), problem, most=60)
     F = np.array([epoch.loss[0] for epoch in epochs])
     gap = np.array([epoch.gap[0] for epoch in epochs])
     least = scipy_optimum(X, P, weight, C, l1_ratio, problem.fit_intercept)

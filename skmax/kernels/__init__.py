@@ -5,8 +5,8 @@ The references, to which `tests/test_kernels.py` holds them, are `skmax.solvers.
 `skmax.objective` `full_pass`, `summed_penalty` and `predicted`. What L-BFGS does besides its passes
 is in `skmax.kernels.descent` and `host_descent`, and what it starts from in `cpu` and `descent`;
 `tests/test_descent.py` holds that to `skmax.solvers.coordinates`, `skmax.solvers.pairs`,
-`skmax.duality` and `skmax.solvers.curvature`. What Newton's method does with all rows is in
-`newton`; `tests/test_newton.py` holds that to `skmax.solvers.newton.Descent`.
+`skmax.duality` and `skmax.solvers.curvature`. What Newton's methods do with all rows is in
+`newton`; `tests/test_newton.py` holds that to `skmax.solvers.newton.Descent`, and to the formula.
 """
 
 from __future__ import annotations
@@ -133,6 +133,11 @@ def solved(backend: Backend) -> Solved | None:
 def newton_descent() -> Any:
     """What Newton's method does with all rows; None: the reference serves."""
     return newton.Descent if newton.serves() else None
+
+
+def hessian() -> Any:
+    """The Hessian of the cross-entropy of few features; None: the reference serves."""
+    return newton.hessian if newton.serves() else None
 
 
 def predictions(data: Rows, coef: Any) -> Predictions | None:

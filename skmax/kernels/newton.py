@@ -59,6 +59,30 @@ def serves() -> bool:
     return library.function("newton_go") is not None
 
 
+def hessian(X: np.ndarray, probability: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """That of the cross-entropy by k rows of weights of p features, (k p, k p).
+
+    What is below its diagonal is zero.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n, p)
+        The features.
+    probability : ndarray of shape (k, n)
+        Those of the classes that the rows of weights are of: all classes, or one of two.
+    weight : ndarray of shape (n,)
+        Weights of the rows of X.
+    """
+    (n, p), k = X.shape, len(probability)
+    H = np.zeros((k * p, k * p))
+    arrays = {"Z": X, "P": probability, "weight": weight, "basis": np.eye(k)}
+    arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    sizes = {"k": k, "r": k, "r_there": k, "p": p, "n": n, "padded": n, "stride": p}
+    pointers = {name: array.ctypes.data for name, array in arrays.items()}
+    library.call("newton_hessian", Models(last=1, hessian=H.ctypes.data, **sizes, **pointers))
+    return H
+
+
 class Descent:
     """See `skmax.solvers.newton.Descent`."""
 
