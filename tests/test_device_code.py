@@ -34,8 +34,8 @@ def test_what_is_stored_is_small():
 def test_what_is_stored_is_what_the_compiler_makes_of_it(archive, tmp_path):
     pytest.importorskip("nvidia.cuda_nvrtc", reason="no nvidia-cuda-nvrtc-cu12")
     stored, made_of = entries(FOLDER / archive), build.archives()[archive]
-    for name in list(made_of)[:2]:
-        assert build.code(*made_of[name]) == stored[name]
+    name = next(iter(made_of))
+    assert build.code(*made_of[name]) == stored[name]
     build._write(tmp_path / archive, stored)
     assert entries(tmp_path / archive) == stored
     assert (tmp_path / archive).read_bytes() == (FOLDER / archive).read_bytes()

@@ -1,7 +1,6 @@
 """What type checkers make of calls of skmax: right ones pass, wrong ones are errors."""
 
 import re
-import textwrap
 
 import pytest
 
@@ -78,44 +77,21 @@ show_versions(all=True)
 """
 
 
-@pytest.fixture(scope="module")
-def check(tmp_path_factory):
-    """The lines of code with errors, and what mypy says."""
-    folder = tmp_path_factory.mktemp("types")
-    settings = ["--config-file=", "--disable-error-code=import-untyped", f"--cache-dir={folder}"]
-
-    def run(code):
-        (folder / "calls.py").write_text(BEGIN + code, encoding="utf-8")
-        said, problem, _ = api.run([*settings, str(folder / "calls.py")])
-        assert not problem
-        errors = re.findall(r"calls\.py:(\d+): error", said)
-        lines = (BEGIN + code).splitlines()
-        return [lines[int(number) - 1] for number in dict.fromkeys(errors)], said
-
-    return run
+RESULTS = {
+    "reveal_type(model.fit(X, y))": "skmax.estimator.SoftmaxRegression",
+    "reveal_type(model.predict_proba(X))": "numpy.ndarray",
+    "reveal_type(search.fit(X, y))": "skmax.search.grid_search.BatchedGridSearchCV",
+    "reveal_type(model.score(X, y))": "float",
+}
 
 
-def test_right_calls_have_no_errors(check):
-    found, said = check(RIGHT)
-    assert found == [], said
-
-
-def test_each_wrong_call_is_an_error(check):
-    found, said = check(WRONG)
-    assert found == WRONG.splitlines(), said
-
-
-def test_types_of_results(check):
-    code = """\
-        reveal_type(model.fit(X, y))
-        reveal_type(model.predict_proba(X))
-        reveal_type(search.fit(X, y))
-        reveal_type(model.score(X, y))
-    """
-    _, said = check(textwrap.dedent(code))
-    assert re.findall(r'Revealed type is "([\w.]+)', said) == [
-        "skmax.estimator.SoftmaxRegression",
-        "numpy.ndarray",
-        "skmax.search.grid_search.BatchedGridSearchCV",
-        "float",
-    ]
+def test_calls_and_results_have_the_types_that_are_documented(tmp_path):
+    """In one run of mypy, which takes longest for the libraries."""
+    code = BEGIN + RIGHT + WRONG + "\n".join(RESULTS)
+    (tmp_path / "calls.py").write_text(code, encoding="utf-8")
+    settings = ["--config-file=", "--disable-error-code=import-untyped", f"--cache-dir={tmp_path}"]
+    said, problem, _ = api.run([*settings, str(tmp_path / "calls.py")])
+    assert not problem
+    numbers = dict.fromkeys(re.findall(r"calls\.py:(\d+): error", said))
+    assert [code.splitlines()[int(n) - 1] for n in numbers] == WRONG.splitlines(), said
+    assert re.findall(r'Revealed type is "([\w.]+)', said) == list(RESULTS.values())
