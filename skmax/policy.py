@@ -18,8 +18,8 @@ _MIN_EPOCHS, _MIN_STEPS = 3, 900
 # Epochs of SGD that L-BFGS begins with; the least number of rows for which that pays, and share of
 # values that are not zero: a step moves all weights, and costs more than a batch of few values; the
 # passes that they may cost; and the least number of classes: without such epochs, fits of 50,000 to
-# 300,000 rows of 20 to 784 features took 0.70 to 1.14 times as long with 5 to 12 classes, 0.93 in
-# the mean, and 0.77 to 1.67 with 15 to 30, 1.2 in the mean.
+# 300,000 rows of 20 to 784 features took 0.69 to 1.01 times as long with 2 to 4 classes, 0.70 to
+# 1.14 with 5 to 12, 0.93 in the mean, and 0.77 to 1.67 with 15 to 30, 1.2 in the mean.
 FIRST_EPOCHS, _WORTH_SGD, _DENSITY, _PASSES_FOR_SGD, _CLASSES_FOR_SGD = 3, 30_000, 0.05, 6, 15
 # Going on to the optimum may cost so many seconds of a core, or so many times what SGD costs, and
 # takes about so many passes: where blocks of the curvature cost next to nothing, in general, and

@@ -93,7 +93,8 @@ _MEMORY, _CONVEX = 20, 1e-6
 # of the iterations where the penalty is weak.
 _SUFFICIENT, _SHORTER, _SHORTEST = 1e-3, 0.5, 1e-9
 _WORTH, _LONGER, _LONGEST = 0.02, 1.5, 4.0
-# The share of the objective that some model must promise less than for a look at the bounds.
+# The share of the objective that some model must promise less than for a look at the bounds. With
+# 0.1, 60 problems of 15 tables took 357 iterations instead of 343, and 1.06 times as long.
 _NEAR = 0.01
 # What changes by so small a share of the objective is a rounding error; iterations that bring
 # neither the objective nor the bound further, until a model has stalled.
