@@ -286,18 +286,23 @@ def batch_gradient(
 
 def penalty(problem: Problem, coef: Array) -> np.ndarray:
     """The penalty of each model, of shape (m,), on the host."""
+    return problem.backend.to_numpy(penalty_there(problem, coef))
+
+
+def penalty_there(problem: Problem, coef: Array) -> Array:
+    """The penalty of each model, of shape (m,), where the backend computes."""
     return (kernels.penalty(problem) or summed_penalty)(problem, coef)
 
 
-def summed_penalty(problem: Problem, coef: Array) -> np.ndarray:
-    """See `penalty`: the reference, for any array API namespace."""
+def summed_penalty(problem: Problem, coef: Array) -> Array:
+    """See `penalty_there`: the reference, for any array API namespace."""
     (m, k, d), backend = coef.shape, problem.backend
     size = max(1, backend.chunk_bytes // (8 * m * k))
     parts = [
         _penalty_of_features(problem, coef[:, :, first : min(first + size, d)])
         for first in range(0, d, size)
     ]
-    return backend.to_numpy(sum(parts)).sum(axis=0)  # moved at once
+    return backend.xp.sum(sum(parts), axis=0)
 
 
 def _penalty_of_features(problem: Problem, coef: Array) -> Array:

@@ -156,6 +156,12 @@ class Problem:
         return self.backend.asarray(self.columns.astype(np.int32))
 
     @cached_property
+    def strengths_there(self) -> Array:
+        """Roots of half of l2, by which no square overflows, and l1: (2, m), float64."""
+        strengths = np.stack([np.sqrt(self.l2 / 2), self.l1])
+        return self.backend.asarray(strengths, self.backend.dtype(np.float64))
+
+    @cached_property
     def largest_weight(self) -> float:
         """The largest weight of a row that takes part."""
         weight = self.sample_weight

@@ -17,6 +17,7 @@ import sklearn
 from scipy import sparse
 from test_backends import NAMES, SOFT, WEIGHT, Place, X, Y, assert_same, estimator
 
+import skmax.solvers.run
 import skmax.solvers.sgd
 from skmax import BatchedGridSearchCV, SoftmaxRegression
 from skmax.backends.cupy import CupyBackend
@@ -395,6 +396,50 @@ def test_the_next_order_is_drawn_while_an_epoch_runs(emulated, monkeypatch):
     assert launched["sgd_epoch"] == 3
     assert drawn == [True] * 3
     assert_as_on_the_cpu(model, estimator(max_iter=3, tol=0).fit(X, Y), "float64")
+
+
+def test_the_next_epoch_is_asked_for_before_the_last_is_looked_at(emulated, monkeypatch):
+    """The device computes while the host looks; none is asked for beyond those that are planned."""
+    launched, looked = emulated_cupy.Kernel.launches, []
+    later = CupyBackend.later
+
+    def told_later(backend, *arrays):
+        told = later(backend, *arrays)
+
+        def look():
+            looked.append(launched["sgd_epoch"])
+            return told()
+
+        return look
+
+    launched.clear()
+    monkeypatch.setattr(CupyBackend, "later", told_later)
+    estimator(backend="cupy", max_iter=4, tol=0).fit(X, Y)
+    assert looked == [2, 3, 4, 4]
+
+
+def test_what_was_asked_for_in_vain_leaves_no_trace(cuda):
+    """Training that ends early goes on, by partial_fit, with the rows in the order of the CPU."""
+    models = []
+    for backend in ("cupy", "numpy"):
+        params = {"max_iter": 30, "tol": 0.5, "n_iter_no_change": 2, "schedule": "constant"}
+        model = estimator(backend=backend, **params)
+        models.append(model.fit(X, Y).partial_fit(X, Y))
+    assert models[0].n_iter_ < 30
+    assert_as_on_the_cpu(*models, "float64")
+
+
+def test_an_epoch_that_diverges_is_repeated_as_on_the_cpu(cuda, monkeypatch):
+    """With the rows in the order that they had, though the next epoch had been asked for."""
+    monkeypatch.setattr(
+        skmax.solvers.run, "searched_rate", lambda problem, solver, rng: np.array([40.0])
+    )
+    models = [
+        estimator(backend=backend, learning_rate="auto", max_iter=5, tol=0).fit(X, Y)
+        for backend in ("cupy", "numpy")
+    ]
+    assert models[0].learning_rate_ < 40
+    assert_as_on_the_cpu(*models, "float64")
 
 
 def test_uint8_is_uploaded_once_and_as_it_is(emulated, monkeypatch):

@@ -95,6 +95,14 @@ class Backend:
         """An array of this backend, moved to the host."""
         return _convert_to_numpy(array, self.xp)
 
+    def later(self, *arrays: Array) -> Callable[[], list[np.ndarray]]:
+        """Arrays of this backend on the host, by a call that is to be made.
+
+        Where a device computes, that waits for what was asked of it before this, and no more.
+        """
+        moved = [self.to_numpy(array) for array in arrays]
+        return lambda: moved
+
     def copy(self, array: Array) -> Array:
         """A copy of an array of this backend, its rows in order."""
         return self.xp.asarray(array, copy=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from math import gcd
@@ -73,6 +73,25 @@ class CupyBackend(Backend):
     def to_numpy(self, array: Any) -> np.ndarray:
         """An array of this backend, moved to the host."""
         return self.cupy.asnumpy(array)
+
+    def later(self, *arrays: Any) -> Callable[[], list[np.ndarray]]:
+        """See `Backend.later`: through page-locked memory, which a device writes to by itself."""
+        cuda = self.cupy.cuda
+        with self.device:
+            size = max(1, sum(array.nbytes for array in arrays))
+            moved, rest = [], np.frombuffer(cuda.alloc_pinned_memory(size), np.uint8, size)
+            for array in map(self.cupy.ascontiguousarray, arrays):
+                part, rest = rest[: array.nbytes], rest[array.nbytes :]
+                move(self.cupy, address(array), part, "DeviceToHost")
+                moved.append(part.view(array.dtype).reshape(array.shape))
+            sent = cuda.Event(disable_timing=True)
+            sent.record()
+
+        def told() -> list[np.ndarray]:
+            sent.synchronize()
+            return [part.copy() for part in moved]
+
+        return told
 
     def copy(self, array: Any) -> Any:
         """A copy of an array, its rows in order; by CuPy, it would need a kernel per dtype."""
@@ -147,7 +166,7 @@ def units() -> list[Unit]:
 
 
 def move(cupy: Any, start: int, to: Any, way: str) -> None:
-    """Fill an array here with the bytes from an address on, once what is asked for is done."""
+    """Fill an array, here or on the host, with the bytes from an address on, in its turn."""
     kind = getattr(cupy.cuda.runtime, f"memcpy{way}")
     stream = cupy.cuda.get_current_stream().ptr
     cupy.cuda.runtime.memcpyAsync(address(to), start, to.nbytes, kind, stream)

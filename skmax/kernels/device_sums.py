@@ -88,18 +88,18 @@ def moments(problem: Problem) -> tuple[Any, ...]:
     return sums[0], sums[1]
 
 
-def penalty(problem: Problem, coef: Any) -> np.ndarray:
+def penalty(problem: Problem, coef: Any) -> Any:
     """What `skmax.objective.summed_penalty` does; weights of models follow one another."""
     backend: Any = problem.backend
     cupy, m, size = backend.cupy, len(coef), coef[0].size
     n_parts = max(1, min(-(-size // _FEWEST_WEIGHTS), _BLOCKS // m))
     parts = cupy.empty((n_parts, m), np.float64)
-    strengths = backend.asarray(np.stack([np.sqrt(problem.l2 / 2), problem.l1]), np.float64)
+    strengths = problem.strengths_there
     arguments = cupy.ascontiguousarray(coef), np.int32(m), np.int64(size), strengths, parts
     unit = _PENALTY["double" if coef.dtype == np.float64 else "float"]
     launch = kernel(unit, "penalty", backend.device.id)
     launch((n_parts * m,), (_THREADS,), arguments, shared_mem=8 * _THREADS)
-    return backend.to_numpy(backend.total(parts))
+    return backend.total(parts)
 
 
 def curvature(problem: Problem, rows: np.ndarray, n_iter: int, settled: float) -> np.ndarray:
