@@ -544,7 +544,8 @@ class SoftmaxRegression(CallbackSupportMixin, SparseCoefMixin, ClassifierMixin, 
             solver = replace(solver, learning_rate=rate)
         number = getattr(self, "n_iter_", 0) + 1
         watch = Watch(problem, [params], [Method("sgd", 1)], first_epoch=number)
-        epochs = solver.epochs(problem, before.moving(problem, state), before.rng)
+        orders = solver.orders(problem, before.rng)
+        epochs = solver.epochs(problem, before.moving(problem, state), orders)
         train(epochs, watch.consumers, watch.reasons)
         assert watch.record.last is not None
         attributes = {

@@ -428,7 +428,8 @@ class Watch:
         """
         if model not in self._final:
             weights = (self.record if self._best is None else self._best).weights(model)
-            self._final[model] = self._settled(model, weights) if self._is_noisy else weights
+            settles = self._is_noisy and self._problem.l1[model] > 0
+            self._final[model] = self._settled(model, weights) if settles else weights
         return self._final[model]
 
     def _settled(self, model: int, weights: Weights) -> Weights:

@@ -376,7 +376,7 @@ def test_weights_come_to_the_host_once_whatever_the_number_of_epochs(emulated, m
 def test_the_next_order_is_drawn_while_an_epoch_runs(emulated, monkeypatch):
     """By a thread, which comes to it before the epoch is waited for; no more than are needed."""
     launched, drawn, read = emulated_cupy.Kernel.launches, [], emulated.asnumpy
-    draw = skmax.solvers.sgd._Orders._draw
+    draw = skmax.solvers.sgd.Orders._draw
 
     def drawn_by_a_thread(orders):
         drawn.append(threading.current_thread() is not threading.main_thread())
@@ -390,7 +390,7 @@ def test_the_next_order_is_drawn_while_an_epoch_runs(emulated, monkeypatch):
         return read(array)
 
     launched.clear()
-    monkeypatch.setattr(skmax.solvers.sgd._Orders, "_draw", drawn_by_a_thread)
+    monkeypatch.setattr(skmax.solvers.sgd.Orders, "_draw", drawn_by_a_thread)
     monkeypatch.setattr(emulated, "asnumpy", read_when_drawn)
     model = estimator(backend="cupy", max_iter=3, tol=0).fit(X, Y)
     assert launched["sgd_epoch"] == 3

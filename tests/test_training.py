@@ -510,7 +510,7 @@ def test_a_stack_trains_each_model_as_if_alone(rng, preconditioned, l1_ratio, au
             rates = searched_rate(problem, chosen, order)
             chosen = SGD(**{**vars(chosen), "learning_rate": rates})
         record = Record(problem)
-        epochs = chosen.epochs(problem, State.start(problem), order)
+        epochs = chosen.epochs(problem, State.start(problem), chosen.orders(problem, order))
         train(epochs, [record, Leaves(lengths[models])], [None] * len(models))
         return record
 
@@ -597,7 +597,8 @@ def test_a_stack_of_equally_weighted_rows_is_as_good_as_one_with_weights_of_one(
             shuffle=True,
         )
         record = Record(problem)
-        epochs = solver.epochs(problem, State.start(problem), np.random.default_rng(0))
+        orders = solver.orders(problem, np.random.default_rng(0))
+        epochs = solver.epochs(problem, State.start(problem), orders)
         train(epochs, [record, Leaves([6, 2, 6])], [None] * 3)
         return record
 

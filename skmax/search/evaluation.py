@@ -36,7 +36,7 @@ class Evaluation:
         n = X.shape[0] if hasattr(X, "shape") else len(X)
         self.train_rows = [np.arange(n)[to_host(train)] for train, _ in self.splits]
         # In a stack, a fold is weights of the rows, 0 or as given: none counts twice.
-        self._has_repeated_rows = any(len(np.unique(r)) < len(r) for r in self.train_rows)
+        self._has_repeated_rows = any((np.bincount(r) > 1).any() for r in self.train_rows)
         self.out: dict[tuple[int, int], dict[str, Any]] = {}
 
     def run(self) -> list[dict[str, Any]]:

@@ -119,7 +119,7 @@ def _trial(stack: Problem, solver: SGD, rates: np.ndarray, rng: np.random.Genera
         retry=np.zeros(len(rates), dtype=bool),
     )
     state = State.start(stack)
-    epochs = trial.epochs(stack, state, rng)
+    epochs = trial.epochs(stack, state, trial.orders(stack, rng))
     with closing(epochs), np.errstate(over="ignore", invalid="ignore"):
         for epoch in range(max(lengths)):  # each model counts as it is at its own end
             running, after = epoch < lengths, next(epochs).state

@@ -109,8 +109,9 @@ def _begun(
     default = Hyperparameters()
     first = sgd([default] * len(n_rows), problem, n_rows, [method.first_epochs] * len(n_rows))
     first = replace(first, learning_rate=stable_rate(problem, first))
-    rng = np.random.Generator(np.random.PCG64(0))
-    return followed(first.epochs(problem, state, rng), method.first_epochs, common, solver)
+    orders = first.orders(problem, np.random.Generator(np.random.PCG64(0)))
+    epochs = first.epochs(problem, state, orders)
+    return followed(epochs, method.first_epochs, common, solver)
 
 
 def _sgd(
@@ -121,12 +122,13 @@ def _sgd(
     rng: np.random.Generator,
     n_rows: np.ndarray,
 ) -> Epochs:
-    """SGD at the rates that the parameters name, or that are found for them."""
+    """SGD at the rates that the parameters name, or that are found while orders are drawn."""
     solver = sgd(parameters, problem, n_rows, max_iter)
-    rates, auto = solver.learning_rate.copy(), np.flatnonzero(np.isnan(solver.learning_rate))
-    for models in np.array_split(auto, -(-len(auto) // _RACING)) if auto.size else ():
-        rates[models] = searched_rate(problem.select(models), solver.select(models), rng)
-    return replace(solver, learning_rate=rates).epochs(problem, state, rng)
+    with closing(solver.orders(problem, rng)) as orders:
+        rates, auto = solver.learning_rate.copy(), np.flatnonzero(np.isnan(solver.learning_rate))
+        for models in np.array_split(auto, -(-len(auto) // _RACING)) if auto.size else ():
+            rates[models] = searched_rate(problem.select(models), solver.select(models), rng)
+        yield from replace(solver, learning_rate=rates).epochs(problem, state, orders)
 
 
 def sgd(

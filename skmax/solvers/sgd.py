@@ -85,8 +85,15 @@ class SGD:
         rates = np.stack(multipliers, axis=1) * self.learning_rate
         return Steps(order, self.batch_size, rates, self.momentum)
 
+    def orders(self, problem: Problem, rng: np.random.Generator) -> Orders:
+        """The orders of the rows in the epochs that are planned, to be closed in the end.
+
+        `rng` says what comes first; a thread may draw from it until then.
+        """
+        return Orders(problem, rng if self.shuffle else None, max(self.max_iter))
+
     def epochs(
-        self, problem: Problem, state: State, rng: np.random.Generator
+        self, problem: Problem, state: State, orders: Orders
     ) -> Generator[Epoch, np.ndarray | None, None]:
         """Train without end, one epoch at a time.
 
@@ -96,8 +103,8 @@ class SGD:
             What is minimised.
         state : State
             Where to start.
-        rng : numpy.random.Generator
-            Where the order of the rows comes from.
+        orders : Orders
+            The orders of the rows, which are closed in the end.
 
         Yields
         ------
@@ -106,7 +113,6 @@ class SGD:
             per model, says which models leave the stack; None: all stay.
         """
         solver, models, before = self, np.arange(problem.n_models), state
-        orders = _Orders(problem, rng if self.shuffle else None, max(self.max_iter))
         with closing(_Line(orders)) as line:
             bound = self._bound(problem, state)
             for epoch in count():
@@ -147,7 +153,7 @@ class SGD:
         solver, asked = self, line.next(self, problem, state, epoch)
         for trial in range(_MAX_RETRIES):
             if trial > 0:
-                asked = solver.ask(problem, state, epoch, asked.order)
+                asked = line.ask(solver, problem, state, epoch, asked.order)
             line.ask_ahead(solver, problem, asked, epoch + 1)
             entropy, correct, of_penalty = asked.told()
             loss, accuracy = entropy / len(asked.order) + of_penalty, correct / len(asked.order)
@@ -160,16 +166,6 @@ class SGD:
             slower = np.where(retrying, solver.learning_rate / 4, solver.learning_rate)
             solver = replace(solver, learning_rate=slower)
         return solver, state, asked.after, (loss, accuracy, diverged)
-
-    def ask(self, problem: Problem, state: State, epoch: int, order: np.ndarray) -> _Asked:
-        """Ask for an epoch."""
-        kernel, backend = kernels.sgd_epoch(problem, self.batch_size), problem.backend
-        with np.errstate(over="ignore", invalid="ignore"), backend.computing():
-            after, sums = (kernel or sgd_epoch)(problem, state, self.steps(epoch, order))
-            told = backend.later(*sums, penalty_there(problem, after.coef))
-        cost = len(order) * problem.data.n_features * problem.n_classes * problem.n_models
-        is_short = kernel is not None and backend.is_wide and cost <= _SHORT
-        return _Asked(order, after, told, is_short)
 
 
 @dataclass(frozen=True)
@@ -208,7 +204,7 @@ def mean_loss(problem: Problem, state: State, batch_size: int) -> np.ndarray:
         return problem.backend.to_numpy(run(problem, state, steps)[1].loss) / n
 
 
-class _Orders:
+class Orders:
     """The order of the rows in one epoch after the other; at random, if there is an `rng`.
 
     Where a device computes, a thread draws the next ones meanwhile: one of 60,000 rows takes 1 ms,
@@ -262,19 +258,36 @@ class _Line:
     Then it computes while the host looks at the last one.
     """
 
-    def __init__(self, orders: _Orders):
+    def __init__(self, orders: Orders):
         self._orders = orders
         self._following: _Asked | None = None
+        self._problem: Problem | None = None  # that the kernel is for
+        self._kernel: kernels.SGDEpoch | None = None
+
+    def ask(
+        self, solver: SGD, problem: Problem, state: State, epoch: int, order: np.ndarray
+    ) -> _Asked:
+        """Ask for an epoch."""
+        if problem is not self._problem:
+            self._problem, self._kernel = problem, kernels.sgd_epoch(problem, solver.batch_size)
+        backend, run = problem.backend, self._kernel or sgd_epoch
+        with np.errstate(over="ignore", invalid="ignore"), backend.computing():
+            after, sums = run(problem, state, solver.steps(epoch, order))
+            told = backend.later(*sums, penalty_there(problem, after.coef))
+        cost = len(order) * problem.data.n_features * problem.n_classes * problem.n_models
+        is_short = run is not sgd_epoch and backend.is_wide and cost <= _SHORT
+        return _Asked(order, after, told, is_short)
 
     def next(self, solver: SGD, problem: Problem, state: State, epoch: int) -> _Asked:
         """The epoch from a state, asked for if it was not."""
         asked, self._following = self._following, None
-        return asked or solver.ask(problem, state, epoch, self._orders.next())
+        return asked or self.ask(solver, problem, state, epoch, self._orders.next())
 
     def ask_ahead(self, solver: SGD, problem: Problem, asked: _Asked, epoch: int) -> None:
         """Ask for the epoch that follows one, if it is planned and worth it."""
         if asked.is_short and epoch < max(solver.max_iter):
-            self._following = solver.ask(problem, asked.after, epoch, self._orders.next())
+            order = self._orders.next()
+            self._following = self.ask(solver, problem, asked.after, epoch, order)
 
     def step_back(self) -> None:
         """What follows is another epoch than was asked for, of the same order."""
