@@ -17,6 +17,7 @@ import numpy as np
 from skmax.backends import Array, Backend
 from skmax.backends.array_api import float_info
 from skmax.data import Rows
+from skmax.data.rows import start_of_range
 
 # The logit of a class that a model must not know: its probability is exactly zero, and unlike
 # minus infinity it stays finite when it is multiplied by a weight of zero.
@@ -154,6 +155,11 @@ class Problem:
     def columns_there(self) -> Array:
         """The columns as numbers of 32 bits, where the backend computes."""
         return self.backend.asarray(self.columns.astype(np.int32))
+
+    @cached_property
+    def start(self) -> int | None:
+        """The first of the rows that take part, where each is the one before plus 1; else None."""
+        return start_of_range(self.order)
 
     @cached_property
     def strengths_there(self) -> Array:

@@ -99,12 +99,11 @@ class Rows:
 
         The index is what `rows` takes: a slice where rows follow one another.
         """
-        for index in self.indices(order, size):
+        for index in self.indices(order, size, start_of_range(order)):
             yield index, self.rows(index)
 
-    def indices(self, order: np.ndarray, size: int) -> Iterator[Any]:
-        """The indices of these pieces alone."""
-        start = start_of_range(order)
+    def indices(self, order: np.ndarray, size: int, start: int | None) -> Iterator[Any]:
+        """The indices of these pieces alone; `start` is the `start_of_range` of the order."""
         rows: Any = self.backend.asarray(order) if start is None else None
         for first in range(0, len(order), size):
             last = min(first + size, len(order))

@@ -11,7 +11,6 @@ from skmax.backends.array_api import dtype_name
 from skmax.backends.device_code import Unit, kernel
 from skmax.data import Rows
 from skmax.data.device import DeviceRows
-from skmax.data.rows import start_of_range
 from skmax.kernels.cuda import DATA, MOST_ROWS
 from skmax.problem import Problem
 
@@ -64,7 +63,7 @@ def moments(problem: Problem) -> tuple[Any, ...]:
     assert isinstance(data, DeviceRows)
     cupy, n, d = data.backend.cupy, len(problem.order), data.n_features
     u = 1 if weight is None else weight.shape[1]
-    X, start = data.X, start_of_range(problem.order)
+    X, start = data.X, problem.start
     index: Any = np.uintp(0)
     if start is None:
         index = backend.asarray(problem.order, np.int32)

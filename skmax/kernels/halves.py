@@ -115,7 +115,7 @@ def _pieces(problem: Problem, width: _Width) -> Iterator[tuple[Any, int]]:
     of_products = 8 * width.logits * width.features // _SUMMED  # a row's share of them
     size = max(_WARP, _BYTES // (of_row + of_products))
     size = size // _SUMMED * _SUMMED or size
-    for i, index in enumerate(data.indices(problem.order, size)):
+    for i, index in enumerate(data.indices(problem.order, size, problem.start)):
         yield index, min(size, n - i * size)
 
 
@@ -132,7 +132,7 @@ def _exponents(problem: Problem) -> Array:
     data: Any = problem.data
     empty, weight = data.backend.cupy.empty, problem.sample_weight
     n, d = len(problem.order), data.n_features
-    tiles, (index,) = -(-d // _WARP), data.indices(problem.order, n)
+    tiles, (index,) = -(-d // _WARP), data.indices(problem.order, n, problem.start)
     n_parts = max(1, min(-(-n // _FEWEST_ROWS), _BLOCKS // tiles))
     parts, found = empty((n_parts, d), np.float32), empty((d,), np.int32)
     u = 1 if weight is None else weight.shape[1]

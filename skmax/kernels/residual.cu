@@ -6,9 +6,9 @@
 // serves every so many rows. After the sources of primitives.cuh and halves.cuh. The build defines
 //
 //   REAL    the type of logits
-//   HELD    the most logits that a lane has of a row, which it keeps in registers: with more than 4,
-//           rows have a whole warp; 0: they are more, and are read several times, but from the
-//           first-level cache
+//   HELD    the most logits that a lane has of a row, which it keeps in registers, if targets are
+//           labels: with more than 4, rows have a whole warp; 0: they are more, or doubles, and are
+//           read several times, but from the first-level cache
 //   HALVES  1: logits have scales, and derivatives are written, if they are wanted, as sums of two
 //           numbers of 16 bits, see halves.cu; else 0, and they take the place of the logits
 
@@ -45,37 +45,31 @@ struct Top {
     }
 };
 
-// Calls a function with each class of a lane, and the number that it has among them. Where a lane
-// holds its logits, there may be classes beyond the last: a branch would make each wait for the last.
-template <typename Function>
-__device__ inline void for_each(int lane, int lanes, int k, const Function &function) {
-#if HELD
-#pragma unroll
-    for (int j = 0; j < HELD; ++j) function(lane + j * lanes, j);
-#else
-    for (int c = lane; c < k; c += lanes) function(c, 0);
-#endif
+// A logit of a product and the numbers of its class.
+__device__ inline REAL made(REAL product, const REAL *scale, const REAL *intercept, int c) {
+    return HALVES ? fma(product, scale[c], intercept[c]) : product + intercept[c];
 }
 
 #if HELD
-// Adds what a lane holds to sums in shared memory, several at a time.
-__device__ inline void add_up(const REAL (&held)[HELD], double *sums, int lane, int lanes, int k) {
+// Adds what a lane has summed of its classes, which are `lanes` apart, to what is in shared memory,
+// several at a time; those from `left` on do not count.
+__device__ inline void add_up(REAL (&summed)[HELD], double *sums, int lanes, int left) {
     constexpr int AT_ONCE = HELD < 8 ? HELD : 8;
 #pragma unroll
     for (int first = 0; first < HELD; first += AT_ONCE) {
         double values[AT_ONCE];
 #pragma unroll
-        for (int j = 0; j < AT_ONCE; ++j) {
-            const int c = lane + (first + j) * lanes;
-            values[j] = c < k ? sums[c] + held[first + j] : 0;
-        }
+        for (int j = 0; j < AT_ONCE; ++j)
+            values[j] = (first + j) * lanes < left ? sums[(first + j) * lanes] : 0;
 #pragma unroll
         for (int j = 0; j < AT_ONCE; ++j) {
-            const int c = lane + (first + j) * lanes;
-            if (c < k) sums[c] = values[j];
+            if ((first + j) * lanes < left) sums[(first + j) * lanes] = values[j] + summed[first + j];
+            summed[first + j] = 0;
         }
     }
 }
+// Rows whose derivatives are summed in their own precision first.
+constexpr int SUMMED = 16;
 #endif
 
 extern "C" __global__ void __launch_bounds__(256, HELD > 4 || sizeof(REAL) > 4 ? 2 : 4) residual(
@@ -99,7 +93,7 @@ extern "C" __global__ void __launch_bounds__(256, HELD > 4 || sizeof(REAL) > 4 ?
     double *sums              // (blocks per model, k + 2, m): derivatives, loss, right
 ) {
     const int model = blockIdx.x % m, part = blockIdx.x / m, parts = gridDim.x / m;
-    if (HELD > 4) lanes = 32;  // then the compiler knows where things are
+    if (HELD > 4) lanes = 32;  // which the compiler then knows
     const int thread = threadIdx.x, lane = thread % lanes, group = thread / lanes;
     double *const all = reinterpret_cast<double *>(shared_memory);
     double *const mine = all + size_t(group) * (k + 2);
@@ -114,99 +108,138 @@ extern "C" __global__ void __launch_bounds__(256, HELD > 4 || sizeof(REAL) > 4 ?
     }
     for (int c = lane; c < k; c += lanes) mine[c] = 0;
     double loss_sum = 0, right_sum = 0;
+#if HELD
+    REAL summed[HELD] = {};
+    int n_summed = 0;
+    const int left = k - lane;
+    const REAL *const own_scale = scale + lane, *const own_intercept = intercept + lane;
+#endif
 
     for (int start = part * groups; start < n; start += parts * groups) {
         const bool within = start + group < n;
+        if (HELD > 4 && !within) break;  // a whole warp
         const int i = within ? start + group : n - 1;  // the lanes of a warp stay together
         const long long row = index ? index[i] : first + i;
         REAL *const z = logits + size_t(i) * width + size_t(model) * k;
         const REAL *const probable = target ? target + size_t(row) * k : nullptr;
-#if HELD
-        REAL held[HELD];  // beyond the last class, what has no probability
-        for_each(lane, lanes, k, [&](int c, int j) { held[j] = c < k ? z[c] : LEAST; });
-#if HALVES
-        for_each(lane, lanes, k, [&](int c, int j) { if (c < k) held[j] *= scale[c]; });
-#endif
-        for_each(lane, lanes, k, [&](int c, int j) { if (c < k) held[j] += intercept[c]; });
-        const auto logit = [&](int, int j) { return held[j]; };
-#elif HALVES
-        const auto logit = [&](int c, int) { return z[c] * scale[c] + intercept[c]; };
-#else
-        const auto logit = [&](int c, int) { return z[c] + intercept[c]; };
-#endif
-        Top top = {logit(lane, 0), lane};
-        for_each(lane, lanes, k, [&](int c, int j) { top.see(logit(c, j), c); });
-        top.meet(lanes);
-        const auto below = [&](int c, int j) {
-            const REAL value = logit(c, j);
-            return value == top.value ? REAL(0) : value - top.value;  // inf - inf is no number
-        };
-        REAL total = 0;
-        for_each(lane, lanes, k, [&](int c, int j) { total += exp(below(c, j)); });
-        const REAL log_total = log(sum_of_lanes(total, lanes));
-
-        int truth;
-        if (target) {
-            Top likeliest = {probable[lane], lane};
-            for (int c = lane + lanes; c < k; c += lanes) likeliest.see(probable[c], c);
-            likeliest.meet(lanes);
-            truth = likeliest.place;
-        } else {
-            truth = int(label[row]);
-        }
         const size_t place = size_t(row) * u + column[model];
         const REAL factor = weight ? weight[place] : REAL(1);
+        const auto logit = [&](int c) { return made(z[c], scale, intercept, c); };
 #if HALVES
         half *const upper = halves + size_t(i) * 2 * width + size_t(model) * k;
         half *const lower = upper + width;
 #endif
-        const auto store = [&](int c, REAL derivative) {
+        const auto store = [&](int first, int c, REAL derivative) {
 #if HALVES
-            if (!halves) return;
-            upper[c] = upper_half(derivative * unit);
-            lower[c] = lower_half(derivative * unit);
+            const half high = upper_half(derivative * unit), low = lower_half(derivative * unit);
+            (upper + first)[c] = high;
+            (lower + first)[c] = low;
 #else
-            z[c] = derivative;
+            (z + first)[c] = derivative;
 #endif
         };
-        REAL loss = 0;
-        const auto derive = [&](int c, int j, REAL share) {
-            const REAL log_probability = below(c, j) - log_total;
-            const REAL derivative = (exp(log_probability) - share) * factor;
-            if (c < k) loss -= share * log_probability;
+        const bool stored = !HALVES || halves;
+
+        Top top;
+        REAL total = 0, loss = 0;
+        int truth;
 #if HELD
-            held[j] = derivative;
-#else
-            if (within) {
-                store(c, derivative);
-                mine[c] += derivative;
+        const bool is_held = !target && !smoothing;
+        if (is_held) {
+            // From the lane's first class on. Beyond the last one is what has no probability.
+            const REAL *const from = z + lane;
+            REAL held[HELD];
+#pragma unroll
+            for (int j = 0; j < HELD; ++j) held[j] = j * lanes < left ? from[j * lanes] : REAL(0);
+#pragma unroll
+            for (int j = 0; j < HELD; ++j)
+                held[j] = j * lanes < left ? made(held[j], own_scale, own_intercept, j * lanes) : LEAST;
+            truth = int(label[row]);
+            const REAL of_truth = logit(truth);  // before lanes meet, after which one may write it
+            top = {held[0], k};
+#pragma unroll
+            for (int j = 1; j < HELD; ++j) top.value = fmax(top.value, held[j]);
+            for (int mask = lanes / 2; mask > 0; mask /= 2)
+                top.value = fmax(top.value, from_lane(top.value, mask));
+#pragma unroll
+            for (int j = HELD - 1; j >= 0; --j) {
+                const bool is_top = held[j] == top.value;  // inf - inf is no number
+                top.place = is_top ? lane + j * lanes : top.place;
+                held[j] = exp(is_top ? REAL(0) : held[j] - top.value);
+                total += held[j];
             }
-#endif
-        };
-        if (target || smoothing)
-            for_each(lane, lanes, k, [&](int c, int j) {
-                REAL share = c >= k ? REAL(0) : target ? probable[c] : REAL(c == truth);
-                if (smoothing && c < k) share = hard * share + smoothing[c];
-                derive(c, j, share);
-            });
-        else
-            for_each(lane, lanes, k, [&](int c, int j) { derive(c, j, REAL(c == truth)); });
-#if HELD
-        if (within) {
-            for_each(lane, lanes, k, [&](int c, int j) { if (c < k) store(c, held[j]); });
-            add_up(held, mine, lane, lanes, k);
+            top.meet(lanes);
+            total = sum_of_lanes(total, lanes);
+            loss = log(total) - (of_truth == top.value ? REAL(0) : of_truth - top.value);
+            const REAL share = factor / total;
+#pragma unroll
+            for (int j = 0; j < HELD; ++j) {
+                held[j] *= share;
+                if (lane + j * lanes == truth) held[j] -= factor;
+                summed[j] += within ? held[j] : REAL(0);
+            }
+            // Of the last model, also what is beside the classes: zero.
+            const int end = HALVES && model == m - 1 ? width - model * k - lane : left;
+            if (within && stored) {
+#pragma unroll
+                for (int j = 0; j < HELD; ++j)
+                    if (j * lanes < end) store(lane, j * lanes, held[j]);
+            }
+            if (++n_summed == SUMMED) {
+                add_up(summed, mine + lane, lanes, left);
+                n_summed = 0;
+            }
         }
+#else
+        constexpr bool is_held = false;
 #endif
+        if (!is_held) {
+            top = {logit(lane), lane};
+#pragma unroll 1
+            for (int c = lane; c < k; c += lanes) top.see(logit(c), c);
+            top.meet(lanes);
+            const auto below = [&](int c) {
+                const REAL value = logit(c);
+                return value == top.value ? REAL(0) : value - top.value;  // inf - inf is no number
+            };
+#pragma unroll 1
+            for (int c = lane; c < k; c += lanes) total += exp(below(c));
+            const REAL log_total = log(sum_of_lanes(total, lanes));
+            if (target) {
+                Top likeliest = {probable[lane], lane};
+                for (int c = lane + lanes; c < k; c += lanes) likeliest.see(probable[c], c);
+                likeliest.meet(lanes);
+                truth = likeliest.place;
+            } else {
+                truth = int(label[row]);
+            }
+#pragma unroll 1
+            for (int c = lane; c < k; c += lanes) {
+                REAL share = target ? probable[c] : REAL(c == truth);
+                if (smoothing) share = hard * share + smoothing[c];
+                const REAL log_probability = below(c) - log_total;
+                const REAL derivative = (exp(log_probability) - share) * factor;
+                loss -= share * log_probability;
+                if (within) {
+                    if (stored) store(0, c, derivative);
+                    mine[c] += derivative;
+                }
+            }
+            loss = sum_of_lanes(loss, lanes);
 #if HALVES
-        if (within && halves && model == m - 1)
-            for (int c = k + lane; c < width - model * k; c += lanes) upper[c] = lower[c] = half{0};
+            if (within && halves && model == m - 1)
+                for (int c = k + lane; c < width - model * k; c += lanes)
+                    upper[c] = lower[c] = half{0};
 #endif
-        loss = sum_of_lanes(loss, lanes) * factor;
+        }
         if (within) {
-            loss_sum += loss;
+            loss_sum += loss * factor;
             if (top.place == truth) right_sum += score_weight ? score_weight[place] : factor;
         }
     }
+#if HELD
+    add_up(summed, mine + lane, lanes, left);
+#endif
     if (lane == 0) {
         mine[k] = loss_sum;
         mine[k + 1] = right_sum;
