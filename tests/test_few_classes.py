@@ -28,6 +28,7 @@ from skmax.kernels.few_classes import PARAMETERS, Build, Plan, builds
 
 SERVED = sorted({*RARE} - {"shift", "F-ordered"})
 DTYPES = {1: [np.uint8, np.bool_], 2: [np.float16], 4: [np.float32]}
+WEIGHTED = {"batch": 256, "rare": ("weights",)}
 EXAMPLES = {"u8": (1, 10, 8, 4, 1), "f32": (4, 10, 8, 2, 1)}
 
 
@@ -86,8 +87,11 @@ def test_the_epoch_of_the_emulated_device_equals_the_reference(emulated, chosen,
         ((1, 10, 16, 2, 1), {"d": 784, "n": 520, "batch": 250, "dtype": np.bool_, "m": 1}),
         ((4, 10, 8, 2, 1), {"d": 300, "n": 520, "batch": 256, "dtype": np.float32}),
         ((1, 2, 8, 4, 1), {"d": 784, "n": 520, "batch": 256, "k": 2, "dtype": np.uint8}),
+        ((1, 10, 8, 4, 1), WEIGHTED | {"d": 784, "n": 770, "dtype": np.uint8, "m": 3}),
+        ((1, 10, 16, 2, 1), WEIGHTED | {"d": 784, "n": 520, "batch": 250, "dtype": np.bool_}),
+        ((4, 10, 8, 2, 1), WEIGHTED | {"d": 300, "n": 520, "dtype": np.float32}),
     ],
-    ids=["16 blocks", "many features", "float16", *("whole batches",) * 4],
+    ids=["16 blocks", "many features", "float16", *("whole batches",) * 4, *("weighted",) * 3],
 )
 def test_other_builds_equal_the_reference(emulated, chosen, build, shape):
     chosen(Build(*build))

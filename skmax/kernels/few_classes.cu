@@ -101,7 +101,8 @@ struct Layout {
     static constexpr int mean = of_all + CLUSTER * 16;                 // (SLICE,)
     static constexpr int unit = mean + SLICE * 4;
     static constexpr int truth = unit + SLICE * 4;                     // (2, OWNED)
-    static constexpr int rate = truth + 2 * OWNED * 4;                 // (2,)
+    static constexpr int weight = truth + 2 * OWNED * 4;               // (2, OWNED)
+    static constexpr int rate = weight + 2 * OWNED * 4;                // (2,)
     static constexpr int barriers = rate + 16;
     static constexpr int total = barriers + 16;
 };
@@ -160,9 +161,9 @@ __device__ inline float2 load(const unsigned char *from) {
 }
 
 // A thread of a block at work. PLAIN says that batches have about the most rows that there may be,
-// and that there are labels, no weights, no smoothing, no L1 penalty and the largest
-// copies.
-template <bool PLAIN> struct Worker {
+// and that there are labels, no smoothing, no L1 penalty, no weights of their own for the score, and
+// the largest copies; then WEIGHTED says whether rows have weights.
+template <bool PLAIN, bool WEIGHTED> struct Worker {
     const Arguments a;
     unsigned char *const memory;
     const Address base, logits_came, residuals_came;
@@ -209,7 +210,7 @@ template <bool PLAIN> struct Worker {
         const int left = a.n - step * a.batch;
         return left < a.batch ? left : a.batch;
     }
-    __device__ __forceinline__ bool weighted() const { return !PLAIN && a.weight; }
+    __device__ __forceinline__ bool weighted() const { return PLAIN ? WEIGHTED : a.weight != nullptr; }
     __device__ __forceinline__ bool smoothed() const { return !PLAIN && a.smoothing; }
     // The class that is the j-th of a lane.
     __device__ __forceinline__ int class_of(int j) const {
@@ -337,13 +338,16 @@ template <bool PLAIN> struct Worker {
         else if (a.copy == 8) fetch_by<8>(step);
         else fetch_by<4>(step);
     }
-    // The labels of the block's rows of a step, and its rate.
+    // The labels and weights of the block's rows of a step, and its rate.
     __device__ __forceinline__ void fetch_labels(int step) const {
         const int of_batch = (rank << shift) * 16 + thread;
         if (step >= steps) return;
-        if (thread < OWNED && of_batch < rows_in(step))
-            copy_ahead<4>(base + Layout::truth + (step % 2 * OWNED + thread) * 4,
-                          a.label + size_t(visits(step)[of_batch]) * a.label_words);
+        if (thread < OWNED && of_batch < rows_in(step)) {
+            const int here = (step % 2 * OWNED + thread) * 4, visit = visits(step)[of_batch];
+            copy_ahead<4>(base + Layout::truth + here, a.label + size_t(visit) * a.label_words);
+            if (WEIGHTED)
+                copy_ahead<4>(base + Layout::weight + here, a.weight + size_t(visit) * a.u + column);
+        }
         if (thread == THREADS - 1)
             copy_ahead<4>(base + Layout::rate + step % 2 * 4,
                           a.numbers + size_t(a.first + step) * models + model);
@@ -897,7 +901,8 @@ template <bool PLAIN> struct Worker {
         if (r >= 16 * owned || of_batch >= rows_in(step)) return row;
         if (KEPT) {
             row.truth = at<int>(Layout::truth)[step % 2 * OWNED + r];
-            row.weight = row.score = 1.f;
+            row.weight = WEIGHTED ? at<float>(Layout::weight)[step % 2 * OWNED + r] : 1.f;
+            row.score = row.weight;
             return row;
         }
         row.visit = visits(step)[of_batch];
@@ -1356,8 +1361,9 @@ template <bool PLAIN> struct Worker {
 
 // Elsewhere there are no registers for it.
 constexpr bool SPECIAL = TILES <= 1 && GROUPS == 1;
-template <bool PLAIN> __device__ __forceinline__ void work(const Arguments &arguments) {
-    Worker<PLAIN> worker(arguments);
+template <bool PLAIN, bool WEIGHTED>
+__device__ __forceinline__ void work(const Arguments &arguments) {
+    Worker<PLAIN, WEIGHTED> worker(arguments);
     worker.start();
     for (int step = 0; step < worker.steps; ++step) worker.run(step);
     worker.finish();
@@ -1380,9 +1386,10 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
         velocity, intercept, intercept_velocity, new_coef, new_velocity, new_intercept,
         new_intercept_velocity, sums};
     const int models = gridDim.x / CLUSTER, model = blockIdx.x / CLUSTER;
-    const bool plain = SPECIAL && batch > ROWS - 16 && label && !weight && !score_weight &&
-                       !smoothing && copy == MOST &&
+    const bool plain = SPECIAL && batch > ROWS - 16 && label && !score_weight && !smoothing &&
+                       copy == MOST &&
                        numbers[size_t(steps + 1) * models + model] == 0;  // no L1 penalty
-    if (plain) work<SPECIAL>(arguments);
-    else work<false>(arguments);
+    if (plain && weight) work<SPECIAL, SPECIAL>(arguments);
+    else if (plain) work<SPECIAL, false>(arguments);
+    else work<false, false>(arguments);
 }

@@ -95,7 +95,7 @@ class Build:
             + numbers
             + 16 * (THREADS + self.CLUSTER + 2)
             + 8 * self.slice_
-            + 8 * (ROWS // self.CLUSTER)
+            + 16 * (ROWS // self.CLUSTER)
         )
 
 
