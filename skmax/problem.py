@@ -7,7 +7,7 @@ whatever is named host are NumPy arrays.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -155,6 +155,16 @@ class Problem:
     def columns_there(self) -> Array:
         """The columns as numbers of 32 bits, where the backend computes."""
         return self.backend.asarray(self.columns.astype(np.int32))
+
+    @cached_property
+    def _made(self) -> dict[Any, Any]:
+        return {}
+
+    def once(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """What is made of the problem the first time that it is asked for by this key."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
 
     @cached_property
     def start(self) -> int | None:

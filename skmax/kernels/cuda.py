@@ -252,7 +252,7 @@ def of_epoch(problem: Problem, steps: Steps) -> dict[str, Any]:
         "d": np.int32(problem.data.n_features),
         "shift": problem.data.subtrahend,
         "u": np.int32(1 if weight is None else weight.shape[1]),
-        "column": backend.asarray(problem.columns.astype(np.int32)),
+        "column": problem.columns_there,
         "smoothing": problem.smoothing,
         "mean": problem.mean,
         "inverse_scale": problem.inverse_scale,

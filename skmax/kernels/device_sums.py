@@ -22,7 +22,7 @@ _PENALTY = {
     for real in ("float", "double")
 }
 # As the sources have them; about how many blocks keep any device busy, and the fewest rows of one.
-_WARP, _THREADS, _BLOCKS, _FEWEST_ROWS, _FEWEST_WEIGHTS = 32, 128, 2048, 64, 4096
+_WARP, _THREADS, _BLOCKS, _FEWEST_ROWS, _FEWEST_WEIGHTS = 32, 128, 2048, 64, 16384
 
 
 def serves(data: Rows) -> bool:
@@ -98,7 +98,7 @@ def penalty(problem: Problem, coef: Any) -> Any:
     unit = _PENALTY["double" if coef.dtype == np.float64 else "float"]
     launch = kernel(unit, "penalty", backend.device.id)
     launch((n_parts * m,), (_THREADS,), arguments, shared_mem=8 * _THREADS)
-    return backend.total(parts)
+    return backend.total(parts) if n_parts > 1 else parts[0]
 
 
 def curvature(problem: Problem, rows: np.ndarray, n_iter: int, settled: float) -> np.ndarray:

@@ -8,6 +8,7 @@ serves.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -147,8 +148,8 @@ class Plan:
             *(empty(getattr(state, part.name).shape, dtype=np.float32) for part in fields(state))
         )
         sums = empty((2, problem.n_models), dtype=np.float64)
-        values = self._of_epoch(problem, steps)
-        values |= of_state(after, "new_") | {"sums": sums}
+        values = problem.once(self, lambda: self._of_problem(problem))
+        values = values | self._of_epoch(problem, steps) | of_state(after, "new_") | {"sums": sums}
         for X, place, visit, part in data.segments(steps.order, self.batch):
             values |= of_state(state)
             values |= {"X": X, "place": place, "n": np.int32(len(place))}
@@ -160,14 +161,18 @@ class Plan:
 
     def _of_epoch(self, problem: Problem, steps: Steps) -> dict[str, Any]:
         """The kernel's arguments that stay as they are for an epoch."""
-        backend, weight, targets = problem.backend, problem.sample_weight, problem.targets
         # All numbers in one transfer; columns as bits.
         per_model = np.stack([problem.l2, problem.l1, steps.momentum]).astype(np.float32)
         columns = problem.columns.astype(np.int32).view(np.float32)
         numbers = np.concatenate([steps.rates.astype(np.float32), per_model, columns[None]])
+        return {"numbers": problem.backend.asarray(numbers), "steps": np.int32(len(steps.rates))}
+
+    def _of_problem(self, problem: Problem) -> dict[str, Any]:
+        """The kernel's arguments that stay as they are for a problem."""
+        xp, weight, targets = problem.backend.xp, problem.sample_weight, problem.targets
         soft = targets.ndim == 2
         if not soft and dtype_name(targets) not in ("int32", "int64"):
-            targets = backend.xp.astype(targets, backend.xp.int32)
+            targets = xp.astype(targets, xp.int32)
         return {
             "batch": np.int32(self.batch),
             "d": np.int32(problem.data.n_features),
@@ -183,18 +188,20 @@ class Plan:
             "smoothing": problem.smoothing,
             "mean": problem.mean,
             "inverse_scale": problem.inverse_scale,
-            "numbers": backend.asarray(numbers),
-            "steps": np.int32(len(steps.rates)),
             "fit_intercept": np.int32(problem.fit_intercept),
         }
 
-    def _launch(self, values: dict[str, Any]) -> None:
-        launch = kernel(self.build.unit(), "few_classes", self.device.index)
+    @cached_property
+    def _kernel(self) -> Any:
+        found = kernel(self.build.unit(), "few_classes", self.device.index)
         if self.build.CLUSTER > _PORTABLE:
             from cupy_backends.cuda.api import driver
 
-            driver.funcSetAttribute(launch.kernel.ptr, _LARGER_CLUSTERS, 1)
-        launch(
+            driver.funcSetAttribute(found.kernel.ptr, _LARGER_CLUSTERS, 1)
+        return found
+
+    def _launch(self, values: dict[str, Any]) -> None:
+        self._kernel(
             (len(values["coef"]) * self.build.CLUSTER,),
             (THREADS,),
             tuple(argument(values[name]) for name in PARAMETERS),

@@ -59,6 +59,12 @@ extern "C" __global__ void __launch_bounds__(WARP * WARPS) largest(
     parts[size_t(part) * d + f] = top;
 }
 
+// So many neighbours of a row, for loads and stores of all at once.
+constexpr int TOGETHER = 4;
+template <typename T> struct alignas(TOGETHER * sizeof(T)) Neighbours {
+    T value[TOGETHER];
+};
+
 // Rows of X as halves, a warp for each.
 extern "C" __global__ void __launch_bounds__(WARP * WARPS) halve_rows(
     const DATA *X,            // rows of d values
@@ -71,18 +77,43 @@ extern "C" __global__ void __launch_bounds__(WARP * WARPS) halve_rows(
     half *halves)             // (n, n_halves, width), out: zero beside the features
 {
     const int lane = threadIdx.x % WARP, warps = gridDim.x * WARPS;
+    const auto scaled = [&](DATA value, float less, int power) {
+        const float x = (to_real(value) - less) * power_of_two(power);
+        // A row without a weight may be larger than a half can be.
+        return x > BOUND ? BOUND : x < -BOUND ? -BOUND : x;
+    };
+    const bool aligned = size_t(X) % sizeof(Neighbours<DATA>) == 0 && d % TOGETHER == 0;
     for (int i = blockIdx.x * WARPS + threadIdx.x / WARP; i < n; i += warps) {
         const DATA *const row = X + size_t(index ? index[i] : first + i) * d;
-        half *const to = halves + size_t(i) * n_halves * width;
+        half *const upper = halves + size_t(i) * n_halves * width, *const lower = upper + width;
+        if (aligned) {
 #pragma unroll 4
-        for (int f = lane; f < width; f += WARP) {
-            float x = f < d ? to_real(row[f]) : 0.0f;
-            if (shift && f < d) x -= shift[f];
-            if (f < d) x *= power_of_two(exponent[f]);
-            // A row without a weight may be larger than a half can be.
-            x = x > BOUND ? BOUND : x < -BOUND ? -BOUND : x;
-            to[f] = upper_half(x);
-            if (n_halves > 1) to[width + f] = lower_half(x);
+            for (int f = TOGETHER * lane; f < d; f += TOGETHER * WARP) {
+                const auto from = *reinterpret_cast<const Neighbours<DATA> *>(row + f);
+                const auto powers = *reinterpret_cast<const Neighbours<int> *>(exponent + f);
+                Neighbours<float> less = {};
+                if (shift) less = *reinterpret_cast<const Neighbours<float> *>(shift + f);
+                Neighbours<half> high, low;
+#pragma unroll
+                for (int j = 0; j < TOGETHER; ++j) {
+                    const float x = scaled(from.value[j], less.value[j], powers.value[j]);
+                    high.value[j] = upper_half(x);
+                    low.value[j] = lower_half(x);
+                }
+                *reinterpret_cast<Neighbours<half> *>(upper + f) = high;
+                if (n_halves > 1) *reinterpret_cast<Neighbours<half> *>(lower + f) = low;
+            }
+        } else {
+#pragma unroll 4
+            for (int f = lane; f < d; f += WARP) {
+                const float x = scaled(row[f], shift ? shift[f] : 0.0f, exponent[f]);
+                upper[f] = upper_half(x);
+                if (n_halves > 1) lower[f] = lower_half(x);
+            }
+        }
+        for (int f = d + lane; f < width; f += WARP) {
+            upper[f] = half{0};
+            if (n_halves > 1) lower[f] = half{0};
         }
     }
 }

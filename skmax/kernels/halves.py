@@ -87,7 +87,8 @@ def full_pass(
 ) -> tuple[Array, ...]:
     """See `skmax.objective.full_pass`. It returns before the device is done."""
     data: Any = problem.data
-    k, width, exponent = coef.shape[1], _Width.of(problem), _exponents(problem)
+    k, width = coef.shape[1], _Width.of(problem)
+    exponent = problem.once(_exponents, lambda: _exponents(problem))
     weights, scale = _weights(data, coef, exponent, width)
     factor = _factor(problem)
     values = residual.of_problem(problem, intercept) | {"scale": scale, "unit": np.float32(factor)}
@@ -125,10 +126,7 @@ def _n_halves(data: Any) -> int:
 
 
 def _exponents(problem: Problem) -> Array:
-    """The powers of two (d,) that bring features of its rows to the range of halves.
-
-    Those of every pass anew: it reads X once more, and a pass reads and writes as much many times.
-    """
+    """The powers of two (d,) that bring features of its rows to the range of halves."""
     data: Any = problem.data
     empty, weight = data.backend.cupy.empty, problem.sample_weight
     n, d = len(problem.order), data.n_features

@@ -107,7 +107,7 @@ extern "C" __global__ void __launch_bounds__(256, HELD > 4 || sizeof(REAL) > 4 ?
         hard -= sum_of_lanes(soft, lanes);
     }
     for (int c = lane; c < k; c += lanes) mine[c] = 0;
-    double loss_sum = 0, right_sum = 0;
+    if (lane == 0) mine[k] = mine[k + 1] = 0;
 #if HELD
     REAL summed[HELD] = {};
     int n_summed = 0;
@@ -121,7 +121,6 @@ extern "C" __global__ void __launch_bounds__(256, HELD > 4 || sizeof(REAL) > 4 ?
         const int i = within ? start + group : n - 1;  // the lanes of a warp stay together
         const long long row = index ? index[i] : first + i;
         REAL *const z = logits + size_t(i) * width + size_t(model) * k;
-        const REAL *const probable = target ? target + size_t(row) * k : nullptr;
         const size_t place = size_t(row) * u + column[model];
         const REAL factor = weight ? weight[place] : REAL(1);
         const auto logit = [&](int c) { return made(z[c], scale, intercept, c); };
@@ -194,6 +193,7 @@ extern "C" __global__ void __launch_bounds__(256, HELD > 4 || sizeof(REAL) > 4 ?
         constexpr bool is_held = false;
 #endif
         if (!is_held) {
+            const REAL *const probable = target + size_t(row) * k;  // if there is any
             top = {logit(lane), lane};
 #pragma unroll 1
             for (int c = lane; c < k; c += lanes) top.see(logit(c), c);
@@ -232,18 +232,14 @@ extern "C" __global__ void __launch_bounds__(256, HELD > 4 || sizeof(REAL) > 4 ?
                     upper[c] = lower[c] = half{0};
 #endif
         }
-        if (within) {
-            loss_sum += loss * factor;
-            if (top.place == truth) right_sum += score_weight ? score_weight[place] : factor;
+        if (within && lane == 0) {
+            mine[k] += loss * factor;
+            if (top.place == truth) mine[k + 1] += score_weight ? score_weight[place] : factor;
         }
     }
 #if HELD
     add_up(summed, mine + lane, lanes, left);
 #endif
-    if (lane == 0) {
-        mine[k] = loss_sum;
-        mine[k + 1] = right_sum;
-    }
     __syncthreads();
     for (int c = thread; c < k + 2; c += lanes * groups) {
         double total = 0;
