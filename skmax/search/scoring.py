@@ -60,11 +60,11 @@ class Scoring:
         # What fails here fails again in the scorer, where error_score decides what becomes of it.
         with suppress(Exception):
             transformed = transform_cached(pipeline, [X for X, _, _ in subsets])
-            cached = [(X, stack.logits(models, X)) for X in transformed]
             if self._is_accuracy:
-                pairs = zip(cached, subsets, strict=True)
-                classes = stack.classes(models[0])
-                accuracies = [_accuracy(classes, logits, y) for (_, logits), (_, y, _) in pairs]
+                pairs = zip(transformed, subsets, strict=True)
+                accuracies = [_accuracy(stack, models, X, y) for X, (_, y, _) in pairs]
+            else:
+                cached = [(X, stack.logits(models, X)) for X in transformed]
         shared_time = (time.time() - start) / len(models)
         for position, j in enumerate(models):
             start = time.time()
@@ -82,7 +82,9 @@ class Scoring:
         """Whether models are scored by the plain share of labels that they predict rightly."""
         scoring = self.search.scoring
         by_name = scoring is None or (isinstance(scoring, str) and scoring == "accuracy")
-        return by_name and not self.params and len(np.shape(self.y)) == 1
+        if not by_name or self.params or len(np.shape(self.y)) != 1:
+            return False
+        return np.asarray(to_host(self.y)).dtype.kind in "biufU"  # others are the scorer's business
 
     def _score(self, model: Any, subsets: list[Any]) -> list[Any]:
         """What the scorer says of each subset."""
@@ -92,11 +94,7 @@ class Scoring:
         ]
 
 
-def _accuracy(classes: np.ndarray, logits: Any, y: Any) -> np.ndarray:
-    """The accuracy of each model, from logits (n, models, k): what scikit-learn's scorers give."""
-    xp, _ = get_namespace(logits)
-    predicted = classes[to_host(xp.argmax(logits, axis=2))]
-    y = to_host(y)
-    if y.ndim != 1 or y.dtype.kind not in "biufU":
-        raise TypeError(f"Labels of dtype {y.dtype} are the scorer's business.")
-    return np.mean(predicted == y[:, None], axis=0)
+def _accuracy(stack: Stack, models: Sequence[int], X: Any, y: Any) -> np.ndarray:
+    """The accuracy of each of some models of one split: what scikit-learn's scorers give."""
+    predicted = stack.predictions(models, X)
+    return np.mean(predicted == np.asarray(to_host(y))[:, None], axis=0)

@@ -155,6 +155,7 @@ class TrainingData:
     attributes: dict[str, Any]  # that checking sets on an estimator
     shares: dict[Any, tuple[Share, Any]] = field(default_factory=dict)  # with validation rows
     rows: dict[Any, Any] = field(default_factory=dict)  # of X, where models compute
+    present: dict[int, np.ndarray] = field(default_factory=dict)  # classes in a split's rows
 
     @classmethod
     def checked(cls, estimator: Any, X: Any, y: Any, weight: Any, train_rows: Any = None) -> Self:
@@ -176,9 +177,12 @@ class TrainingData:
         order = np.arange(self.X.shape[0])
         if self.train_rows is not None:
             order = self.train_rows[task.split]
-        task.present = np.ones(len(self.targets.classes), dtype=bool)
-        if self.y.ndim == 1 or self.y.shape[1] == 1:
-            task.present = np.bincount(self.targets.labels[order], minlength=task.present.size) > 0
+        if task.split not in self.present:
+            present = np.ones(len(self.targets.classes), dtype=bool)
+            if self.y.ndim == 1 or self.y.shape[1] == 1:
+                present = np.bincount(self.targets.labels[order], minlength=present.size) > 0
+            self.present[task.split] = present
+        task.present = self.present[task.split]
         key: tuple[Any, ...] = task.split, repr(params.class_weight)
         if params.early_stopping:
             key = *key, estimator.validation_fraction, joblib.hash(estimator.random_state)
@@ -246,8 +250,20 @@ class Stack:
         )
         return model
 
+    def predictions(self, models: Sequence[int], X: Any) -> np.ndarray:
+        """The likeliest labels by models of one split, of shape (n, len(models)), on the host."""
+        backend = self.problem.backend
+        likeliest = backend.xp.argmax(self._logits(models, X)[1], axis=2)
+        return self.classes(models[0])[backend.to_numpy(likeliest)]
+
     def logits(self, models: Sequence[int], X: Any) -> Any:
-        """Logits by models of one split, in one pass, of shape (n, len(models), its classes)."""
+        """Logits by models of one split, of shape (n, len(models), its classes), where X is."""
+        X, logits = self._logits(models, X)
+        on_host = sparse.issparse(X) or isinstance(X, np.ndarray)
+        return self.problem.backend.to_numpy(logits) if on_host else logits
+
+    def _logits(self, models: Sequence[int], X: Any) -> tuple[Any, Any]:
+        """X, as it is checked, and its logits, in one pass, where the backend computes."""
         problem, backend = self.problem, self.problem.backend
         X = check_X(self._first, X)
         rows = source(X, backend, float_dtype_for(X))
@@ -255,9 +271,7 @@ class Stack:
         weights = [self.watch.weights(j) for j in models]
         coef, intercept = (backend.xp.concat(list(arrays)) for arrays in zip(*weights, strict=True))
         chunks = logit_chunks(rows, coef, intercept, np.arange(rows.n_samples))
-        logits = backend.xp.concat([self._as_fitted(models, chunk) for chunk in chunks])
-        on_host = sparse.issparse(X) or isinstance(X, np.ndarray)
-        return backend.to_numpy(logits) if on_host else logits
+        return X, backend.xp.concat([self._as_fitted(models, chunk) for chunk in chunks])
 
     def _as_fitted(self, models: Sequence[int], logits: Any) -> Any:
         """Logits as those of the fitted attributes: of the classes present, one row for two."""

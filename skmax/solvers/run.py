@@ -22,10 +22,10 @@ from skmax.solvers.sgd import SGD
 
 # Models that race for their learning rates at a time: each runs several times.
 _RACING = 32
-# Where the number of operations costs, the rows of a batch in the epochs before L-BFGS are at most so
-# many, and as few as so many steps an epoch make. Of 1,280,000 rows of 1,024 features and 1,000
-# classes, batches of 200, 512, 1,024 and 4,096 made a fit of 2.2, 2.0, 2.1 and 2.6 s on an H200, with
-# 37, 37, 40 and 53 iterations.
+# Where the number of operations costs, batches of the epochs before L-BFGS have at most so many
+# rows, and leave at least so many steps to an epoch. Of 1,280,000 rows of 1,024 features and 1,000
+# classes, batches of 200, 512, 1,024 and 4,096 made a fit of 2.2, 2.0, 2.1 and 2.6 s on an H200,
+# with 37, 37, 40 and 53 iterations.
 _MOST_OF_A_FIRST_BATCH, _FIRST_STEPS = 512, 2048
 
 Epochs = Generator[Epoch, np.ndarray | None, None]

@@ -80,9 +80,9 @@ class SGD:
     def steps(self, epoch: int, order: np.ndarray) -> Steps:
         """The steps of an epoch that visits the rows in an order, once `epoch` are done."""
         n_steps = -(-len(order) // self.batch_size)
-        planned = zip(self.schedule, self.max_iter, strict=True)
-        multipliers = [step_rates(name, epoch, n_steps, max_iter) for name, max_iter in planned]
-        rates = np.stack(multipliers, axis=1) * self.learning_rate
+        planned = [*zip(self.schedule, self.max_iter, strict=True)]
+        multipliers = {of: step_rates(of[0], epoch, n_steps, of[1]) for of in set(planned)}
+        rates = np.stack([multipliers[of] for of in planned], axis=1) * self.learning_rate
         return Steps(order, self.batch_size, rates, self.momentum)
 
     def orders(self, problem: Problem, rng: np.random.Generator) -> Orders:
