@@ -90,8 +90,17 @@ def test_the_epoch_of_the_emulated_device_equals_the_reference(emulated, chosen,
         ((1, 10, 8, 4, 1), WEIGHTED | {"d": 784, "n": 770, "dtype": np.uint8, "m": 3}),
         ((1, 10, 16, 2, 1), WEIGHTED | {"d": 784, "n": 520, "batch": 250, "dtype": np.bool_}),
         ((4, 10, 8, 2, 1), WEIGHTED | {"d": 300, "n": 520, "dtype": np.float32}),
+        ((1, 10, 8, 4, 1), {"d": 784, "n": 470, "batch": 200, "dtype": np.uint8, "m": 2}),
+        ((1, 10, 16, 2, 1), {"d": 784, "n": 330, "batch": 130, "dtype": np.uint8}),
+        ((4, 10, 8, 2, 1), WEIGHTED | {"d": 300, "n": 470, "batch": 200, "dtype": np.float32}),
+        ((2, 10, 16, 2, 1), {"d": 384, "n": 330, "batch": 150, "dtype": np.float16}),
     ],
-    ids=["16 blocks", "many features", "float16", *("whole batches",) * 4, *("weighted",) * 3],
+    ids=[
+        *("16 blocks", "many features", "float16"),
+        *("whole batches",) * 4,
+        *("weighted",) * 3,
+        *("most of a batch",) * 4,
+    ],
 )
 def test_other_builds_equal_the_reference(emulated, chosen, build, shape):
     chosen(Build(*build))

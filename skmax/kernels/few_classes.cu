@@ -160,9 +160,10 @@ __device__ inline float2 load(const unsigned char *from) {
     return make_float2(to_float(first), to_float(second));
 }
 
-// A thread of a block at work. PLAIN says that batches have about the most rows that there may be,
-// and that there are labels, no smoothing, no L1 penalty, no weights of their own for the score, and
-// the largest copies; then WEIGHTED says whether rows have weights.
+// A thread of a block at work. PLAIN says that batches have more than half of the most rows that
+// there may be, all of which it then multiplies, and that there are labels, no smoothing, no L1
+// penalty, no weights of their own for the score, and the largest copies; then WEIGHTED says whether
+// rows have weights.
 template <bool PLAIN, bool WEIGHTED> struct Worker {
     const Arguments a;
     unsigned char *const memory;
@@ -277,19 +278,22 @@ template <bool PLAIN, bool WEIGHTED> struct Worker {
         for (int r = thread / ACROSS; r < size; r += THREADS / ACROSS)
             copy_ahead<COPY>(to + r * STRIDE, element(from, place[r], row_bytes));
     }
-    // The same of a whole batch and in the largest chunks, bit by bit while products are computed.
+    // The same in the largest chunks, bit by bit while products are computed; of a whole batch, but
+    // in the plain case.
     struct Fetch {
         const unsigned char *from;
         const int *place;
         Address to;
         int row_bytes;
-        bool all, here;  // whether it is done so, and by this thread
+        int rows;  // of the batch, from the thread's first one on; or none, if others copy them
+        bool all;  // whether it is done so
     };
     __device__ __forceinline__ Fetch fetch_of(int step) const {
         const int chunk = thread % ACROSS, row = thread / ACROSS * RUN;
         Fetch fetch;
-        fetch.all = step < steps && rows_in(step) == ROWS && (PLAIN || a.copy == MOST);
-        fetch.here = fetch.all && chunk < CHUNKS && chunk * MOST < width * DATA_BYTES;
+        fetch.all = step < steps && (PLAIN || (rows_in(step) == ROWS && a.copy == MOST));
+        const bool here = fetch.all && chunk < CHUNKS && chunk * MOST < width * DATA_BYTES;
+        fetch.rows = here ? rows_in(step) - row : 0;
         fetch.from = a.X + size_t(rank) * SLICE * DATA_BYTES + chunk * MOST;
         fetch.place = at<int>(Layout::place) + step % 2 * ROWS + row;
         fetch.row_bytes = a.d * DATA_BYTES;
@@ -327,7 +331,7 @@ template <bool PLAIN, bool WEIGHTED> struct Worker {
             const int row = row_asked_for(ks, j);
             if (AT_ONCE * FORWARD > MINE && ks * AT_ONCE + j >= MINE) break;
             const int place = AMONG ? fetch.place[row] : places.of_row[j];
-            copy_ahead_if<MOST>(fetch.here, fetch.to + row * STRIDE,
+            copy_ahead_if<MOST>(row < fetch.rows, fetch.to + row * STRIDE,
                                 element(fetch.from, place, fetch.row_bytes));
         }
     }
@@ -1386,7 +1390,7 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
         velocity, intercept, intercept_velocity, new_coef, new_velocity, new_intercept,
         new_intercept_velocity, sums};
     const int models = gridDim.x / CLUSTER, model = blockIdx.x / CLUSTER;
-    const bool plain = SPECIAL && batch > ROWS - 16 && label && !score_weight && !smoothing &&
+    const bool plain = SPECIAL && batch > ROWS / 2 && label && !score_weight && !smoothing &&
                        copy == MOST &&
                        numbers[size_t(steps + 1) * models + model] == 0;  // no L1 penalty
     if (plain && weight) work<SPECIAL, SPECIAL>(arguments);
