@@ -13,7 +13,7 @@ from skmax import kernels
 from skmax.backends import Array
 from skmax.objective import penalty
 from skmax.problem import Problem, State
-from skmax.solvers.sgd import SGD, mean_loss
+from skmax.solvers.sgd import SGD, Orders, mean_loss
 
 # Steps of a search, rows that the curvature and the winner are measured on, and the rates that are
 # tried, in units of the stable one.
@@ -91,9 +91,11 @@ def searched_rate(problem: Problem, solver: SGD, rng: np.random.Generator) -> np
         Where the sample comes from.
     """
     m, rng = problem.n_models, rng.spawn(1)[0]  # training finds its own as it was
-    order = _rows_to_train_on(problem, solver, rng)
-    models = np.repeat(np.arange(m), len(_MULTIPLES))
-    rates = stable_rate(problem, solver)[models] * np.tile(_MULTIPLES, m)
+    models, size = np.repeat(np.arange(m), len(_MULTIPLES)), _STEPS * solver.batch_size
+    with closing(Orders(problem, rng if solver.shuffle else None, 1)) as orders:
+        rates = stable_rate(problem, solver)[models] * np.tile(_MULTIPLES, m)
+        order = orders.next()  # as many rows as there are steps for; in order, if training keeps it
+    order = order[:size] if solver.shuffle else problem.data.sample(order, size, rng)
     problem = replace(problem, order=order)
     n_weights = problem.n_classes * problem.data.n_features
     n_parts = -(-len(models) * n_weights // _WEIGHTS_AT_ONCE)
@@ -128,14 +130,6 @@ def _trial(stack: Problem, solver: SGD, rates: np.ndarray, rng: np.random.Genera
         entropy = mean_loss(replace(stack, order=sample), state, solver.batch_size)
         objective = entropy + penalty(stack, state.coef)
     return np.where(np.isfinite(objective), objective, np.inf)
-
-
-def _rows_to_train_on(problem: Problem, solver: SGD, rng: np.random.Generator) -> np.ndarray:
-    """As many rows as the search has steps for; in their order, if training keeps it."""
-    size = _STEPS * solver.batch_size
-    if solver.shuffle:
-        return problem.data.epoch(problem.order, rng)[:size]
-    return problem.data.sample(problem.order, size, rng)
 
 
 def _evenness(problem: Problem) -> np.ndarray:
