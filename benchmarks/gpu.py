@@ -69,7 +69,7 @@ from skmax.solvers.run import sgd
 from skmax.solvers.sgd import SGD, sgd_epoch
 from skmax.validation import Targets
 
-SEED, BATCH, EPOCHS, FOLDS = 0, 256, 10, 5
+SEED, BATCH, DEFAULT_BATCH, EPOCHS, FOLDS = 0, 256, 200, 10, 5
 # Steps after which an epoch is compared with the reference.
 STEPS = 12
 # How far results may be from those of NumPy, or of float64, as a share of the largest entry; and a
@@ -607,7 +607,7 @@ def measure_epochs(
 
 
 def epochs(bench: Bench) -> Iterator[Row]:
-    """Milliseconds per epoch of Fashion-MNIST, batches of 256.
+    """Milliseconds per epoch of Fashion-MNIST.
 
     By events, from the first operation to the last, the device being idle before, so that what the
     host takes to send them counts; medians. Host: until the call returns. Floor: reading X once, or
@@ -617,14 +617,19 @@ def epochs(bench: Bench) -> Iterator[Row]:
     """
     for name in ("uint8", "float32"):
         X, y, *_ = bench.typed(name)
-        for m in (1, 4) if bench.quick else (1, 16, 128):
+        sizes = [
+            (1, DEFAULT_BATCH),
+            *((m, BATCH) for m in ((1, 4) if bench.quick else (1, 16, 128))),
+        ]
+        for m, batch in sizes:
             what = f"{name}, {m} model{'s' * (m > 1)}"
-            row = bench.tried(what, partial(measure_epochs, bench, what, X, y, m, BATCH))
+            what += f", batch {batch}" * (batch != BATCH)
+            row = bench.tried(what, partial(measure_epochs, bench, what, X, y, m, batch))
             if "ms" in row:
                 row["floor"] = 1e3 * bench.ceilings.epoch(X, 10, m)
                 row["ratio"] = row["ms"] / row["floor"]
                 bench.result(f"epoch, {what}", row["ms"], "ms", row["floor"])
-            yield {"X": name, "models": m, **row}
+            yield {"X": name, "models": m, "batch": batch, **row}
     draw = partial(np.random.default_rng(SEED).permutation, np.arange(len(bench.images.X)))
     drawing = median(timed(draw)[0] for _ in range(20)) * 1e3
     bench.result("drawing an order, on the host", drawing, "ms")
