@@ -162,6 +162,21 @@ class Event:
         pass
 
 
+class CUDARuntimeError(RuntimeError):
+    """What CUDA does not do."""
+
+
+PAGE_LOCKED: set[int] = set()  # where memory begins that the device reads by itself
+
+
+def host_register(start, size, flags):
+    """Once, and from addresses."""
+    assert (size > 0, flags) == (True, 0)
+    if start in PAGE_LOCKED:
+        raise CUDARuntimeError("cudaErrorHostMemoryAlreadyRegistered")
+    PAGE_LOCKED.add(start)
+
+
 class OutOfMemoryError(MemoryError):
     """What CuPy raises when the device is full."""
 
@@ -318,9 +333,12 @@ def install(monkeypatch):
             memcpyDeviceToHost=2,
             memcpyDeviceToDevice=3,
             memcpyAsync=memcpy,
+            hostRegister=host_register,
+            hostUnregister=PAGE_LOCKED.remove,
+            CUDARuntimeError=CUDARuntimeError,
         ),
         alloc_pinned_memory=lambda size: bytearray(b"\xff") * size,
-        get_current_stream=lambda: types.SimpleNamespace(ptr=0),
+        get_current_stream=lambda: types.SimpleNamespace(ptr=0, synchronize=lambda: None),
         device=module("cupy.cuda.device", get_cublas_handle=lambda: 0),
     )
     cupy = module(

@@ -527,14 +527,31 @@ def test_larger_data_are_streamed(cuda, little_memory, tmp_path, layout, params)
     assert_as_on_the_cpu(model, expected, "float32" if layout == "uint8" else "float64")
 
 
-@pytest.mark.parametrize(
-    "layout", [np.asarray, np.asfortranarray, lambda array: array.astype(">f8")]
-)
-def test_large_data_that_fit_are_moved_piece_by_piece(cuda, monkeypatch, layout):
+@pytest.mark.parametrize("layout", ["rows", "columns", "big endian", "read-only map"])
+def test_large_data_that_fit_are_moved(cuda, monkeypatch, tmp_path, layout):
+    """From their own memory, where the device can read that, or piece by piece."""
     monkeypatch.setattr(device, "_SMALL_PIECE", 2000)
-    data = source(layout(X), CupyBackend(), np.float64, shuffled=True)
+    X.tofile(tmp_path / "X")
+    values = {
+        "rows": X,
+        "columns": np.asfortranarray(X),
+        "big endian": X.astype(">f8"),
+        "read-only map": np.memmap(tmp_path / "X", X.dtype, "r", shape=X.shape),
+    }[layout]
+    data = source(values, CupyBackend(), np.float64, shuffled=True)
     assert type(data) is device.DeviceRows
     np.testing.assert_array_equal(data.backend.to_numpy(data.X), X)
+
+
+def test_data_that_are_on_their_way_elsewhere_are_moved_piece_by_piece(cuda, monkeypatch):
+    monkeypatch.setattr(device, "_SMALL_PIECE", 2000)
+    backend = CupyBackend()
+    with device._page_locked(backend.cupy.cuda.runtime, X) as is_locked:
+        assert is_locked
+        data = source(X, backend, np.float64, shuffled=True)
+    np.testing.assert_array_equal(backend.to_numpy(data.X), X)
+    with device._page_locked(backend.cupy.cuda.runtime, X) as is_locked:
+        assert is_locked  # nothing is left so
 
 
 def test_streamed_batches_may_be_larger_than_the_buffer(cuda, little_memory):
