@@ -20,10 +20,10 @@ from skmax.backends.threads import n_threads
 from skmax.data.rows import Rows, SparseRows
 
 # Of the memory that is free, the share that X may take; a larger one stays on the host, and this
-# many bytes of it are on their way at a time. An X that fits goes there at once, from its own memory:
-# 44, 179 and 747 MB took 3.9, 14 and 57 ms to an H200, and 6.2, 18 and 74 through page-locked memory
-# besides. That is what is left where X's own may not be; then in smaller pieces, since to get it
-# takes longer, 5.9 ms for 16 MB, than X to move.
+# many bytes of it are on their way at a time. An X that fits goes there at once, from its own
+# memory: 44, 179 and 747 MB took 3.9, 14 and 57 ms to an H200, and 6.2, 18 and 74 through memory
+# that is page-locked already. Where X's own may not be, that is the way, in smaller pieces: to get
+# it takes longer, 5.9 ms for 16 MB, than X to move.
 _SHARE, _PIECE, _SMALL_PIECE = 0.5, 1 << 26, 1 << 23
 # Threads that fill a piece: with four it takes as long as the way to the device.
 _MOST_THREADS = 4

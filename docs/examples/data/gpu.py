@@ -79,17 +79,17 @@ search.fit(X_train, y_train)
 # =========================================================  =======
 # what                                                       ms
 # =========================================================  =======
-# default fit, float32, X in CuPy                            42
-# default fit, float32, X in NumPy                           89
-# ``LogisticRegression`` on CuPy, to its 100 iterations      264
-# PyTorch, a CUDA graph per epoch, 4 epochs to the same      56
-# 10 epochs of one model, uint8, X in CuPy                   44
-# 10 epochs of one model, uint8, X in NumPy                  50
-# one epoch of 1 model, uint8                                2.8
-# one epoch of 16 models side by side                        5.4
-# one epoch of 128 models side by side                       15
-# a search of 24 candidates, 5 folds, 10 epochs              574
-# ``predict_proba``, 60,000 rows of uint8                    2.2
+# default fit, float32, X in CuPy                            23
+# default fit, float32, X in NumPy                           64
+# ``LogisticRegression`` on CuPy, to its 100 iterations      419
+# PyTorch, a CUDA graph per epoch, 4 epochs to the same      55
+# 10 epochs of one model, uint8, X in CuPy                   24
+# 10 epochs of one model, uint8, X in NumPy                  30
+# one epoch of 1 model, uint8                                1.1
+# one epoch of 16 models side by side                        1.7
+# one epoch of 128 models side by side                       6.1
+# a search of 24 candidates, 5 folds, 10 epochs              304
+# ``predict_proba``, 60,000 rows of uint8                    4.9
 # =========================================================  =======
 #
 # .. plot::
@@ -98,23 +98,23 @@ search.fit(X_train, y_train)
 #    import matplotlib.pyplot as plt
 #
 #    fits = {
-#        "LogisticRegression\non CuPy": 264,
-#        "skmax, X in NumPy": 89,
-#        "PyTorch,\na CUDA graph": 56,
-#        "skmax, X in CuPy": 42,
+#        "LogisticRegression\non CuPy": 419,
+#        "skmax, X in NumPy": 64,
+#        "PyTorch,\na CUDA graph": 55,
+#        "skmax, X in CuPy": 23,
 #    }
 #    colours = ["0.6", "tab:blue", "0.6", "tab:blue"]
 #    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4))
 #    left.bar_label(left.barh(list(fits), list(fits.values()), color=colours), padding=3)
-#    left.set(xlabel="ms to reach the objective of LogisticRegression", xlim=(0, 310))
-#    models, epoch = [1, 16, 128], [2.79, 5.35, 15.1]
+#    left.set(xlabel="ms to reach the objective of LogisticRegression", xlim=(0, 490))
+#    models, epoch = [1, 16, 128], [1.08, 1.65, 6.10]
 #    right.loglog(models, [ms / n for ms, n in zip(epoch, models)], "o-")
 #    right.set(xlabel="models side by side", ylabel="ms per epoch and model")
 #    right.set_xticks(models, models)
-#    right.set_yticks([0.1, 0.3, 1, 3], [0.1, 0.3, 1, 3])
+#    right.set_yticks([0.05, 0.1, 0.3, 1], [0.05, 0.1, 0.3, 1])
 #    right.minorticks_off()
 #
-# The kernel that does an epoch in one launch is for dense rows and up to 32 classes (16 in
-# float64). Else each operation is a call of CuPy: the same answers, later; an epoch of one model
-# then takes about 0.2 seconds. The first fit on a machine takes seconds longer, in which kernels
-# are compiled. See :doc:`/performance` for the rest of the measurements.
+# An epoch is one launch, of dense rows and of sparse ones, with few classes and with many, and the
+# next one is asked for while it runs. Kernels come compiled for compute capabilities 8, 9, 10 and
+# 12; a first fit by L-BFGS waits some seconds for operations that CuPy compiles. See
+# :doc:`/performance` for the rest of the measurements.
