@@ -6,10 +6,11 @@
 struct Models {
     int64_t first, last;            // which models
     int64_t k, r, p, n, padded;     // classes, contrasts, features and the intercept, rows
-    int64_t stride;                 // from one row of Z to the next, in values: zero from p on
+    int64_t stride;                 // from one row of Z to the next, in values: not of X, zero from p on
     int64_t few_trials, most_trials, r_there;  // r_there: of the Hessian that is asked for
-    double flat, rounding, longer, inside;
-    const double* Z;                // (n, stride)
+    double flat, rounding, longer, inside, one;
+    const double* Z;                // (n, stride): rows of p values, or of X, which has one less:
+    const double *mean, *inverse;   // (p - 1), what these are less, and times, before the last, `one`
     const double *basis, *offset;   // (m, k, r), (m, k)
     const double *target, *weight, *score;          // (1 or m, k, padded), (1 or m, padded)
     int64_t of_target, of_weight, of_score;         // from those of a model to the next: 0 if all share
@@ -126,7 +127,12 @@ struct Hessian : Kernel<T> {
     }
     void read_row(const double* z, int64_t i) {
         F* y = by_products ? Q : Y + i * stride;
-        for (int64_t f = 0; f < of.p; f++) y[f] = fabs(z[f]) < NO_VALUE ? 0 : (F)z[f];
+        const int64_t n_values = of.mean ? of.p - 1 : of.p;
+        for (int64_t f = 0; f < n_values; f++) {
+            double value = of.mean ? (z[f] - of.mean[f]) * of.inverse[f] : z[f];
+            y[f] = fabs(value) < NO_VALUE ? 0 : (F)value;
+        }
+        if (of.mean) y[n_values] = (F)of.one;
         if (!by_products) return;
         F* to = Y + i * stride;
         for (int64_t f = 0; f < of.p; to += of.p - f, f++)
@@ -228,11 +234,16 @@ struct Newton : Kernel<Twofold> {
     typedef I UnalignedI __attribute__((aligned(8), may_alias));
     const Models& of;
     double *change, *slopes, *weights, *sums;  // (r, padded), twice, and (r, stride), twice
+    double* totals;                            // (r)
+    double* last;                              // (n_last, stride): copies of rows
     V *of_contrasts, *of_classes;              // of a few rows
     const double** places;
+    // Vectors go beyond the end of a row of X, where weights are zero: that must be another row.
+    int64_t n_last = 0;
 
     Newton(const Models& models, const Job& job) : Kernel<Twofold>(job, 1, true), of(models) {
         tile = of.padded;
+        if (of.mean) n_last = least(of.n, stride / of.stride + 1);
     }
     bool allocate() {
         for (int round = 0; round < 2; round++) {
@@ -240,6 +251,8 @@ struct Newton : Kernel<Twofold> {
             slopes = arena.take<double>(of.r * of.padded);
             weights = arena.take<double>(of.r * stride);
             sums = arena.take<double>(of.r * stride);
+            totals = arena.take<double>(of.r);
+            last = arena.take<double>(n_last * stride);
             of_contrasts = arena.take<V>(of.r);
             of_classes = arena.take<V>(of.k);
             places = arena.take<const double*>(of.padded);
@@ -247,7 +260,14 @@ struct Newton : Kernel<Twofold> {
         }
         memset(change, 0, sizeof(double) * of.r * of.padded);  // of rows that weigh nothing
         memset(weights, 0, sizeof(double) * of.r * stride);
-        for (int64_t i = 0; i < of.padded; i++) places[i] = of.Z + (i < of.n ? i : 0) * stride;
+        memset(last, 0, sizeof(double) * n_last * stride);
+        for (int64_t i = 0; i < of.padded; i++) {
+            places[i] = i < of.n ? of.Z + i * of.stride : places[0];
+            if (i < of.n - n_last || i >= of.n) continue;
+            double* copy = last + (i - of.n + n_last) * stride;
+            memcpy(copy, places[i], sizeof(double) * (of.p - 1));
+            places[i] = copy;
+        }
         return true;
     }
     static void store_any(double* p, V v) { *(Unaligned*)p = v; }
@@ -270,21 +290,44 @@ struct Newton : Kernel<Twofold> {
         }
     }
     void to_rows(int64_t j, const double* given, double* out) {
-        for (int64_t a = 0; a < of.r; a++)
-            memcpy(weights + a * stride, given + a * of.p, sizeof(double) * of.p);
+        const int64_t d = of.p - 1;
+        for (int64_t a = 0; a < of.r; a++, given += of.p) {
+            double* weight = weights + a * stride;
+            if (!of.mean) {
+                memcpy(weight, given, sizeof(double) * of.p);
+                continue;
+            }
+            totals[a] = of.one * given[d];  // what all rows have
+            for (int64_t f = 0; f < d; f++)
+                weight[f] = given[f] * of.inverse[f], totals[a] -= weight[f] * of.mean[f];
+        }
         in_tiles(j, [&](int64_t first, int64_t count) {
             forward(places + first, count, weights, of.r, out + first);
+            for (int64_t a = 0; of.mean && a < of.r; a++)
+                for (int64_t i = first; i < first + count; i++) out[a * of.padded + i] += totals[a];
         });
     }
     void from_rows(int64_t j, double* out) {  // of the slopes
+        const int64_t d = of.p - 1;
         bool begun = false;
         memset(sums, 0, sizeof(double) * of.r * stride);
+        for (int64_t a = 0; a < of.r; a++) totals[a] = 0;
         in_tiles(j, [&](int64_t first, int64_t count) {
             backward(places + first, count, slopes + first, of.r, sums, begun);
+            for (int64_t a = 0; of.mean && a < of.r; a++)
+                for (int64_t i = first; i < first + count; i++) totals[a] += slopes[a * of.padded + i];
             begun = true;
         });
-        for (int64_t a = 0; a < of.r; a++)
-            memcpy(out + a * of.p, sums + a * stride, sizeof(double) * of.p);
+        for (int64_t a = 0; a < of.r; a++, out += of.p) {
+            const double* sum = sums + a * stride;
+            if (!of.mean) {
+                memcpy(out, sum, sizeof(double) * of.p);
+                continue;
+            }
+            for (int64_t f = 0; f < d; f++)
+                out[f] = (sum[f] - totals[a] * of.mean[f]) * of.inverse[f];
+            out[d] = of.one * totals[a];
+        }
     }
 
     template <class Do>

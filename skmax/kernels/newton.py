@@ -38,10 +38,12 @@ class Models(ctypes.Structure):
                 "most_trials", "r_there",
             )
         ],
-        *[(name, ctypes.c_double) for name in ("flat", "rounding", "longer", "inside")],
+        *[(name, ctypes.c_double) for name in ("flat", "rounding", "longer", "inside", "one")],
         *[
             (name, ctypes.c_void_p)
-            for name in ("Z", "basis", "offset", "target", "weight", "score")
+            for name in (
+                "Z", "mean", "inverse", "basis", "offset", "target", "weight", "score",
+            )
         ],
         *[(name, ctypes.c_int64) for name in ("of_target", "of_weight", "of_score")],
         *[
@@ -86,9 +88,8 @@ def hessian(X: np.ndarray, probability: np.ndarray, weight: np.ndarray) -> np.nd
 class Descent:
     """See `skmax.solvers.newton.Descent`."""
 
-    def __init__(
-        self, backend: Backend, rows: np.ndarray, search: dict[str, Any], **of: np.ndarray
-    ):
+    def __init__(self, backend: Backend, table: Any, search: dict[str, Any], **of: np.ndarray):
+        rows = table.rows
         (m, r, p), k, (n, stride) = of["penalty"].shape, of["basis"].shape[1], rows.shape
         of["basis"] = np.broadcast_to(of["basis"], (m, k, r))
         of["offset"] = np.where(of.pop("masked"), MASKED_LOGIT, 0.0)
@@ -104,6 +105,8 @@ class Descent:
             there = np.zeros((*array.shape[:-1], padded), array.dtype)
             there[..., :n] = array
             of[name] = there
+        if table.is_X:
+            of |= {"mean": table.mean, "inverse": table.inverse}
         self._of = of | {
             "Z": rows,
             "U": np.zeros((m, r, padded)),  # as what weighs nothing keeps them
@@ -118,6 +121,7 @@ class Descent:
             for name in ("target", "weight", "score")
         }
         sizes = {"k": k, "r": r, "p": p, "n": n, "padded": padded, "stride": stride}
+        sizes["one"] = float(table.fit_intercept)
         pointers = {name: array.ctypes.data for name, array in self._of.items()}
         self._models = Models(**sizes, **search, **shared, **pointers)
 

@@ -23,6 +23,7 @@ from scipy.special import entr
 
 from skmax import kernels
 from skmax.data import dense
+from skmax.data.host import DenseRows
 from skmax.duality import Dual
 from skmax.kernels.job import empty_rows
 from skmax.problem import MASKED_LOGIT, Epoch, Problem, State
@@ -64,6 +65,9 @@ _RIDGE, _LEAST_RIDGE, _MORE_RIDGE = 1e-12, 1e-17, 100.0
 # ones would be lost to rounding errors; these are what coordinates are, as a share of their row,
 # that are less; and values that are less have no squares to speak of.
 _SAME_UNITS, _CHANCE, _LEAST_VALUE = 1e4, 1e-14, 1e-100
+# How far the mean of a feature may be from zero, in units of its deviation, for its values to be
+# multiplied as they are: that share of the digits of double precision is lost by it.
+_FAR = 100.0
 
 
 class Newton(FullBatch):
@@ -94,15 +98,22 @@ class _Table:
     Attributes
     ----------
     rows : ndarray of shape (n, stride)
-        The features, centred and scaled, a column of ones for the intercept, and zeros.
+        The features, centred and scaled, a column of ones for the intercept, and zeros. Where the
+        compiled code can, it reads those of X, of shape (n, d), instead.
+    is_X : bool
+        Whether it does.
     Z : ndarray of shape (p, n)
-        What is not beyond: a view.
+        Of the former, what is not beyond: a view.
     basis : ndarray of shape (p - 1, d) or None
         What the features are coordinates for: orthonormal. None: they are those of X.
     mean : ndarray of shape (d,)
         What was subtracted from the features of X.
+    inverse : ndarray of shape (d,)
+        What they were multiplied with then.
     scale : ndarray of shape (p - 1,)
         What the features were divided by.
+    fit_intercept : bool
+        Whether the last column has ones, or zeros.
     varies : ndarray of shape (p,)
         Whether there is more than zeros in a row of Z.
     target : ndarray of shape (k, n)
@@ -115,11 +126,12 @@ class _Table:
         to_numpy, common = problem.backend.to_numpy, in_common_coordinates(problem)
         X = _read(problem)
         n, d = X.shape
-        self.mean, self.basis = np.zeros(d), None
+        self.mean, self.basis, self.fit_intercept = np.zeros(d), None, problem.fit_intercept
         if common.mean is not None:
             self.mean = to_numpy(common.mean)[0, 0].astype(np.float64)
-        inverse = to_numpy(common.inverse_scale)[0, 0].astype(np.float64)
-        varies = inverse > 0
+        self.inverse = to_numpy(common.inverse_scale)[0, 0].astype(np.float64)
+        varies = self.inverse > 0
+        self.is_X = d <= n and self._may_be(X, problem)
         if d > n:
             X = X - self.mean
             X[:, ~varies] = 0.0
@@ -127,21 +139,48 @@ class _Table:
             varies = self.scale > 0
             self.scale = np.where(varies, self.scale, 1.0)
         else:
-            self.scale = 1 / np.where(varies, inverse, 1.0)
-        p = X.shape[1] + 1
-        self.rows = empty_rows((n,), p, np.float64)
-        self.Z = self.rows[:, :p].T
-        if self.basis is not None:
-            self.rows[:, : p - 1] = X
-        else:
-            np.subtract(X, self.mean, out=self.rows[:, : p - 1])
-            self.rows[:, : p - 1] *= inverse
-        self.rows[:, p - 1] = problem.fit_intercept
-        self.rows[:, p:] = 0.0
+            self.scale = 1 / np.where(varies, self.inverse, 1.0)
+        self.rows = X if self.is_X else self._laid_out(X)
         self.varies = np.append(varies, problem.fit_intercept)
         self.label, self.target = targets_of(problem)
         self.soft = problem.targets.ndim == 2
         self._source = problem.data, problem.order, problem.targets, problem.fit_intercept
+
+    def _may_be(self, X: np.ndarray, problem: Problem) -> bool:
+        """Whether compiled code can read the rows of X itself, and loses nothing by that."""
+        held = isinstance(problem.data, DenseRows) and np.may_share_memory(X, problem.data.X)
+        in_order = X.flags.c_contiguous and X.flags.aligned
+        if not (held and in_order and kernels.newton_descent() is not None):
+            return False
+        inverse = self.inverse[self.inverse > 0]
+        far = (np.abs(self.mean) * self.inverse > _FAR).any()
+        return not far and bool(np.all((inverse > _LEAST_VALUE) & (inverse < 1 / _LEAST_VALUE)))
+
+    def _laid_out(self, X: np.ndarray) -> np.ndarray:
+        """Rows of features, or of coordinates, as they are described above."""
+        p = X.shape[1] + 1
+        rows = empty_rows((len(X),), p, np.float64)
+        if self.basis is not None:
+            rows[:, : p - 1] = X
+        else:
+            np.subtract(X, self.mean, out=rows[:, : p - 1])
+            rows[:, : p - 1] *= self.inverse
+        rows[:, p - 1] = self.fit_intercept
+        rows[:, p:] = 0.0
+        return rows
+
+    @property
+    def Z(self) -> np.ndarray:
+        """See above."""
+        return self.rows[:, : len(self.varies)].T
+
+    def sums(self, weights: np.ndarray) -> np.ndarray:
+        """Sums (..., p) over the rows of the features, weighted (..., n)."""
+        if not self.is_X:
+            return weights @ self.Z.T
+        totals = weights.sum(axis=-1, keepdims=True)
+        of_features = (weights @ self.rows - totals * self.mean) * self.inverse
+        return np.concatenate([of_features, totals * self.fit_intercept], axis=-1)
 
     def weights(self, coef: np.ndarray) -> np.ndarray:
         """Weights (..., p - 1) of the features here, from those of X, (..., d)."""
@@ -483,7 +522,7 @@ class _Bounds(Dual):
     def __init__(self, problem: Problem, table: _Table, target: np.ndarray, weight: np.ndarray):
         m, k = problem.masked.shape
         d = len(table.scale)
-        sums = np.broadcast_to((target * weight[:, None]) @ table.Z.T, (m, k, d + 1))
+        sums = np.broadcast_to(table.sums(target * weight[:, None]), (m, k, d + 1))
         self.shares, self.class_sums = sums[..., -1], sums[..., :-1]
         self.mean = self.class_sums.sum(axis=1, keepdims=True)
         self.entropy_of_targets = np.zeros(m)
@@ -551,7 +590,7 @@ class _Search:
             return
         rows = {"target": target, "weight": weight, "score": score, "label": table.label}
         of_models = {"basis": self._loss.basis, "penalty": penalty, "masked": problem.masked}
-        self._descent = run(problem.backend, table.rows, _SEARCH, **rows, **of_models)
+        self._descent = run(problem.backend, table, _SEARCH, **rows, **of_models)
 
     def _penalty(self) -> np.ndarray:
         """What is added to the Hessian's diagonal: the penalty, and 1 for weights without a use."""
