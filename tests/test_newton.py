@@ -1,5 +1,6 @@
 """The solvers of second order: their optima are those found by other means, their bounds hold."""
 
+import tracemalloc
 from contextlib import closing
 from itertools import islice
 from unittest import mock
@@ -746,3 +747,29 @@ def test_past_steps_correct_a_first_guess_like_bfgs():
 )
 def test_the_defaults_choose_by_the_size_of_the_data(n, d, k, l1_ratio, solver):
     assert choose(Hyperparameters(l1_ratio=l1_ratio), Size(n, d, k, d)).solver == solver
+
+
+@pytest.mark.parametrize("offset", [0.0, 30.0, -1e5])
+def test_rows_of_X_are_read_as_they_are_unless_they_are_far_from_zero(offset):
+    """Then digits would be lost; weights are those for features around zero either way."""
+    rng = np.random.default_rng(3)
+    X, y = rng.normal(size=(300, 7)), rng.integers(3, size=300)
+    X[:, 0] += y
+    model = SoftmaxRegression(solver="newton", tol=1e-12).fit(X + offset, y)
+    expected = LogisticRegression(solver="newton-cholesky", tol=1e-12).fit(X, y)
+    np.testing.assert_allclose(model.coef_, expected.coef_, atol=1e-8)
+    there = model.intercept_ + offset * model.coef_.sum(axis=1)
+    np.testing.assert_allclose(there, expected.intercept_ - expected.intercept_.mean(), atol=1e-7)
+
+
+def test_newton_makes_no_copy_of_X():
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(20_000, 50)), rng.integers(2, size=20_000)
+    model = SoftmaxRegression(solver="newton")
+    tracemalloc.start()
+    try:
+        model.fit(X, y)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < X.nbytes / 2

@@ -127,12 +127,14 @@ struct Hessian : Kernel<T> {
     }
     void read_row(const double* z, int64_t i) {
         F* y = by_products ? Q : Y + i * stride;
-        const int64_t n_values = of.mean ? of.p - 1 : of.p;
-        for (int64_t f = 0; f < n_values; f++) {
-            double value = of.mean ? (z[f] - of.mean[f]) * of.inverse[f] : z[f];
-            y[f] = fabs(value) < NO_VALUE ? 0 : (F)value;
+        const double *mean = of.mean, *inverse = of.inverse;
+        const int64_t d = of.p - 1;
+        if (mean) {
+            for (int64_t f = 0; f < d; f++) y[f] = not_tiny((z[f] - mean[f]) * inverse[f], NO_VALUE);
+            y[d] = (F)of.one;
+        } else {
+            for (int64_t f = 0; f <= d; f++) y[f] = not_tiny(z[f], NO_VALUE);
         }
-        if (of.mean) y[n_values] = (F)of.one;
         if (!by_products) return;
         F* to = Y + i * stride;
         for (int64_t f = 0; f < of.p; to += of.p - f, f++)
@@ -162,18 +164,18 @@ struct Hessian : Kernel<T> {
                     for (int64_t c = 0; c < of.k && common == 0; c++)
                         if (B[c * of.r + a] != 0) common = B[c * of.r + b];
                     for (int64_t i = 0; i < count; i++)
-                        to[i] = not_tiny(w[i] * x[i] * (common - y[i]));
+                        to[i] = not_tiny(w[i] * x[i] * (common - y[i]), NO_WEIGHT);
                     continue;
                 }
                 for (int64_t i = 0; i < count; i++) {
                     double square = 0;
                     for (int64_t c = 0; c < of.k; c++)
                         square += B[c * of.r + a] * B[c * of.r + a] * P[c * of.padded + i];
-                    to[i] = not_tiny(w[i] * (square - x[i] * x[i]));
+                    to[i] = not_tiny(w[i] * (square - x[i] * x[i]), NO_WEIGHT);
                 }
             }
     }
-    static F not_tiny(double weight) { return fabs(weight) < NO_WEIGHT ? 0 : (F)weight; }
+    static F not_tiny(double value, double least) { return fabs(value) < least ? 0 : (F)value; }
 
     // To the sums of a pair, at least of the upper triangle, those of some rows.
     void add(int64_t first, int64_t count, int64_t pair, bool add) {
