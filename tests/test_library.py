@@ -197,3 +197,12 @@ def test_show_versions_names_the_gpus(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "cupy", emulated_cupy.module("cupy", cuda=cuda))
     skmax.show_versions()
     assert " GPU 0: NVIDIA H100, CUDA 12.9\n" in capsys.readouterr().out
+
+
+def test_the_address_of_an_array_is_that_of_its_first_value():
+    array = np.arange(12.0).reshape(3, 4)
+    frozen = array.view()
+    frozen.flags.writeable = False
+    views = array, frozen, array[:, 1:], array[::-1], array.T, np.broadcast_to(array, (2, 3, 4))
+    for view in (*views, array[:0], array > 3, array.astype(np.float16)):
+        assert library.address(view) == view.__array_interface__["data"][0]

@@ -56,6 +56,6 @@ def descend(
     function = library.function("coordinate_descent")
     assert function is not None  # see `serves`
     arrays = np.ascontiguousarray(matrix), x.copy(), gradient.copy(), np.ascontiguousarray(t)
-    pointers = (array.ctypes.data for array in arrays)
+    pointers = (library.address(array) for array in arrays)
     failed = function(ctypes.byref(Quadratic(len(x), *pointers, enough**2, most)))
     return arrays[1], arrays[2], not failed

@@ -54,7 +54,7 @@ def _run(name: str, dtype: Any, /, **fields: Any) -> None:
         if isinstance(value, np.ndarray):
             value = np.ascontiguousarray(value)
             arrays.append(value)
-            fields[field] = value.ctypes.data
+            fields[field] = library.address(value)
     library.call(name, Vectors(is_double=dtype == np.float64, **fields))
 
 
@@ -136,7 +136,7 @@ class Memory:
         assert most <= MOST
         self._m, self._size, self._dtype, self._arrays = m, size, steps.dtype, (steps, changes)
         self._of_pairs = {"m": m, "most": most, "size": size}
-        self._of_pairs |= {"steps": steps.ctypes.data, "changes": changes.ctypes.data}
+        self._of_pairs |= {"steps": library.address(steps), "changes": library.address(changes)}
 
     def remember(self, before: Any, after: Any, place: int, n: int) -> np.ndarray:
         """See `skmax.kernels.descent.Memory.remember`."""

@@ -86,7 +86,7 @@ class Job(ctypes.Structure):
         for name, value in (item for some in fields for item in some.items()):
             if isinstance(value, np.ndarray):
                 self._arrays.append(value)
-                value = value.ctypes.data
+                value = library.address(value)
             setattr(self, name, value)
 
     def run(self, name: str) -> None:
@@ -120,7 +120,7 @@ def empty_rows(shape: Sequence[int], d: int, dtype: Any) -> np.ndarray:
     stride, itemsize = stride_of(d, dtype), np.dtype(dtype).itemsize
     size = itemsize * stride * math.prod(shape)
     memory = np.empty(size + _LINE, np.uint8)
-    start = -memory.ctypes.data % _LINE
+    start = -library.address(memory) % _LINE
     return memory[start : start + size].view(dtype).reshape(*shape, stride)
 
 

@@ -80,8 +80,8 @@ def hessian(X: np.ndarray, probability: np.ndarray, weight: np.ndarray) -> np.nd
     arrays = {"Z": X, "P": probability, "weight": weight, "basis": np.eye(k)}
     arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     sizes = {"k": k, "r": k, "r_there": k, "p": p, "n": n, "padded": n, "stride": p}
-    pointers = {name: array.ctypes.data for name, array in arrays.items()}
-    library.call("newton_hessian", Models(last=1, hessian=H.ctypes.data, **sizes, **pointers))
+    pointers = {name: library.address(array) for name, array in arrays.items()}
+    library.call("newton_hessian", Models(last=1, hessian=library.address(H), **sizes, **pointers))
     return H
 
 
@@ -122,7 +122,7 @@ class Descent:
         }
         sizes = {"k": k, "r": r, "p": p, "n": n, "padded": padded, "stride": stride}
         sizes["one"] = float(table.fit_intercept)
-        pointers = {name: array.ctypes.data for name, array in self._of.items()}
+        pointers = {name: library.address(array) for name, array in self._of.items()}
         self._models = Models(**sizes, **search, **shared, **pointers)
 
     def _run(self, name: str, cost: float, **arrays: np.ndarray) -> None:
@@ -130,7 +130,7 @@ class Descent:
         m, models = self._shape[0], self._models
         self._of |= arrays
         for field, array in arrays.items():
-            setattr(models, field, array.ctypes.data)
+            setattr(models, field, library.address(array))
         n = max(1, int(min(n_threads(), m, m * cost // WORTH_A_THREAD))) if m > 1 else 1
         ends = [m * part // n for part in range(n + 1)]
         self._call(name, [{"first": a, "last": b} for a, b in pairwise(ends)], m * cost)
@@ -177,7 +177,7 @@ class Descent:
             [
                 {
                     "n": last - first,
-                    "hessian": H[part].ctypes.data,
+                    "hessian": library.address(H[part]),
                     **{of: at + H.itemsize * steps[of] * first for of, at in rows.items()},
                 }
                 for part, (first, last) in enumerate(pairwise(ends))
@@ -203,7 +203,7 @@ class Descent:
         there._of = self._of | {name: np.empty_like(self._of[name]) for name in changed}
         there._models = Models.from_buffer_copy(self._models)
         for name in changed:
-            setattr(there._models, name, there._of[name].ctypes.data)
+            setattr(there._models, name, library.address(there._of[name]))
         there.V = there._of["V"]
         there.go_to(V)
         return there._of["value"], there._of["accuracy"]
