@@ -340,6 +340,16 @@ def test_inverses_are_the_same_in_a_batch_and_one_by_one(cuda, shape):
     np.testing.assert_allclose(found, np.linalg.inv(matrices), atol=1e-11)
 
 
+@pytest.mark.parametrize("shape", [(3, 600, 600), (9, 150, 150)])
+def test_inverses_of_what_is_nearly_singular_are_inverses(cuda, shape):
+    """Nearly collinear features and a ridge of 1e-8 make such matrices."""
+    backend, rng = CupyBackend(), np.random.default_rng(0)
+    basis = np.linalg.qr(rng.normal(size=shape))[0]
+    matrices = (basis * np.geomspace(1, 1e-8, shape[-1])) @ basis.swapaxes(-1, -2)
+    found = backend.to_numpy(backend.factored(backend.asarray(matrices)))
+    np.testing.assert_allclose(found @ matrices, np.eye(shape[-1]) + 0 * matrices, atol=1e-6)
+
+
 def test_weights_come_to_the_host_once_whatever_the_number_of_epochs(emulated, monkeypatch):
     """Callbacks are told of every epoch, and take arrays only if they ask for them."""
     downloads = []

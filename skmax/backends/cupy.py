@@ -17,11 +17,10 @@ _COMMON, _THREADS = Unit(("common.cu",)), 128
 # Bytes of the widest words that its `take` moves, and the most blocks that it takes.
 _WORD, _MOST_BLOCKS = 16, 4096
 
-# Matrices of a batch have a processor each, about: from what size they are large for one; how many
-# of them are worth a batch even so; and to what size these are made smaller. On an H200, one of 385
-# x 385 takes 12.7 ms as a batch, and 0.9 ms by itself; 150 of them take 21 ms, and 10, 5.0, 2.9 and
-# 5.7 ms in parts of at most 32, 64, 100 and 200.
-_LARGE, _MANY, _PART = 256, 8, 100
+# Matrices of a batch have a processor each, about: from what size they are large for one, and how
+# many of them are worth a batch even so. On an H200, one of 385 x 385 takes 12.7 ms as a batch, and
+# 0.9 ms by itself; 150 of them take 21 ms.
+_LARGE, _MANY = 256, 8
 
 
 class CupyBackend(Backend):
@@ -134,34 +133,10 @@ class CupyBackend(Backend):
         """See `Backend.factored`: few large ones one by one, since all processors share each."""
         p = matrices.shape[-1]
         flat = self.xp.reshape(matrices, (-1, p, p))
-        if p > _LARGE and len(flat) < _MANY:
-            inverses = self.xp.stack([self.xp.linalg.inv(matrix) for matrix in flat])
-        else:
-            inverses = self._inverted(flat)
-        return self.xp.reshape(inverses, matrices.shape)
-
-    def _inverted(self, matrices: Any) -> Any:
-        """Inverses of matrices (n, p, p), by those of their parts and of the Schur complements."""
-        p = matrices.shape[-1]
-        if p <= _PART:
-            return self.xp.linalg.inv(matrices)
-        half = p // 2
-        upper, beside, lower = (
-            matrices[:, :half, :half],
-            matrices[:, :half, half:],
-            matrices[:, half:, half:],
-        )
-        turned = self.xp.matrix_transpose
-        inverse = self._inverted(upper)
-        solved = inverse @ beside
-        complement = self._inverted(lower - turned(solved) @ beside)
-        rest = solved @ complement
-        inverses = self.cupy.empty(matrices.shape, matrices.dtype)
-        inverses[:, :half, :half] = inverse + rest @ turned(solved)
-        inverses[:, :half, half:] = -rest
-        inverses[:, half:, :half] = -turned(rest)
-        inverses[:, half:, half:] = complement
-        return inverses
+        if p <= _LARGE or len(flat) >= _MANY:
+            return super().factored(matrices)
+        inverses = [super(CupyBackend, self).factored(matrix) for matrix in flat]
+        return self.xp.reshape(self.xp.stack(inverses), matrices.shape)
 
     def free_bytes(self) -> int:
         """The memory that is left on the device."""

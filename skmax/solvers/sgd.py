@@ -286,8 +286,12 @@ class _Line:
     def ask_ahead(self, solver: SGD, problem: Problem, asked: _Asked, epoch: int) -> None:
         """Ask for the epoch that follows one, if it is planned and worth it."""
         if asked.is_short and epoch < max(solver.max_iter):
-            order = self._orders.next()
-            self._following = self.ask(solver, problem, asked.after, epoch, order)
+            try:
+                order = self._orders.next()
+                self._following = self.ask(solver, problem, asked.after, epoch, order)
+            except BaseException:
+                asked.told()  # the device may still be writing it
+                raise
 
     def step_back(self) -> None:
         """What follows is another epoch than was asked for, of the same order."""
@@ -298,8 +302,8 @@ class _Line:
 
     def close(self) -> None:
         """Wait for what has been begun."""
-        self.step_back()
-        self._orders.close()
+        with closing(self._orders):
+            self.step_back()
 
 
 def sgd_epoch(problem: Problem, state: State, steps: Steps) -> tuple[State, BatchSums]:
