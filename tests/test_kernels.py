@@ -564,7 +564,7 @@ def test_the_pass_by_halves_of_many_classes_equals_the_reference(emulated, k, ra
     shape = SHAPE | {"k": k, "n": k, "d": 8, "rare": rare}
     small = replace(residual._device(-1), n_processors=1)
     with of_any_size(), mock.patch.object(residual, "_device", return_value=small):
-        assert_a_pass_equals_the_reference(halves.full_pass, 1, shape, True, CupyBackend())
+        assert_a_pass_equals_the_reference(halves.full_pass, 199, shape, True, CupyBackend())
 
 
 def far_apart(rng, n, d, k):
